@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fabric's ports of one machine, read from sysfs, and what is wrong with them.
+
+A GB10 machine has two QSFP ports. Behind each are two network devices, one on either of two
+PCIe domains (``0000:01:00.0`` and ``0002:01:00.0`` for the first port): its *twin*. Each half
+has four lanes of PCIe 5 and carries about 112 Gb/s, both together about 195 Gb/s. Names differ
+between machines and kernels, so ports are told apart by driver and PCI address alone.
+
+Everything here is pure. A machine comes in as a *capture*: a dictionary from paths of files
+under ``/sys`` (and a few other sources) to their text, as ``gb10.cluster.fabric_facts`` collects it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+#: What one port negotiates when cable, switch and settings are right, in Mb/s.
+EXPECTED_SPEED_MBPS = 200_000
+#: PCIe lanes of each half of a twin; the device itself could use more than the board connects.
+EXPECTED_LANES = 4
+
+_PCI = re.compile(r"([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])$")
+_ZERO_GID = "0000:0000:0000:0000:0000:0000:0000:0000"
+
+
+@dataclass(frozen=True)
+class Gid:
+    """One entry of an HCA's GID table: ``kind`` is v1 or v2, ``ipv4`` empty unless it maps an IPv4 address."""
+
+    index: int
+    value: str
+    kind: str
+    netdev: str
+    ipv4: str = ""
+
+
+@dataclass(frozen=True)
+class Hca:
+    """An RDMA device: ``state`` such as ACTIVE, ``rate_gbps`` as the port reports it."""
+
+    name: str
+    state: str
+    physical: str
+    rate_gbps: float
+    link_layer: str
+    firmware: str
+    gids: tuple[Gid, ...] = ()
+
+    def gid_for(self, address: str) -> Gid | None:
+        """Return the RoCE v2 entry for an IPv4 address, or None."""
+        return next((gid for gid in self.gids if gid.kind == "v2" and gid.ipv4 == address), None)
+
+
+@dataclass(frozen=True)
+class Netdev:
+    """A network device of the fabric. ``speed_mbps`` is None without carrier, lanes 0 off the PCI bus."""
+
+    name: str
+    driver: str
+    pci: str
+    mac: str
+    mtu_bytes: int
+    up: bool
+    carrier: bool
+    speed_mbps: int | None
+    lanes: int
+    lanes_max: int
+    addresses: tuple[str, ...] = ()
+    hca: Hca | None = None
+    #: Who configures it: networkd, NetworkManager, or nobody.
+    manager: str = ""
+
+    def ipv4(self) -> list[str]:
+        """Return its IPv4 addresses without prefix lengths."""
+        return [cidr.split("/")[0] for cidr in self.addresses if ":" not in cidr]
+
+
+@dataclass(frozen=True)
+class Port:
+    """A QSFP port and its network devices, ordered by PCI domain. ``key`` tells ports of a machine apart."""
+
+    key: str
+    netdevs: tuple[Netdev, ...]
+
+    @property
+    def carrier(self) -> bool:
+        """Whether a cable with something alive at its other end is in the port."""
+        return any(netdev.carrier for netdev in self.netdevs)
+
+    @property
+    def up(self) -> bool:
+        """Whether any of its devices is switched on; one that is off cannot tell whether a cable is there."""
+        return any(netdev.up for netdev in self.netdevs)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one machine has of the fabric. ``other`` maps addresses (CIDR) off the fabric to their devices."""
+
+    ports: tuple[Port, ...]
+    other: Mapping[str, str] = field(default_factory=dict)
+    backend: str = ""
+
+    @property
+    def netdevs(self) -> list[Netdev]:
+        """All network devices of all ports."""
+        return [netdev for port in self.ports for netdev in port.netdevs]
+
+
+def parse_pci(address: str) -> tuple[int, int, int, int] | None:
+    """Return domain, bus, device and function of a PCI address; None when it is something else."""
+    found = _PCI.search(address)
+    if not found:
+        return None
+    domain, bus, device, function = (int(part, 16) for part in found.groups())
+    return domain, bus, device, function
+
+
+def parse_rate(text: str) -> float:
+    """Return Gb/s from an InfiniBand port's rate such as ``200 Gb/sec (4X HDR)``; 0 when it says nothing."""
+    found = re.match(r"\s*([0-9.]+)\s*Gb/sec", text)
+    return float(found.group(1)) if found else 0.0
+
+
+def parse_state(text: str) -> str:
+    """Return the word of an InfiniBand state such as ``4: ACTIVE``."""
+    return text.partition(":")[2].strip() or text.strip()
+
+
+def parse_gid(index: int, value: str, kind: str, netdev: str) -> Gid:
+    """Return a GID; ``kind`` is the kernel's word (``IB/RoCE v1`` or ``RoCE v2``)."""
+    address = ipaddress.IPv6Address(value).ipv4_mapped
+    return Gid(index, value, "v2" if "v2" in kind else "v1", netdev, str(address) if address else "")
+
+
+def parse_ip_addresses(text: str) -> dict[str, list[str]]:
+    """Return the addresses in CIDR notation by device, from ``ip -json address``; scope link is left out."""
+    result: dict[str, list[str]] = {}
+    for link in json.loads(text or "[]"):
+        result[link["ifname"]] = [
+            f"{entry['local']}/{entry['prefixlen']}"
+            for entry in link.get("addr_info", [])
+            if entry.get("scope") != "link" and "local" in entry
+        ]
+    return result
+
+
+def parse_nmcli(text: str) -> dict[str, str]:
+    """Return each device's state from ``nmcli --terse --fields DEVICE,STATE device``."""
+    result: dict[str, str] = {}
+    for line in text.splitlines():
+        # A colon inside a name is escaped with a backslash.
+        device, _unused, state = line.replace("\\:", "\0").partition(":")
+        result[device.replace("\0", ":")] = state
+    return result
+
+
+def parse_networkctl(text: str) -> dict[str, str]:
+    """Return each device's set-up state from ``networkctl --json=short list`` or, on old systems, its table."""
+    if text.lstrip().startswith("{"):
+        return {link["Name"]: link.get("AdministrativeState", "") for link in json.loads(text).get("Interfaces", [])}
+    result = {}
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 5 and words[0].isdigit():
+            result[words[1]] = words[-1]
+    return result
+
+
+def _number(text: str | None) -> int | None:
+    text = (text or "").strip()
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def _hca(tree: Mapping[str, str], netdev: str) -> Hca | None:
+    prefix = f"class/net/{netdev}/device/infiniband/"
+    names = {path[len(prefix) :].split("/")[0] for path in tree if path.startswith(prefix)}
+    if not names:
+        return None
+    name = sorted(names)[0]
+    port = f"class/infiniband/{name}/ports/1/"
+    gids = []
+    for path, value in tree.items():
+        if path.startswith(port + "gids/") and value.strip() not in ("", _ZERO_GID):
+            index = int(path.rsplit("/", 1)[1])
+            gids.append(
+                parse_gid(
+                    index,
+                    value.strip(),
+                    tree.get(f"{port}gid_attrs/types/{index}", ""),
+                    tree.get(f"{port}gid_attrs/ndevs/{index}", "").strip(),
+                )
+            )
+    return Hca(
+        name=name,
+        state=parse_state(tree.get(port + "state", "")),
+        physical=parse_state(tree.get(port + "phys_state", "")),
+        rate_gbps=parse_rate(tree.get(port + "rate", "")),
+        link_layer=tree.get(port + "link_layer", "").strip(),
+        firmware=tree.get(f"class/infiniband/{name}/fw_ver", "").strip(),
+        gids=tuple(sorted(gids, key=lambda gid: gid.index)),
+    )
+
+
+def _manager(name: str, tree: Mapping[str, str]) -> str:
+    nm_state = parse_nmcli(tree.get("nmcli", "")).get(name, "")
+    if nm_state and nm_state != "unmanaged":
+        return "NetworkManager"
+    networkd = parse_networkctl(tree.get("networkctl", "")).get(name, "")
+    return "networkd" if networkd and networkd != "unmanaged" else ""
+
+
+def _named(word: str, addresses: Mapping[str, Iterable[str]]) -> str:
+    """Return the device that ``word`` stands for: the one with that address, or of that name."""
+    for device, cidrs in addresses.items():
+        if any(cidr.split("/")[0] == word for cidr in cidrs):
+            return device
+    return word
+
+
+def backend_of(tree: Mapping[str, str]) -> str:
+    """Return what configures this machine's network: netplan, NetworkManager, networkd, or nothing known.
+
+    netplan stands above the other two and names one of them for each device.
+    """
+    if tree.get("netplan", "").strip():
+        return "netplan"
+    if tree.get("active/NetworkManager.service", "").strip() == "active":
+        return "NetworkManager"
+    if tree.get("active/systemd-networkd.service", "").strip() == "active":
+        return "networkd"
+    return ""
+
+
+def parse_capture(
+    tree: Mapping[str, str], drivers: Iterable[str] = ("mlx5_core",), interfaces: Iterable[str] = ()
+) -> Machine:
+    """Return the machine's fabric ports.
+
+    Args:
+        tree: the capture; keys are paths relative to ``/sys``, and ``ip``, ``nmcli``, ``networkctl``, ``netplan``,
+            ``active/<unit>`` for the output of the tools of those names.
+        drivers: kernel drivers whose devices are the fabric's.
+        interfaces: names that are taken instead, each as a port of its own, in this order; for machines
+            whose fabric is not on PCI. An address stands for the device that carries it.
+    """
+    kernel_drivers = set(drivers)
+    addresses = parse_ip_addresses(tree.get("ip", ""))
+    wanted = [_named(word, addresses) for word in interfaces]
+    groups: dict[str, list[Netdev]] = {}
+    names = sorted({path.split("/")[2] for path in tree if path.startswith("class/net/")})
+    for name in names:
+        base = f"class/net/{name}/"
+        driver = tree.get(base + "device/driver", "").rsplit("/", 1)[-1].strip()
+        location = tree.get(base + "device", "").rsplit("/", 1)[-1].strip()
+        pci = parse_pci(location)
+        if name not in wanted if wanted else driver not in kernel_drivers:
+            continue
+        speed = _number(tree.get(base + "speed"))
+        carrier = tree.get(base + "carrier", "").strip() == "1"
+        netdev = Netdev(
+            name=name,
+            driver=driver,
+            pci=location if pci else "",
+            mac=tree.get(base + "address", "").strip(),
+            mtu_bytes=_number(tree.get(base + "mtu")) or 0,
+            up=bool(int(tree.get(base + "flags", "0x0").strip() or "0", 16) & 1),
+            carrier=carrier,
+            speed_mbps=speed if carrier and speed and speed > 0 else None,
+            lanes=_number(tree.get(base + "device/current_link_width")) or 0,
+            lanes_max=_number(tree.get(base + "device/max_link_width")) or 0,
+            addresses=tuple(addresses.get(name, [])),
+            hca=_hca(tree, name),
+            manager=_manager(name, tree),
+        )
+        key = name if wanted or pci is None else f"{pci[1]:02x}:{pci[2]:02x}.{pci[3]}"
+        groups.setdefault(key, []).append(netdev)
+    keys = sorted(groups, key=wanted.index) if wanted else sorted(groups)
+    ports = tuple(Port(key, tuple(sorted(groups[key], key=lambda netdev: parse_pci(netdev.pci) or ()))) for key in keys)
+    ours = {netdev.name for port in ports for netdev in port.netdevs}
+    other = {
+        cidr: device
+        for device, cidrs in addresses.items()
+        for cidr in cidrs
+        if device not in ours and device != "lo" and not device.startswith(("docker", "br-", "veth"))
+    }
+    return Machine(ports=ports, other=other, backend=backend_of(tree))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a machine's fabric: ``level`` is WARN or FAIL; ``remedy`` says what to do."""
+
+    level: str
+    what: str
+    remedy: str
+
+    def sentence(self) -> str:
+        """Return finding and remedy as one text."""
+        return f"{self.what} {self.remedy}"
+
+
+def findings(
+    machine: Machine,
+    *,
+    mtu_bytes: int = 9000,
+    speed_mbps: int = EXPECTED_SPEED_MBPS,
+    rdma: bool = True,
+    kho_fault: bool = False,
+) -> list[Finding]:
+    """Return what is wrong with a machine's own side of the fabric, most telling first.
+
+    Args:
+        machine: the ports.
+        mtu_bytes: what each device in use must be set to; 0 for anything.
+        speed_mbps: what a link must have negotiated; 0 for anything.
+        rdma: whether RDMA must work; false where there is none.
+        kho_fault: whether the kernel shows the kexec-handover fault.
+    """
+    found: list[Finding] = []
+    if not machine.ports:
+        return [
+            Finding(
+                "FAIL",
+                "No port of the fabric was found: no network device has a driver of the fabric's.",
+                "Check `lspci -d 15b3:` and `lsmod | grep mlx5_core`, or name the devices with fabric_interfaces.",
+            )
+        ]
+    if not any(port.carrier for port in machine.ports):
+        names = ", ".join(netdev.name for netdev in machine.netdevs)
+        if any(port.up for port in machine.ports):
+            found.append(
+                Finding(
+                    "FAIL",
+                    f"No port of the fabric has carrier ({names}).",
+                    "Plug the cable in until it clicks, and check the other end's power and port.",
+                )
+            )
+        else:
+            found.append(
+                Finding(
+                    "WARN",
+                    f"All ports of the fabric are switched off ({names}), so that nobody can say what is cabled.",
+                    "playbooks/fabric.yml switches them on.",
+                )
+            )
+    for port in machine.ports:
+        if not port.carrier:
+            continue
+        for netdev in port.netdevs:
+            found.extend(_netdev_findings(port, netdev, mtu_bytes, speed_mbps, rdma))
+    found.extend(_subnet_findings(machine))
+    if kho_fault:
+        found.append(
+            Finding(
+                "FAIL",
+                "The kernel counts more CMA memory free than there is (kexec handover); registering memory for "
+                "RDMA fails with ENOMEM.",
+                "Boot with kho=off: add it to GRUB_CMDLINE_LINUX, run update-grub, reboot.",
+            )
+        )
+    return found
+
+
+def _netdev_findings(port: Port, netdev: Netdev, mtu_bytes: int, speed_mbps: int, rdma: bool) -> list[Finding]:
+    found: list[Finding] = []
+    if not netdev.carrier:
+        mates = ", ".join(mate.name for mate in port.netdevs if mate.carrier)
+        found.append(
+            Finding(
+                "WARN",
+                f"{netdev.name} is {'without carrier' if netdev.up else 'switched off'} while its twin {mates} "
+                "is linked: half of the port's bandwidth is lost.",
+                f"`ip link set {netdev.name} up`; if it stays without carrier, the cable is not one for 200 Gb/s.",
+            )
+        )
+        return found
+    if speed_mbps and netdev.speed_mbps is not None and netdev.speed_mbps < speed_mbps:
+        found.append(
+            Finding(
+                "WARN",
+                f"{netdev.name} negotiated {netdev.speed_mbps} Mb/s instead of {speed_mbps} Mb/s.",
+                "Set the switch's port to 200G without auto-negotiation, or replace the cable.",
+            )
+        )
+    lanes = min(EXPECTED_LANES, netdev.lanes_max)
+    if netdev.lanes and netdev.lanes < lanes:
+        found.append(
+            Finding(
+                "WARN",
+                f"{netdev.name} ({netdev.pci}) runs on {netdev.lanes} of {lanes} PCIe lanes.",
+                "Power the machine off for a minute; if it stays, the port is broken.",
+            )
+        )
+    if mtu_bytes and netdev.addresses and netdev.mtu_bytes != mtu_bytes:
+        found.append(
+            Finding(
+                "FAIL",
+                f"{netdev.name} has an MTU of {netdev.mtu_bytes} bytes, {mtu_bytes} are wanted.",
+                "Run playbooks/fabric.yml, or set fabric_mtu to what all links carry.",
+            )
+        )
+    if rdma:
+        found.extend(_rdma_findings(netdev))
+    return found
+
+
+def _rdma_findings(netdev: Netdev) -> list[Finding]:
+    if netdev.hca is None:
+        return [
+            Finding(
+                "FAIL",
+                f"{netdev.name} has no RDMA device; NCCL would fall back to TCP without a word.",
+                "Load mlx5_ib (`modprobe mlx5_ib`) and install rdma-core.",
+            )
+        ]
+    hca = netdev.hca
+    if hca.state != "ACTIVE":
+        return [
+            Finding(
+                "FAIL",
+                f"The RDMA device {hca.name} of {netdev.name} is {hca.state or 'in no state'}, not ACTIVE.",
+                f"`ip link set {netdev.name} up` and look at `rdma link`.",
+            )
+        ]
+    return [
+        Finding(
+            "FAIL",
+            f"{hca.name} has no RoCE v2 GID for {address} of {netdev.name}.",
+            f"Take the address off and put it on again (`netplan apply`), or look at `show_gids {hca.name}`.",
+        )
+        for address in netdev.ipv4()
+        if hca.gid_for(address) is None
+    ]
+
+
+def _subnet_findings(machine: Machine) -> list[Finding]:
+    seen: dict[ipaddress.IPv4Network | ipaddress.IPv6Network, str] = {}
+    found: list[Finding] = []
+    for netdev in machine.netdevs:
+        for cidr in netdev.addresses:
+            network = ipaddress.ip_interface(cidr).network
+            if network.prefixlen == network.max_prefixlen:
+                continue
+            mate = seen.setdefault(network, netdev.name)
+            if mate != netdev.name:
+                found.append(
+                    Finding(
+                        "FAIL",
+                        f"{mate} and {netdev.name} are both in {network}: the kernel sends everything through one.",
+                        "Give each half of a twin a subnet of its own (playbooks/fabric.yml plans that).",
+                    )
+                )
+    return found
+
+
+def carries(machine: Machine, address: str) -> Netdev | None:
+    """Return the fabric's device that has an IPv4 address, or None."""
+    return next((netdev for netdev in machine.netdevs if address in netdev.ipv4()), None)
+
+
+def engine_environment(machine: Machine, address: str) -> dict[str, str]:
+    """Return what NCCL, Gloo and UCX need to know of this machine's fabric, as environment variables.
+
+    ``NCCL_IB_GID_INDEX`` is never among them: the index drifts, and a wrong one is worse than none. Without
+    an active RDMA device there is nothing for NCCL's IB transport, and its variables stay away too.
+
+    Raises:
+        ValueError: no device of the fabric has the address.
+    """
+    netdev = carries(machine, address)
+    if netdev is None:
+        raise ValueError(f"no network device of the fabric has the address {address}")
+    result = {
+        "GLOO_SOCKET_IFNAME": netdev.name,
+        "NCCL_SOCKET_IFNAME": netdev.name,
+        "TP_SOCKET_IFNAME": netdev.name,
+        "UCX_NET_DEVICES": netdev.name,
+        "OMPI_MCA_btl_tcp_if_include": netdev.name,
+        "VLLM_HOST_IP": address,
+    }
+    hcas = [
+        each.hca.name
+        for each in machine.netdevs
+        if each.carrier and each.hca is not None and each.hca.state == "ACTIVE" and each.ipv4()
+    ]
+    if hcas:
+        result["NCCL_IB_HCA"] = "=" + ",".join(hcas)
+    return result
+
+
+def to_dict(machine: Machine) -> dict[str, Any]:
+    """Return the machine as plain dictionaries and lists, for a module's result."""
+    return asdict(machine)
+
+
+def _gid(data: Mapping[str, Any]) -> Gid:
+    return Gid(**data)
+
+
+def _netdev(data: Mapping[str, Any]) -> Netdev:
+    hca = data.get("hca")
+    return Netdev(
+        **{
+            **data,
+            "addresses": tuple(data.get("addresses", ())),
+            "hca": Hca(**{**hca, "gids": tuple(_gid(gid) for gid in hca.get("gids", ()))}) if hca else None,
+        }
+    )
+
+
+def from_dict(data: Mapping[str, Any]) -> Machine:
+    """Return the machine that ``to_dict`` was given."""
+    return Machine(
+        ports=tuple(Port(port["key"], tuple(_netdev(each) for each in port["netdevs"])) for port in data["ports"]),
+        other=dict(data.get("other", {})),
+        backend=data.get("backend", ""),
+    )

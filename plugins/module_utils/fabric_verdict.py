@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what each node saw of each other one to the sentence that names the culprit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Finding = Mapping[str, Any]
+
+
+def _peer(findings: Mapping[str, Finding], source: str, target: str) -> Finding:
+    found = findings[source].get("peers", {}).get(target, {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def cut_off(findings: Mapping[str, Finding]) -> list[str]:
+    """Return the nodes that reach none of the others and are reached by none of them.
+
+    With two nodes both satisfy that; the one without address or carrier is named then, and
+    both are when neither shows a fault of its own.
+    """
+    names = list(findings)
+    silent = [
+        name
+        for name in names
+        if len(names) > 1
+        and not any(
+            _peer(findings, name, other).get("reachable") or _peer(findings, other, name).get("reachable")
+            for other in names
+            if other != name
+        )
+    ]
+    faulty = [name for name in silent if not findings[name].get("carrier")]
+    return faulty or silent
+
+
+def duplicates(findings: Mapping[str, Finding]) -> list[str]:
+    """Return a sentence for each address that more than its own node answers for.
+
+    A node may answer for an address of its own on several of its devices; that is no duplicate.
+    """
+    owner_of_mac = {mac: name for name, finding in findings.items() for mac in finding.get("macs", [])}
+    owner_of_address = {str(finding.get("address")): name for name, finding in findings.items()}
+    seen: dict[str, set[str]] = {}
+    for finding in findings.values():
+        for address, macs in (finding.get("claims") or {}).items():
+            seen.setdefault(address, set()).update(macs)
+    problems = []
+    for address, macs in sorted(seen.items()):
+        rightful = owner_of_address.get(address, "nobody")
+        others = sorted({owner_of_mac.get(mac, f"an unknown device {mac}") for mac in macs} - {rightful})
+        if others:
+            problems.append(
+                f"{address} of {rightful} is also answered for by {' and '.join(others)}: a duplicate address. "
+                f"Take it off there (`ip -br address` shows where it is), or give {rightful} another one."
+            )
+    return problems
+
+
+def verdict(findings: Mapping[str, Finding], mtu_bytes: int) -> list[str]:
+    """Return what is wrong with the fabric, one sentence a fault, the most telling first.
+
+    Args:
+        findings: by node, what ``gb10.cluster.fabric_ping`` returned with ``fail: false``:
+            ``address``, ``interface``, ``carrier``, ``interface_mtu``, ``peers``, ``macs``, ``claims``.
+        mtu_bytes: packet size that must pass; 0 where any size will do.
+    """
+    problems: list[str] = duplicates(findings)
+    gone = cut_off(findings)
+    for name in gone:
+        address, interface = findings[name].get("address"), findings[name].get("interface")
+        if not interface:
+            why = f"none of its interfaces has the address {address}"
+        elif not findings[name].get("carrier"):
+            why = f"{interface} with {address} is down or has no carrier"
+        else:
+            why = f"{interface} with {address} is up, but nobody answers it and it answers nobody"
+        problems.append(
+            f"{name} is cut off from the fabric: {why}. "
+            "Check its cable, the switch's port, and gb10_fabric_address in the inventory."
+        )
+    small = [name for name in findings if mtu_bytes and 0 < int(findings[name].get("interface_mtu") or 0) < mtu_bytes]
+    problems.extend(
+        f"{name}: {findings[name].get('interface')} has an MTU of "
+        f"{findings[name].get('interface_mtu')} bytes, {mtu_bytes} are wanted. "
+        "Run playbooks/fabric.yml, or set fabric_mtu to what all links carry."
+        for name in small
+    )
+    names = [name for name in findings if name not in gone]
+    for position, one in enumerate(names):
+        if not findings[one].get("interface"):
+            problems.append(f"{one}: none of its interfaces has the address {findings[one].get('address')}.")
+        for other in names[position + 1 :]:
+            there, back = _peer(findings, one, other), _peer(findings, other, one)
+            if there.get("ok") and back.get("ok"):
+                continue
+            if there.get("reachable") and back.get("reachable"):
+                if one in small or other in small:
+                    continue
+                most = min(int(there.get("largest") or 0), int(back.get("largest") or 0))
+                problems.append(
+                    f"{one} <-> {other}: packets of {mtu_bytes} bytes do not pass, {most} bytes do; both ends "
+                    "are set right, so a switch port between them has a smaller MTU."
+                )
+            else:
+                ways: Sequence[str] = [
+                    text
+                    for finding, text in ((there, f"{one} -> {other}"), (back, f"{other} -> {one}"))
+                    if not finding.get("reachable")
+                ]
+                problems.append(
+                    f"{' and '.join(ways)}: no answer over the fabric "
+                    f"({findings[one].get('address')}, {findings[other].get('address')}). "
+                    "Check the cables and for a duplicate address."
+                )
+    return problems
+
+
+def rejections(applied: Mapping[str, Finding], reached: Mapping[str, Finding]) -> list[str]:
+    """Return why a change of the fabric must not be kept, one sentence a node.
+
+    Args:
+        applied: by node, what ``gb10.cluster.fabric_apply`` returned; with ``msg`` when it failed,
+            ``unreachable`` when the connection broke.
+        reached: by node, what ``wait_for_connection`` returned afterwards; likewise.
+    """
+    reasons = []
+    for name, result in applied.items():
+        back = reached.get(name, {})
+        if back.get("unreachable") or back.get("msg"):
+            reasons.append(f"{name}: the control node no longer reached it on its management address after the change.")
+        elif result.get("unreachable"):
+            reasons.append(f"{name}: the connection broke while its ports were being configured.")
+        elif result.get("msg"):
+            reasons.append(f"{name}: {result['msg']}")
+    return reasons

@@ -1,0 +1,244 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: docker_daemon
+short_description: Merge settings into Docker's daemon.json and make them effective with the least harm
+version_added: 0.1.0
+description:
+  - Merges O(config) into the file that is there, so that the owner's entries (the NVIDIA runtime, a
+    data-root, mirrors) stay. Dictionaries merge, lists gain what they lack, V(null) takes a key out.
+  - Validates the result with C(dockerd --validate) where this dockerd has that option.
+  - When only keys changed that a running daemon takes over on SIGHUP, it is reloaded. Other keys need
+    a restart, which ends every container, so while a unit matching O(protect_units) is active the
+    restart is put off, said so, and made up for by the first run that finds none active.
+options:
+  config:
+    description: Settings in daemon.json's own words.
+    type: dict
+    required: true
+  path:
+    description: The file.
+    type: path
+    default: /etc/docker/daemon.json
+  protect_units:
+    description: systemd unit patterns whose activity forbids a restart of Docker.
+    type: list
+    elements: str
+    default: ["vllm-*.service"]
+  restart:
+    description: >-
+      V(auto) puts a restart off while a protected unit is active, V(always) restarts all the same,
+      V(never) leaves every restart to the owner.
+    type: str
+    choices: [auto, always, never]
+    default: auto
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: linux
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Bound the logs of all containers
+  gb10.cluster.docker_daemon:
+    config:
+      log-driver: json-file
+      log-opts:
+        max-size: 50m
+        max-file: "3"
+"""
+
+RETURN = r"""
+action:
+  description: What made the file effective; V(deferred) means that a restart is still owed.
+  returned: success
+  type: str
+  choices: [none, reload, restart, deferred]
+changed_keys:
+  description: Top-level keys that differed.
+  returned: success
+  type: list
+  elements: str
+  sample: [insecure-registries]
+restart_keys:
+  description: Those of them that need a restart.
+  returned: success
+  type: list
+  elements: str
+  sample: [log-driver]
+protected:
+  description: Active units that forbade a restart.
+  returned: success
+  type: list
+  elements: str
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.docker_daemon import (
+    DaemonConfigError,
+    changed_keys,
+    merge,
+    needs_restart,
+    parse,
+    render,
+)
+
+#: Holds the id of the dockerd that owes the restart; a boot, or a restart by hand, settles the debt.
+OWED = Path("/run/gb10/docker-restart-owed")
+
+
+def active_units(module: AnsibleModule, patterns: list[str]) -> list[str]:
+    """Return the active or starting units among ``patterns``."""
+    _code, out, _err = module.run_command(
+        ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,reloading", *patterns]
+    )
+    return [line.split()[0] for line in out.splitlines() if line.strip()]
+
+
+def daemon_pid(module: AnsibleModule) -> str:
+    """Return dockerd's process id, or an empty string when docker.service does not run."""
+    _code, out, _err = module.run_command(["systemctl", "show", "--property=ActiveState,MainPID", "docker.service"])
+    state = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    return state.get("MainPID", "") if state.get("ActiveState") == "active" else ""
+
+
+def restart_owed(pid: str) -> bool:
+    """Return whether an earlier run left a restart to be done, and nobody has done it since."""
+    return bool(pid) and OWED.exists() and OWED.read_text(encoding="utf-8").split()[:1] == [pid]
+
+
+def validate(module: AnsibleModule, text: str) -> None:
+    """Let dockerd itself judge the text, where it can; fails with its words."""
+    dockerd = module.get_bin_path("dockerd")
+    if dockerd is None or "--validate" not in module.run_command([dockerd, "--help"])[1]:
+        return
+    handle, name = tempfile.mkstemp(prefix="gb10-daemon-", suffix=".json")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        code, out, err = module.run_command([dockerd, "--validate", "--config-file", name])
+    finally:
+        Path(name).unlink(missing_ok=True)
+    if code != 0:
+        module.fail_json(msg=f"dockerd refuses the merged configuration, nothing was changed: {(err or out).strip()}")
+
+
+def write(module: AnsibleModule, path: Path, text: str) -> None:
+    """Replace the file atomically."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    Path(name).chmod(0o644)
+    module.atomic_move(name, str(path))
+
+
+def systemctl(module: AnsibleModule, verb: str, path: Path, previous: str | None) -> None:
+    """Reload or restart Docker; on failure put the previous file back, start it again, and fail."""
+    module.run_command(["systemctl", "reset-failed", "docker.service", "docker.socket"])
+    code, out, err = module.run_command(["systemctl", verb, "docker.service"])
+    if code == 0:
+        return
+    if previous is None:
+        path.unlink(missing_ok=True)
+    else:
+        write(module, path, previous)
+    module.run_command(["systemctl", "reset-failed", "docker.service", "docker.socket"])
+    back, _out, _err = module.run_command(["systemctl", "restart", "docker.service"])
+    module.fail_json(
+        msg=(
+            f"Docker did not {verb} with the new {path}: {(err or out).strip()} "
+            "The previous file is back in its place and Docker "
+            + ("runs with it." if back == 0 else "does not start with it either: journalctl -u docker.")
+        )
+    )
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "config": {"type": "dict", "required": True},
+            "path": {"type": "path", "default": "/etc/docker/daemon.json"},
+            "protect_units": {"type": "list", "elements": "str", "default": ["vllm-*.service"]},
+            "restart": {"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+        },
+        supports_check_mode=True,
+    )
+    path = Path(module.params["path"])
+    previous = path.read_text(encoding="utf-8") if path.exists() else None
+    try:
+        before = parse(previous or "", str(path))
+    except DaemonConfigError as error:
+        module.fail_json(msg=str(error))
+    after = merge(before, module.params["config"])
+    keys = changed_keys(before, after)
+    text = render(after)
+
+    restart_keys = needs_restart(keys)
+    pid = daemon_pid(module)
+    owed = restart_owed(pid)
+    protected = active_units(module, module.params["protect_units"]) if restart_keys or owed else []
+    action = "none"
+    if restart_keys or owed:
+        allowed = module.params["restart"] == "always" or (module.params["restart"] == "auto" and not protected)
+        action = "restart" if allowed else "deferred"
+    elif keys:
+        action = "reload"
+    if not pid and action != "none":
+        # It reads the file when it is started; nothing runs that could be harmed.
+        action = "none"
+
+    if not module.check_mode:
+        if keys:
+            validate(module, text)
+            write(module, path, text)
+        if action in ("reload", "restart"):
+            systemctl(module, action, path, previous)
+        if action == "deferred" and restart_keys:
+            OWED.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            OWED.write_text(f"{pid} {' '.join(restart_keys)}\n", encoding="utf-8")
+        elif action == "restart":
+            OWED.unlink(missing_ok=True)
+    if action == "deferred":
+        module.warn(
+            f"Docker must be restarted before {', '.join(restart_keys) or 'an earlier change'} in {path} takes "
+            f"effect. Not done now: it would end {', '.join(protected) or 'all containers'}. "
+            "The next run that finds no engine active does it, or set host_docker_restart: always."
+        )
+    result: dict[str, Any] = {
+        "changed": bool(keys) or action in ("reload", "restart"),
+        "action": action,
+        "changed_keys": keys,
+        "restart_keys": restart_keys,
+        "protected": protected,
+        "diff": {
+            "before": previous or "",
+            "after": text if keys else previous or "",
+            "before_header": str(path),
+            "after_header": str(path),
+        },
+    }
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: kernel_settings
+short_description: Hold kernel settings in a file and in the running kernel alike
+version_added: 0.1.0
+description:
+  - Writes a file under C(/etc/sysctl.d) and sets the values in C(/proc/sys), in one step.
+  - A setting that the file holds but the kernel has lost is set again, and reported as a change.
+  - Needs no C(sysctl) program on the node.
+options:
+  path:
+    description: The file, which belongs to this module as a whole.
+    type: path
+    required: true
+  values:
+    description: Settings by their dotted names.
+    type: dict
+    required: true
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: linux
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Keep the engine's memory from being swapped out
+  gb10.cluster.kernel_settings:
+    path: /etc/sysctl.d/90-gb10.conf
+    values:
+      vm.swappiness: 1
+"""
+
+RETURN = r"""
+file_changed:
+  description: Whether the file differed.
+  returned: success
+  type: bool
+live_changed:
+  description: Settings that differed in the running kernel.
+  returned: success
+  type: list
+  elements: str
+  sample: [vm.swappiness]
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+HEADER = "# Managed by gb10.cluster; changes made here are overwritten.\n"
+
+
+def proc_path(name: str) -> Path:
+    """Return the file of a setting; a slash inside a name stands for a dot in an interface's name."""
+    return Path("/proc/sys") / name.replace(".", "\0").replace("/", ".").replace("\0", "/")
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "values": {"type": "dict", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    path = Path(module.params["path"])
+    wanted = {name: " ".join(str(value).split()) for name, value in module.params["values"].items()}
+    text = HEADER + "".join(f"{name} = {value}\n" for name, value in sorted(wanted.items()))
+    before_text = path.read_text(encoding="utf-8") if path.exists() else ""
+
+    live: dict[str, str] = {}
+    for name in wanted:
+        try:
+            live[name] = " ".join(proc_path(name).read_text(encoding="utf-8").split())
+        except OSError as error:
+            module.fail_json(
+                msg=(
+                    f"This kernel does not offer {name} ({error.strerror}: {proc_path(name)}). "
+                    "Load the module that brings it, or take it out of the settings."
+                )
+            )
+    stale = sorted(name for name in wanted if live[name] != wanted[name])
+    if not module.check_mode:
+        if before_text != text:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            Path(fresh).chmod(0o644)
+            module.atomic_move(fresh, str(path))
+        for name in stale:
+            try:
+                proc_path(name).write_text(wanted[name], encoding="utf-8")
+            except OSError as error:
+                module.fail_json(
+                    msg=(
+                        f"{name} is {live[name]} and cannot be set to {wanted[name]}: {error.strerror}. "
+                        "In a container the kernel's settings belong to its host; "
+                        "set host_sysctl: false there."
+                    )
+                )
+    module.exit_json(
+        changed=before_text != text or bool(stale),
+        file_changed=before_text != text,
+        live_changed=stale,
+        diff=[
+            {
+                "before": before_text,
+                "after": text,
+                "before_header": str(path),
+                "after_header": str(path),
+            },
+            {
+                "before": "".join(f"{name} = {live[name]}\n" for name in stale),
+                "after": "".join(f"{name} = {wanted[name]}\n" for name in stale),
+                "before_header": "running kernel",
+                "after_header": "running kernel",
+            },
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

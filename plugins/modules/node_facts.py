@@ -1,0 +1,363 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_facts
+short_description: Read what matters of an inference node, in one step
+version_added: 0.1.0
+description:
+  - Reads operating system, memory, disk, services, Docker, GPU and engine units of a node.
+  - Needs nothing on the node but Python and systemd; what is absent is reported as absent.
+  - Changes nothing.
+options:
+  units:
+    description: Patterns of the systemd units that serve.
+    type: list
+    elements: str
+    default: ["vllm-*.service"]
+  detail:
+    description: >-
+      Also read what only a diagnosis needs: firmware, what protects the node's memory, listening sockets, and the
+      identity of every tagged image.
+    type: bool
+    default: false
+  disk_paths:
+    description: >-
+      Paths whose file systems are measured; a path that does not exist yet counts as its nearest existing parent.
+      Docker's data directory, wherever it is, is always among them.
+    type: list
+    elements: path
+    default: [/]
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.facts
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  facts:
+    support: none
+  platform:
+    platforms: linux
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Read the node
+  gb10.cluster.node_facts:
+    disk_paths: [/, /srv/models]
+  register: node
+"""
+
+RETURN = r"""
+node:
+  description: What was found.
+  returned: success
+  type: dict
+  contains:
+    os:
+      description: C(id), C(version_id), C(name), C(dgx) (version of DGX OS or empty), C(kernel), C(arch), C(python).
+      type: dict
+      returned: always
+    hostname:
+      description: Name the kernel has.
+      type: str
+      returned: always
+    container:
+      description: Kind of container that the node is (V(docker), V(lxc), ...); empty on a machine of its own.
+      type: str
+      returned: always
+    memory_gib:
+      description: C(total), C(available), C(swap_total), C(swap_free), C(cma_total), C(cma_free).
+      type: dict
+      returned: always
+    kho_fault:
+      description: Whether the kernel shows the kexec-handover fault (more CMA memory free than there is).
+      type: bool
+      returned: always
+    disks:
+      description: By path, C(free_gib), C(size_gib), C(mount).
+      type: dict
+      returned: always
+    gpu:
+      description: >-
+        C(present), C(driver), C(container_toolkit) (whether nvidia-ctk or nvidia-container-runtime is there).
+      type: dict
+      returned: always
+    docker:
+      description: >-
+        C(installed), C(active), C(path), C(data_root), C(runtimes) that daemon.json names, C(cdi) (whether a
+        description of the GPU for containers is there).
+      type: dict
+      returned: always
+    systemd:
+      description: C(default_target), C(state), C(failed) units.
+      type: dict
+      returned: always
+    desktop:
+      description: C(unit) of the active display manager or empty, C(rss_gib) that the graphical session holds.
+      type: dict
+      returned: always
+    time:
+      description: C(service) that keeps the clock or empty, C(synchronized), C(epoch_s) now.
+      type: dict
+      returned: always
+    bios:
+      description: Version and date of the system's firmware.
+      type: str
+      returned: when O(detail=true)
+    protection:
+      description: C(earlyoom) (active), C(sshd_oom_score_adjust), C(swappiness), C(dirty_bytes).
+      type: dict
+      returned: when O(detail=true)
+    listeners:
+      description: TCP sockets that other machines can reach, each with C(address), C(port), C(process).
+      type: list
+      elements: dict
+      returned: when O(detail=true)
+    images:
+      description: By tag, the identity of each image, the same on every storage driver.
+      type: dict
+      returned: when O(detail=true)
+    docker_version:
+      description: Version of the running Docker Engine.
+      type: str
+      returned: when O(detail=true)
+    engines:
+      description: Active units among O(units).
+      type: list
+      elements: str
+      returned: always
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils.node import (
+    KIB_PER_GIB,
+    kho_fault,
+    parse_meminfo,
+    parse_os_release,
+    parse_systemctl_show,
+    parse_tcp_listeners,
+    unit_names,
+)
+
+TIME_SERVICES = ("chrony.service", "systemd-timesyncd.service", "ntpsec.service", "ntp.service", "openntpd.service")
+DISPLAY_PROCESSES = ("gnome-shell", "Xorg", "Xwayland", "gdm", "lightdm", "sddm", "plasmashell", "gnome-session-b")
+
+
+def read(path: str) -> str:
+    """Return the file's text, or an empty string when it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def run(*argv: str) -> str:
+    """Return what a command prints; an empty string when it is absent or fails to start."""
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def container_kind() -> str:
+    """Return the kind of container that this node is, or an empty string."""
+    told = read("/run/systemd/container").strip()
+    if told:
+        return told
+    for variable in read("/proc/1/environ").split("\0"):
+        if variable.startswith("container="):
+            return variable.partition("=")[2]
+    return "docker" if Path("/.dockerenv").exists() else ""
+
+
+def disk(path: str) -> dict[str, Any]:
+    """Return free and total GiB of the file system that holds (or would hold) ``path``."""
+    place = Path(path)
+    while not place.exists():
+        place = place.parent
+    mount = place.resolve()
+    while not os.path.ismount(mount):
+        mount = mount.parent
+    usage = os.statvfs(place)
+    return {
+        "free_gib": round(usage.f_bavail * usage.f_frsize / 2**30, 2),
+        "size_gib": round(usage.f_blocks * usage.f_frsize / 2**30, 2),
+        "mount": str(mount),
+    }
+
+
+def desktop() -> dict[str, Any]:
+    """Return the active display manager and the memory that the graphical processes hold."""
+    unit = ""
+    resident_pages = 0
+    state = parse_systemctl_show(run("systemctl", "show", "--property=Id,ActiveState", "display-manager.service"))
+    if state.get("ActiveState") == "active":
+        unit = state.get("Id", "display-manager.service")
+    for stat in Path("/proc").glob("[0-9]*/statm"):
+        try:
+            name = (stat.parent / "comm").read_text(encoding="utf-8").strip()
+            if name in DISPLAY_PROCESSES:
+                words = stat.read_text(encoding="utf-8").split()
+                resident_pages += int(words[1]) - int(words[2])
+        except (OSError, ValueError):
+            continue
+    return {"unit": unit, "rss_gib": round(resident_pages * os.sysconf("SC_PAGE_SIZE") / 2**30, 2)}
+
+
+def active(pattern: str) -> list[str]:
+    """Return the active units that match."""
+    return unit_names(run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", pattern))
+
+
+def clock() -> dict[str, Any]:
+    """Return which service keeps the clock, whether it is synchronised, and the time now."""
+    found = [unit for unit in TIME_SERVICES if active(unit)]
+    synchronised = run("timedatectl", "show", "--property=NTPSynchronized", "--value").strip() == "yes"
+    return {"service": found[0] if found else "", "synchronized": synchronised, "epoch_s": time.time()}
+
+
+def docker() -> dict[str, Any]:
+    """Return whether Docker Engine is there and runs, and what its configuration says of data and runtimes."""
+    dockerd = shutil.which("dockerd", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
+    try:
+        config = json.loads(read("/etc/docker/daemon.json") or "{}")
+    except ValueError:
+        config = {}
+    if not isinstance(config, dict):
+        config = {}
+    return {
+        "installed": dockerd is not None,
+        "active": bool(active("docker.service")),
+        "path": dockerd or "",
+        "data_root": str(config.get("data-root", "/var/lib/docker")),
+        "runtimes": sorted(config.get("runtimes", {})),
+        "cdi": any(path for place in ("/etc/cdi", "/var/run/cdi") for path in Path(place).glob("*nvidia*")),
+    }
+
+
+def listeners() -> list[dict[str, Any]]:
+    """Return the sockets that other machines can reach, with the names of their processes."""
+    found = [
+        each for name in ("tcp", "tcp6") for each in parse_tcp_listeners(read(f"/proc/net/{name}")) if not each.loopback
+    ]
+    wanted = {f"socket:[{each.inode}]": "" for each in found}
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = str(link.readlink())
+            if target in wanted:
+                wanted[target] = (link.parent.parent / "comm").read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+    rows = {(each.address, each.port): wanted[f"socket:[{each.inode}]"] for each in found}
+    return [{"address": address, "port": port, "process": name} for (address, port), name in sorted(rows.items())]
+
+
+def images() -> dict[str, str]:
+    """Return the identity of every tagged image of this node."""
+    tags = run("docker", "image", "ls", "--filter", "dangling=false", "--format", "{{.Repository}}:{{.Tag}}").split()
+    if not tags:
+        return {}
+    try:
+        inspected = json.loads(run("docker", "image", "inspect", *tags))
+    except ValueError:
+        return {}
+    return {tag: identity(each) for tag, each in zip(tags, inspected, strict=False)}
+
+
+def detail() -> dict[str, Any]:
+    """Return what only a diagnosis needs."""
+    ssh = parse_systemctl_show(run("systemctl", "show", "--property=OOMScoreAdjust", "ssh.service"))
+    return {
+        "bios": " ".join(filter(None, (read(f"/sys/class/dmi/id/bios_{key}").strip() for key in ("version", "date")))),
+        "protection": {
+            "earlyoom": bool(active("earlyoom.service")),
+            "sshd_oom_score_adjust": int(ssh.get("OOMScoreAdjust") or 0),
+            "swappiness": int(read("/proc/sys/vm/swappiness") or -1),
+            "dirty_bytes": int(read("/proc/sys/vm/dirty_bytes") or 0),
+        },
+        "listeners": listeners(),
+        "images": images(),
+        "docker_version": run("docker", "version", "--format", "{{.Server.Version}}").strip(),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "disk_paths": {"type": "list", "elements": "path", "default": ["/"]},
+            "units": {"type": "list", "elements": "str", "default": ["vllm-*.service"]},
+            "detail": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    release = parse_os_release(read("/etc/os-release"))
+    dgx = parse_os_release(read("/etc/dgx-release"))
+    meminfo = parse_meminfo(read("/proc/meminfo"))
+    driver = read("/sys/module/nvidia/version").strip()
+    engine = docker()
+    module.exit_json(
+        changed=False,
+        node={
+            "os": {
+                "id": release.get("ID", "unknown"),
+                "version_id": release.get("VERSION_ID", ""),
+                "name": release.get("PRETTY_NAME", ""),
+                "dgx": dgx.get("DGX_OTA_VERSION", dgx.get("DGX_SWBUILD_VERSION", "")),
+                "kernel": platform.release(),
+                "arch": platform.machine(),
+                "python": platform.python_version(),
+            },
+            "hostname": platform.node(),
+            "container": container_kind(),
+            "memory_gib": {
+                key: round(meminfo.get(name, 0) / KIB_PER_GIB, 2)
+                for key, name in {
+                    "total": "MemTotal",
+                    "available": "MemAvailable",
+                    "swap_total": "SwapTotal",
+                    "swap_free": "SwapFree",
+                    "cma_total": "CmaTotal",
+                    "cma_free": "CmaFree",
+                }.items()
+            },
+            "kho_fault": kho_fault(meminfo),
+            "disks": {path: disk(path) for path in {*module.params["disk_paths"], engine["data_root"]}},
+            "gpu": {
+                "present": bool(driver) or Path("/dev/nvidia0").exists(),
+                "driver": driver,
+                "container_toolkit": bool(shutil.which("nvidia-ctk") or shutil.which("nvidia-container-runtime")),
+            },
+            "docker": engine,
+            "systemd": {
+                "default_target": run("systemctl", "get-default").strip(),
+                "state": run("systemctl", "is-system-running").strip(),
+                "failed": unit_names(run("systemctl", "list-units", "--plain", "--no-legend", "--state=failed")),
+            },
+            "desktop": desktop(),
+            "time": clock(),
+            **(detail() if module.params["detail"] else {}),
+            "engines": [unit for pattern in module.params["units"] for unit in active(pattern)],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

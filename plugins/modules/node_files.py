@@ -1,0 +1,269 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_files
+short_description: Put a set of small files on a node in one step
+version_added: 0.1.0
+description:
+  - Compares each file with what is on the node and writes those that differ, each through a
+    temporary file, an optional validation command and an atomic rename.
+  - Every file is validated before the first one is written, so that one bad file leaves all as they were.
+  - A file may also be owned in part, as one block between two marker lines.
+options:
+  files:
+    description: The files.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path:
+        description: Where the file belongs. Missing parent directories are made with mode 0755.
+        type: path
+        required: true
+      content:
+        description: >-
+          The whole text, or the block's text when O(files[].marker) is given. Ignored when O(files[].state=absent).
+        type: str
+        default: ""
+      mode:
+        description: Octal permissions as a string. A file that is owned in part keeps those it has.
+        type: str
+        default: "0644"
+      owner:
+        description: Owning user; root unless given.
+        type: str
+        default: root
+      group:
+        description: Owning group; root unless given.
+        type: str
+        default: root
+      state:
+        description: V(absent) removes the file, or the block when O(files[].marker) is given.
+        type: str
+        choices: [present, absent]
+        default: present
+      marker:
+        description: >-
+          Own only the lines between C(# BEGIN <marker>) and C(# END <marker>); the rest of the file is left alone.
+        type: str
+      merge:
+        description: >-
+          V(json) lays O(files[].content), a JSON object, over the object that the file holds: dictionaries merge,
+          lists gain what they lack, null takes a key out.
+        type: str
+        choices: [json]
+      validate:
+        description: >-
+          Command that gets the temporary file in place of C(%s) and must exit 0. Skipped when its program is absent.
+        type: str
+      secret:
+        description: Keep the content out of the diff.
+        type: bool
+        default: false
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  platform:
+    platforms: posix
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Configure journald and earlyoom
+  gb10.cluster.node_files:
+    files:
+      - path: /etc/systemd/journald.conf.d/10-gb10.conf
+        content: |
+          [Journal]
+          SystemMaxUse=2G
+      - path: /etc/hosts
+        marker: gb10.cluster fabric
+        content: "10.211.0.11 gx10-1-fabric"
+  register: node_files
+"""
+
+RETURN = r"""
+changed_paths:
+  description: Paths that were (or in check mode would be) written, re-owned or removed.
+  returned: success
+  type: list
+  elements: str
+  sample: [/etc/default/earlyoom]
+"""
+
+import grp
+import os
+import pwd
+import shlex
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.docker_daemon import (
+    DaemonConfigError,
+    merge,
+    parse,
+    render,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils.text_block import with_block
+
+SPEC: dict[str, Any] = {
+    "path": {"type": "path", "required": True},
+    "content": {"type": "str", "default": ""},
+    "mode": {"type": "str", "default": "0644"},
+    "owner": {"type": "str", "default": "root"},
+    "group": {"type": "str", "default": "root"},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "marker": {"type": "str"},
+    "merge": {"type": "str", "choices": ["json"]},
+    "validate": {"type": "str"},
+    "secret": {"type": "bool", "default": False},
+}
+
+
+def read(path: Path) -> str | None:
+    """Return the file's text, or None when there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return None
+
+
+def target(item: dict[str, Any], before: str | None) -> str | None:
+    """Return the text that the file shall have; None means that it shall not exist."""
+    if item["marker"]:
+        block = None if item["state"] == "absent" else item["content"]
+        if block is None and before is None:
+            return None
+        return with_block(before or "", item["marker"], block)
+    if item["state"] == "absent":
+        return None
+    if item["merge"] == "json":
+        have = parse(before or "", item["path"])
+        want = merge(have, parse(item["content"], "the wanted content"))
+        return before if have == want and before is not None else render(want)
+    content: str = item["content"]
+    return content if content.endswith("\n") or not content else content + "\n"
+
+
+def ids(module: AnsibleModule, item: dict[str, Any]) -> tuple[int, int]:
+    """Return the numeric owner and group; fails when the node does not know the names."""
+    try:
+        return pwd.getpwnam(item["owner"]).pw_uid, grp.getgrnam(item["group"]).gr_gid
+    except KeyError as error:
+        module.fail_json(msg=f"{item['path']}: {error.args[0]} on this node")
+        raise
+
+
+def validate(module: AnsibleModule, item: dict[str, Any], text: str) -> None:
+    """Run the item's validation command on a temporary copy; fails with what it said."""
+    if not item["validate"]:
+        return
+    words = shlex.split(item["validate"])
+    if shutil.which(words[0]) is None:
+        return
+    handle, name = tempfile.mkstemp(prefix="gb10-validate-", suffix=Path(item["path"]).suffix)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as copy:
+            copy.write(text)
+        code, out, err = module.run_command([word.replace("%s", name) for word in words])
+    finally:
+        Path(name).unlink(missing_ok=True)
+    if code != 0:
+        module.fail_json(
+            msg=(
+                f"{item['path']} was not written: {words[0]} refuses the new content "
+                f"(exit code {code}): {(err or out).strip()}"
+            )
+        )
+
+
+def attributes(path: Path) -> tuple[int, int, int]:
+    """Return permissions, owner and group of a file."""
+    status = path.stat()
+    return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
+
+
+def write(module: AnsibleModule, path: Path, text: str, wanted: tuple[int, int, int]) -> None:
+    """Write the text beside its place and rename it there; in place where a rename is impossible."""
+    mode, uid, gid = wanted
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as fresh:
+            fresh.write(text)
+            fresh.flush()
+            os.fsync(fresh.fileno())
+        Path(name).chmod(mode)
+        os.chown(name, uid, gid)
+        # A container's /etc/hosts is a mount point, which no rename can replace.
+        module.atomic_move(name, str(path), unsafe_writes=True)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    if attributes(path) != wanted:
+        path.chmod(mode)
+        os.chown(path, uid, gid)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"files": {"type": "list", "elements": "dict", "required": True, "options": SPEC}},
+        supports_check_mode=True,
+    )
+    work: list[tuple[Path, str | None, tuple[int, int, int]]] = []
+    diffs: list[dict[str, str]] = []
+    for item in module.params["files"]:
+        path = Path(item["path"])
+        before = read(path)
+        try:
+            after = target(item, before)
+        except DaemonConfigError as error:
+            module.fail_json(msg=str(error))
+        have = attributes(path) if before is not None else None
+        want = (int(item["mode"], 8), *ids(module, item))
+        if have is not None and (item["marker"] or item["merge"]):
+            want = have
+        if before == after and (after is None or have == want):
+            continue
+        if after is not None and after != before:
+            validate(module, item, after)
+        work.append((path, after, want))
+        if before == after and have is not None:
+            before, after = (f"mode {mode:04o}, owner {uid}, group {gid}\n" for mode, uid, gid in (have, want))
+        elif item["secret"]:
+            before, after = "<hidden>\n", "<hidden, changed>\n"
+        diffs.append(
+            {
+                "before": before or "",
+                "after": after or "",
+                "before_header": str(path),
+                "after_header": str(path),
+            }
+        )
+    if not module.check_mode:
+        for path, text, want in work:
+            try:
+                if text is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write(module, path, text, want)
+            except OSError as error:
+                module.fail_json(msg=f"{path} could not be written: {error.strerror}")
+    module.exit_json(changed=bool(work), changed_paths=[str(path) for path, _text, _want in work], diff=diffs)
+
+
+if __name__ == "__main__":
+    main()
