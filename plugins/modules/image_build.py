@@ -1,0 +1,138 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_build
+short_description: Build an engine image from its context
+version_added: 0.1.0
+description:
+  - Builds I(tag) from a staged context unless an image with this tag and fingerprint is there.
+  - The build's output goes line by line to I(log), for C(tail -f); the last lines come back on failure.
+options:
+  tag:
+    description: The image's name.
+    type: str
+    required: true
+  fingerprint:
+    description: Digest of all inputs; the image carries it as label C(gb10.fingerprint).
+    type: str
+    required: true
+  context_dir:
+    description: The build context on this node.
+    type: path
+    required: true
+  base:
+    description: The base image's name.
+    type: str
+    required: true
+  base_archive:
+    description: A root file system (tar) on this node, imported as I(base) when that is not there.
+    type: path
+  network:
+    description: Network mode of the build steps; V(none) proves that nothing is fetched.
+    type: str
+    default: host
+  log:
+    description: Where the build's output goes.
+    type: path
+    required: true
+attributes:
+  check_mode:
+    description: Can run in check mode, in which it tells whether it would build.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+  idempotent:
+    description: An image with the same fingerprint is not built again.
+    support: full
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Build the image
+  gb10.cluster.image_build:
+    tag: "{{ image_plan.tag }}"
+    fingerprint: "{{ image_plan.fingerprint }}"
+    base: "{{ image_plan.base }}"
+    context_dir: /var/lib/gb10/build/vllm-node
+    log: /var/log/gb10/build-vllm-node.log
+"""
+
+RETURN = r"""
+seconds:
+  description: How long the build took.
+  returned: when it was built
+  type: float
+"""
+
+import json
+import time
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+
+def logged(module: AnsibleModule, command: list[str], log: Path) -> tuple[int, list[str]]:
+    """Run a command with its output appended to a log as it comes; return (exit code, last 60 lines)."""
+    shell = 'log=$1; shift; exec "$@" >>"$log" 2>&1'
+    code, _out, _err = module.run_command(["/bin/sh", "-c", shell, "sh", str(log), *command])
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return code, lines[-60:]
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "tag": {"type": "str", "required": True},
+            "fingerprint": {"type": "str", "required": True},
+            "context_dir": {"type": "path", "required": True},
+            "base": {"type": "str", "required": True},
+            "base_archive": {"type": "path"},
+            "network": {"type": "str", "default": "host"},
+            "log": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    want = module.params
+    docker = module.get_bin_path("docker")
+    if docker is None:
+        if module.check_mode:
+            module.exit_json(changed=True, msg="Docker is not installed yet; the image would be built.")
+        module.fail_json(msg="There is no docker on this node; run the provision playbook first.")
+    code, out, _err = module.run_command([docker, "image", "inspect", want["tag"]])
+    if code == 0:
+        labels = json.loads(out)[0]["Config"].get("Labels") or {}
+        if labels.get("gb10.fingerprint") == want["fingerprint"]:
+            module.exit_json(changed=False)
+    if module.check_mode:
+        module.exit_json(changed=True)
+
+    log = Path(want["log"])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("", encoding="utf-8")
+    module.run_command_environ_update = {"DOCKER_BUILDKIT": "1", "BUILDKIT_PROGRESS": "plain"}
+    started = time.monotonic()
+    code, _out, _err = module.run_command([docker, "image", "inspect", want["base"]])
+    if code != 0 and want["base_archive"]:
+        code, tail = logged(module, [docker, "import", want["base_archive"], want["base"]], log)
+        if code != 0:
+            module.fail_json(msg=f"{want['base_archive']} cannot be imported as a base image: " + "\n".join(tail))
+    code, tail = logged(
+        module, [docker, "build", "--network", want["network"], "--tag", want["tag"], want["context_dir"]], log
+    )
+    if code != 0:
+        module.fail_json(
+            msg=f"The build of {want['tag']} failed (exit code {code}); its whole output is in {log} on this node:\n"
+            + "\n".join(tail)
+        )
+    module.exit_json(changed=True, seconds=round(time.monotonic() - started, 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_check
+short_description: Prove an engine image, or refuse it
+version_added: 0.1.0
+description:
+  - Runs the image without a network and holds the versions inside it against I(assertions), imports
+    what the engine imports, and lets each mod's probe answer.
+  - A right image is recorded under its identity; nothing else may be distributed or started.
+  - A wrong one fails with cause and cure and is tagged C(refused-...), so that its name starts nothing.
+options:
+  tag:
+    description: The image.
+    type: str
+    required: true
+  python:
+    description: The interpreter inside the image.
+    type: str
+    default: python3
+  assertions:
+    description: >-
+      Distribution → exact version, or comparisons such as C(>=5.0.0). C(torch_cuda) is the CUDA version
+      that torch was built for.
+    type: dict
+    required: true
+  imports:
+    description: Modules that must import.
+    type: list
+    elements: str
+    default: [torch, vllm, vllm.engine.arg_utils]
+  probes:
+    description: Python sources that must exit 0 inside the image, by mod.
+    type: dict
+    default: {}
+  records_dir:
+    description: Where to record the verified identity.
+    type: path
+    required: true
+attributes:
+  check_mode:
+    description: Can run in check mode, in which it only reports whether a check is due.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+  idempotent:
+    description: An identity that is recorded as verified is not checked again.
+    support: full
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Prove the image
+  gb10.cluster.image_check:
+    tag: gb10/vllm-node:0123456789ab
+    python: /opt/vllm/bin/python
+    assertions:
+      torch: 2.11.0+cu130
+      torch_cuda: "13.0"
+    records_dir: /var/lib/gb10/images
+"""
+
+RETURN = r"""
+identity:
+  description: The verified identity.
+  returned: success
+  type: str
+versions:
+  description: What was found inside the image.
+  returned: when the image was run
+  type: dict
+errors:
+  description: Each assertion that failed, a sentence each.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.image_assert import PROBE, verdict
+from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+
+
+def inside(module: AnsibleModule, tag: str, python: str, code: str, *args: str) -> tuple[Any, ...]:
+    """Run Python source inside the image, without network, and return (exit code, stdout, stderr)."""
+    result: tuple[int, str, str] = module.run_command(
+        ["docker", "run", "--rm", "--network", "none", "--entrypoint", python, tag, "-c", code, *args]
+    )
+    return result
+
+
+def refuse(module: AnsibleModule, tag: str) -> str:
+    """Move the tag of a wrong image out of the way and return its new name."""
+    name, mark = tag.rsplit(":", 1)
+    refused = f"{name}:refused-{mark}"
+    module.run_command(["docker", "tag", tag, refused])
+    module.run_command(["docker", "rmi", tag])
+    return refused
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "tag": {"type": "str", "required": True},
+            "python": {"type": "str", "default": "python3"},
+            "assertions": {"type": "dict", "required": True},
+            "imports": {"type": "list", "elements": "str", "default": ["torch", "vllm", "vllm.engine.arg_utils"]},
+            "probes": {"type": "dict", "default": {}},
+            "records_dir": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    tag = module.params["tag"]
+    records = Path(module.params["records_dir"])
+    if module.get_bin_path("docker") is None:
+        if module.check_mode:
+            module.exit_json(changed=True, msg="Docker is not installed yet; the image would be checked.")
+        module.fail_json(
+            msg="There is no docker on this node; run playbooks/provision.yml first.", errors=["no docker"]
+        )
+    code, out, err = module.run_command(["docker", "image", "inspect", tag])
+    if code != 0:
+        if module.check_mode:
+            module.exit_json(changed=True, msg=f"{tag} is not built yet; it would be checked.")
+        module.fail_json(msg=f"{tag} is not on this node: {err.strip()}", errors=[err.strip()])
+    mark = identity(json.loads(out)[0])
+    record = records / f"{tag.replace('/', '_').replace(':', '@')}.json"
+    known: dict[str, Any] = {}
+    if record.is_file():
+        try:
+            known = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError:
+            known = {}
+    wanted = {
+        "identity": mark,
+        "assertions": module.params["assertions"],
+        "imports": module.params["imports"],
+        "probes": sorted(module.params["probes"]),
+    }
+    if all(known.get(key) == value for key, value in wanted.items()):
+        module.exit_json(changed=False, identity=mark, versions=known.get("versions", {}))
+    if module.check_mode:
+        module.exit_json(changed=True, identity=mark)
+
+    names = ",".join(module.params["assertions"])
+    code, out, err = inside(module, tag, module.params["python"], PROBE, names, ",".join(module.params["imports"]))
+    answered = re.search(r"^gb10-image-probe (.*)$", out, re.MULTILINE)
+    if code != 0 or answered is None:
+        module.fail_json(msg=f"{tag} does not run: exit code {code}: {(err or out).strip()[-1500:]}", errors=[err])
+    answer = json.loads(answered.group(1) if answered else "{}")
+    errors = verdict(tag, module.params["assertions"], answer["found"], answer["errors"])
+    for mod, source in module.params["probes"].items():
+        code, out, err = inside(module, tag, module.params["python"], source)
+        if code != 0:
+            errors.append(f"{tag}: mod '{mod}' does not answer its probe: {(err or out).strip()[-500:]}")
+    if errors:
+        refused = refuse(module, tag)
+        module.fail_json(
+            msg="\n".join([*errors, f"It is kept as {refused} and cannot be distributed or started."]),
+            errors=errors,
+            versions=answer["found"],
+        )
+    records.mkdir(parents=True, exist_ok=True)
+    temporary = record.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**wanted, "tag": tag, "versions": answer["found"]}, indent=2), encoding="utf-8")
+    temporary.replace(record)
+    module.exit_json(changed=True, identity=mark, versions=answer["found"])
+
+
+if __name__ == "__main__":
+    main()

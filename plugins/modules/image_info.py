@@ -1,0 +1,115 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_info
+short_description: Tell which engine image a node holds
+version_added: 0.1.0
+description:
+  - Reads the identity of an image (layer diff ids plus configuration, the same on every storage
+    driver) and whether it was verified.
+  - Reads only. On a node without Docker it says so and does not fail.
+options:
+  tag:
+    description: The image.
+    type: str
+    required: true
+  records_dir:
+    description: Where verified images are recorded.
+    type: path
+    required: true
+attributes:
+  check_mode:
+    description: Can run in check mode.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+  idempotent:
+    description: Changes nothing.
+    support: full
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Read the image
+  gb10.cluster.image_info:
+    tag: gb10/vllm-node:0123456789ab
+    records_dir: /var/lib/gb10/images
+  register: found
+"""
+
+RETURN = r"""
+docker:
+  description: Whether a Docker Engine answers.
+  returned: always
+  type: bool
+present:
+  description: Whether the image is there.
+  returned: always
+  type: bool
+identity:
+  description: Digest of layer diff ids and configuration; empty when absent.
+  returned: always
+  type: str
+verified:
+  description: Whether this very identity passed its checks.
+  returned: always
+  type: bool
+size_mib:
+  description: Unpacked size in MiB.
+  returned: always
+  type: float
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+
+
+def read_image(module: AnsibleModule, tag: str, records_dir: str) -> dict[str, Any]:
+    """Return what this node knows of an image."""
+    state: dict[str, Any] = {"docker": False, "present": False, "identity": "", "verified": False, "size_mib": 0.0}
+    docker = module.get_bin_path("docker")
+    if docker is None:
+        return state
+    code, out, _err = module.run_command([docker, "version", "--format", "{{.Server.Version}}"])
+    state["docker"] = code == 0
+    if code != 0:
+        return state
+    code, out, _err = module.run_command([docker, "image", "inspect", tag])
+    if code != 0:
+        return state
+    inspected = json.loads(out)[0]
+    state.update(present=True, identity=identity(inspected), size_mib=round(inspected.get("Size", 0) / 2**20, 1))
+    record = Path(records_dir) / f"{tag.replace('/', '_').replace(':', '@')}.json"
+    if record.is_file():
+        try:
+            state["verified"] = json.loads(record.read_text(encoding="utf-8"))["identity"] == state["identity"]
+        except (ValueError, KeyError):
+            state["verified"] = False
+    return state
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "tag": {"type": "str", "required": True},
+            "records_dir": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(changed=False, **read_image(module, module.params["tag"], module.params["records_dir"]))
+
+
+if __name__ == "__main__":
+    main()

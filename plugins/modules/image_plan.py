@@ -1,0 +1,103 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_plan
+short_description: Decide what an engine image is made of
+version_added: 0.1.0
+description:
+  - Resolves an image's recipe and its lineage, checks that every wheel is there with the pinned
+    name and hash, renders the Dockerfile and computes the fingerprint of all inputs.
+  - Runs on the control node alone. All errors are reported at once.
+options:
+  name:
+    description: Which image of I(images).
+    type: str
+    required: true
+  images:
+    description: The image catalogue.
+    type: dict
+    required: true
+  mods:
+    description: The mods to apply as the last layer, in order.
+    type: list
+    elements: str
+    default: []
+  mods_dir:
+    description: Directory of the mods; the collection's own unless given.
+    type: path
+  overlays_dir:
+    description: Directory of overlay files; the collection's own unless given.
+    type: path
+  wheels_dir:
+    description: Directory on the control node that holds the wheels.
+    type: path
+    required: true
+  require_wheels:
+    description:
+      - Whether a wheel or base archive that is not on the control node is an error.
+      - With V(false) it is only told in C(lacking), and the image's tag and fingerprint say C(unbuilt).
+    type: bool
+    default: true
+  context_dir:
+    description: Where to lay out the build context, as links. Nothing is written in check mode.
+    type: path
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
+  - ansible.builtin.action_common_attributes.conn
+attributes:
+  action:
+    support: full
+  async:
+    support: none
+    description: Answers at once.
+  become:
+    support: none
+    description: Nothing is run on a host.
+  bypass_host_loop:
+    support: none
+    description: Use C(run_once).
+  check_mode:
+    support: full
+  connection:
+    support: none
+    description: No connection is made.
+  delegation:
+    support: none
+    description: Runs on the control node whatever it is delegated to.
+  diff_mode:
+    support: none
+    description: Has nothing to show.
+  platform:
+    platforms: all
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Plan the image of the model
+  gb10.cluster.image_plan:
+    name: vllm-node
+    images: "{{ gb10_images }}"
+    mods: [gpu-mem-util-gb]
+    wheels_dir: ~/wheels
+  run_once: true
+"""
+
+RETURN = r"""
+image_plan:
+  description: >-
+    Name, C(tag), C(fingerprint), C(dockerfile), C(files) with their sha256, C(assertions),
+    C(base), C(base_archive), C(context_mib) of the image, and C(lacking), what is not on the control node.
+  returned: success
+  type: dict
+errors:
+  description: Each thing that is wrong, a sentence each.
+  returned: failure
+  type: list
+  elements: str
+"""
