@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks an OpenAI-compatible API of vLLM whether it lives: health, models, metrics, canaries.
+
+The HTTP itself is done by a callable of the caller's, so that a module can use Ansible's client
+and a test none. All limits are on silence (seconds without a byte), never on the whole answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+METRICS = (
+    "vllm:generation_tokens_total",
+    "vllm:prompt_tokens_total",
+    "vllm:kv_cache_usage_perc",
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:request_success_total",
+    "vllm:num_preemptions_total",
+)
+_SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{[^}]*\})? (?P<value>\S+)")
+
+NEEDLE_CODE = "HERON-KITE-5309"
+_FILLER = (
+    "The inspector of bridge {n} noted {m} rivets, a dry deck and wind from the north-west at noon. "
+    "Ledger page {m} of the harbour lists {n} crates of lamps, each with a seal and a number. "
+    "On day {n} the gardener planted {m} rows of beans beside the wall and watered them twice. "
+)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. status 0: no HTTP answer; error: refused, timeout or the client's words."""
+
+    status: int
+    body: str = ""
+    error: str = ""
+
+
+class Client(Protocol):
+    """The HTTP that the probe needs."""
+
+    def get(self, path: str) -> Reply:
+        """GET a path below the API's address."""
+
+    def post(self, path: str, payload: Mapping[str, Any]) -> Reply:
+        """POST JSON and read the whole answer."""
+
+    def stream(self, path: str, payload: Mapping[str, Any]) -> Iterator[str]:
+        """POST JSON and yield the lines of a server-sent stream; raises ProbeHttpError."""
+
+
+class ProbeHttpError(Exception):
+    """A request that failed: `status` 0 when there was no HTTP answer at all."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which questions to ask. needle_tokens 0: no needle canary."""
+
+    served_name: str
+    canary: bool = True
+    canary_tokens: int = 8
+    needle_tokens: int = 0
+    tool_call: bool = False
+    reasoning: bool = False
+    metrics: bool = True
+
+
+@dataclass
+class CanaryResult:
+    """One canary. seconds: until the last byte; first_token_s: until the first token, 0 if none."""
+
+    name: str
+    ok: bool = False
+    tokens: int = 0
+    seconds: float = 0.0
+    first_token_s: float = 0.0
+    detail: str = ""
+    status: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain data for a module's result."""
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "first_token_s": round(self.first_token_s, 3),
+            "detail": self.detail,
+            "status": self.status,
+        }
+
+
+@dataclass
+class _Streamed:
+    text: str = ""
+    reasoning: str = ""
+    chunks: int = 0
+    usage_tokens: int = 0
+    first_token_s: float = 0.0
+    finish_reason: str = ""
+    tool_calls: dict[int, dict[str, str]] = field(default_factory=dict)
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """The figures of METRICS summed over their labels; other lines are ignored.
+
+    A histogram's count and sum for the time to the first token become `ttft_count` and `ttft_sum_s`.
+    """
+    sums: dict[str, float] = {}
+    renamed = {
+        "vllm:time_to_first_token_seconds_count": "ttft_count",
+        "vllm:time_to_first_token_seconds_sum": "ttft_sum_s",
+    }
+    for line in text.splitlines():
+        found = _SAMPLE.match(line)
+        if not found:
+            continue
+        name = found.group("name")
+        if name in METRICS:
+            key = name.removeprefix("vllm:")
+        elif name in renamed:
+            key = renamed[name]
+        else:
+            continue
+        try:
+            sums[key] = sums.get(key, 0.0) + float(found.group("value"))
+        except ValueError:
+            continue
+    return sums
+
+
+def parse_models(body: str) -> list[dict[str, Any]]:
+    """Name, root and context length of each model that /v1/models lists; [] when it is no such list."""
+    try:
+        data = json.loads(body).get("data", [])
+    except (ValueError, AttributeError):
+        return []
+    return [
+        {
+            "id": str(model.get("id", "")),
+            "root": str(model.get("root", "")),
+            "max_model_len": model.get("max_model_len"),
+        }
+        for model in data
+        if isinstance(model, dict)
+    ]
+
+
+def _error_of(body: str) -> str:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return body.strip()[:300]
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return str(message)[:300]
+
+
+def needle_prompt(tokens: int, characters_per_token: float) -> str:
+    """A text of about so many tokens with one sentence to be found at its middle, and a question."""
+    wanted = max(200, int(tokens * characters_per_token))
+    parts: list[str] = []
+    length, number = 0, 1
+    placed = False
+    while length < wanted:
+        if not placed and length >= wanted // 2:
+            parts.append(f"Take note: the password of the night ferry is {NEEDLE_CODE}. ")
+            placed = True
+        part = _FILLER.format(n=number, m=(number * 7919) % 997)
+        parts.append(part)
+        length += len(part)
+        number += 1
+    question = "\nWhat is the password of the night ferry? Answer with the password alone."
+    return "".join(parts) + question
+
+
+def _read_stream(lines: Iterator[str], clock: Callable[[], float]) -> _Streamed:
+    begun = clock()
+    read = _Streamed()
+    for line in lines:
+        if not line.startswith("data:"):
+            continue
+        data = line[5:].strip()
+        if data == "[DONE]":
+            break
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            continue
+        if "error" in chunk:
+            raise ProbeHttpError(int(chunk["error"].get("code") or 500), _error_of(data))
+        usage = chunk.get("usage") or {}
+        read.usage_tokens = max(read.usage_tokens, int(usage.get("completion_tokens") or 0))
+        for choice in chunk.get("choices", []):
+            delta = choice.get("delta") or {}
+            text = choice.get("text") or delta.get("content") or ""
+            reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
+            calls = delta.get("tool_calls") or []
+            read.finish_reason = choice.get("finish_reason") or read.finish_reason
+            if text or reasoning or calls or read.usage_tokens:
+                read.chunks += 1
+                read.first_token_s = read.first_token_s or clock() - begun
+            read.text += text
+            read.reasoning += reasoning
+            for call in calls:
+                slot = read.tool_calls.setdefault(int(call.get("index", 0)), {"name": "", "arguments": ""})
+                function = call.get("function") or {}
+                slot["name"] += function.get("name") or ""
+                slot["arguments"] += function.get("arguments") or ""
+    return read
+
+
+def _run_canary(
+    name: str,
+    client: Client,
+    path: str,
+    payload: Mapping[str, Any],
+    judge: Callable[[_Streamed], str],
+    clock: Callable[[], float],
+) -> CanaryResult:
+    result = CanaryResult(name)
+    begun = clock()
+    try:
+        read = _read_stream(
+            client.stream(
+                path,
+                {**payload, "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+            ),
+            clock,
+        )
+    except ProbeHttpError as problem:
+        result.seconds = clock() - begun
+        result.status = problem.status
+        result.detail = str(problem)
+        return result
+    result.seconds = clock() - begun
+    result.status = 200
+    result.tokens = read.usage_tokens
+    result.first_token_s = read.first_token_s
+    if not result.tokens:
+        result.detail = "the answer ended without a token"
+        return result
+    result.detail = judge(read)
+    result.ok = not result.detail
+    return result
+
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "read_thermometer",
+        "description": "Reads the temperature in a room of the house.",
+        "parameters": {
+            "type": "object",
+            "properties": {"room": {"type": "string", "description": "Name of the room"}},
+            "required": ["room"],
+        },
+    },
+}
+
+
+def _judge_tool_call(read: _Streamed) -> str:
+    if not read.tool_calls:
+        shown = (read.text or read.reasoning)[:120]
+        return f"the model was asked to call a tool and the parser returned no tool call, but {shown!r}"
+    call = read.tool_calls[min(read.tool_calls)]
+    if call["name"] != "read_thermometer":
+        return f"the parser returned a call of {call['name']!r} instead of 'read_thermometer'"
+    try:
+        arguments = json.loads(call["arguments"])
+    except ValueError:
+        return f"the arguments of the tool call are no JSON: {call['arguments'][:120]!r}"
+    if not isinstance(arguments, dict) or "room" not in arguments:
+        return f"the tool call lacks its argument 'room': {call['arguments'][:120]!r}"
+    return ""
+
+
+def _judge_reasoning(read: _Streamed) -> str:
+    if read.reasoning.strip():
+        return ""
+    return f"the reasoning parser returned no reasoning; the answer begins {read.text[:120]!r}"
+
+
+def _judge_needle(read: _Streamed) -> str:
+    if NEEDLE_CODE in read.text or NEEDLE_CODE in read.reasoning:
+        return ""
+    return f"the answer does not hold {NEEDLE_CODE}: {read.text[-160:]!r}"
+
+
+def run_canaries(client: Client, wanted: Wanted, clock: Callable[[], float] = time.monotonic) -> list[CanaryResult]:
+    """Runs the completion canary and, when it yields tokens, the optional ones."""
+    completion = _run_canary(
+        "completion",
+        client,
+        "/v1/completions",
+        {
+            "model": wanted.served_name,
+            "prompt": "One, two, three,",
+            "max_tokens": wanted.canary_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+        },
+        lambda read: (
+            ""
+            if read.usage_tokens >= wanted.canary_tokens or read.finish_reason == "length"
+            else f"{read.usage_tokens} of {wanted.canary_tokens} tokens came"
+        ),
+        clock,
+    )
+    results = [completion]
+    if not completion.tokens:
+        return results
+    chat: dict[str, Any] = {"model": wanted.served_name, "temperature": 0}
+    if wanted.reasoning:
+        messages = [{"role": "user", "content": "Which is larger, 9.11 or 9.9? Think before you answer."}]
+        results.append(
+            _run_canary(
+                "reasoning",
+                client,
+                "/v1/chat/completions",
+                {**chat, "messages": messages, "max_tokens": 512},
+                _judge_reasoning,
+                clock,
+            )
+        )
+    if wanted.tool_call:
+        messages = [{"role": "user", "content": "How warm is it in the kitchen? Use the tool."}]
+        results.append(
+            _run_canary(
+                "tool_call",
+                client,
+                "/v1/chat/completions",
+                {**chat, "messages": messages, "tools": [_TOOL], "tool_choice": "auto", "max_tokens": 1024},
+                _judge_tool_call,
+                clock,
+            )
+        )
+    if wanted.needle_tokens:
+        prompt = needle_prompt(wanted.needle_tokens, _characters_per_token(client, wanted.served_name))
+        results.append(
+            _run_canary(
+                "needle",
+                client,
+                "/v1/chat/completions",
+                {**chat, "messages": [{"role": "user", "content": prompt}], "max_tokens": 2048},
+                _judge_needle,
+                clock,
+            )
+        )
+    return results
+
+
+def _characters_per_token(client: Client, served_name: str) -> float:
+    sample = needle_prompt(1000, 4.0)
+    reply = client.post("/tokenize", {"model": served_name, "prompt": sample})
+    try:
+        count = int(json.loads(reply.body)["count"])
+    except (ValueError, KeyError, TypeError):
+        return 4.0
+    return len(sample) / count if count else 4.0
+
+
+def probe_api(client: Client, url: str, wanted: Wanted, *, canaries: bool = True) -> dict[str, Any]:
+    """The API's report: health, models, metrics and canaries, as `probe.merge` reads it.
+
+    Later questions are asked only when the earlier ones were answered: a dead engine costs one
+    request. canaries: false leaves completions out, for a caller that knows a rank to be gone.
+    """
+    report: dict[str, Any] = {
+        "url": url,
+        "health": 0,
+        "health_error": "",
+        "models": [],
+        "roots": [],
+        "models_status": 0,
+        "key_refused": False,
+        "max_model_len": None,
+        "canaries": [],
+        "metrics": {},
+    }
+    health = client.get("/health")
+    report["health"], report["health_error"] = health.status, health.error
+    if health.status != 200:
+        return report
+    listed = client.get("/v1/models")
+    report["models_status"] = listed.status
+    report["key_refused"] = listed.status in (401, 403)
+    models = parse_models(listed.body) if listed.status == 200 else []
+    report["models"] = [model["id"] for model in models]
+    report["roots"] = [model["root"] for model in models]
+    for model in models:
+        if model["id"] == wanted.served_name:
+            report["max_model_len"] = model["max_model_len"]
+    if wanted.metrics:
+        metrics = client.get("/metrics")
+        report["metrics"] = parse_metrics(metrics.body) if metrics.status == 200 else {}
+    if wanted.canary and canaries and wanted.served_name in report["models"]:
+        report["canaries"] = [result.as_dict() for result in run_canaries(client, wanted)]
+        if not report["canaries"][0]["tokens"]:
+            again = client.get("/health")
+            report["health"], report["health_error"] = again.status, again.error
+    return report
+
+
+def pick(results: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """The canary of that name, or an empty mapping."""
+    return next((result for result in results if result.get("name") == name), {})

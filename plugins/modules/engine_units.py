@@ -1,0 +1,221 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: engine_units
+short_description: Start one engine unit on a node and stop every other
+version_added: 0.1.0
+description:
+  - Knows the units that this collection rendered (C(vllm-<model>.service)) by the mark in their first
+    line, and touches no other.
+  - A stopped engine's container is removed by its exact name.
+options:
+  state:
+    description:
+      - V(read) tells what is there.
+      - V(alone) stops and disables every other engine, and O(unit) itself with O(restart=true).
+      - V(started) enables and starts O(unit).
+      - V(stopped) stops and disables O(unit), or every engine without it.
+    type: str
+    choices: [read, alone, started, stopped]
+    default: read
+  unit:
+    description: The engine that is meant.
+    type: str
+    default: ""
+  restart:
+    description: With O(state=alone), stop O(unit) too, because what it runs has changed.
+    type: bool
+    default: false
+  record:
+    description: With O(state=started) or O(state=stopped), what to keep as the active model; an empty one removes it.
+    type: dict
+  units_dir:
+    description: Where units are rendered.
+    type: path
+    default: /etc/systemd/system
+  record_path:
+    description: Where the active model is kept.
+    type: path
+    default: /etc/gb10/engine/active.json
+attributes:
+  check_mode:
+    description: Can run in check mode.
+    support: full
+  diff_mode:
+    description: Shows which units would be started and stopped.
+    support: full
+  idempotent:
+    description: A unit that is as wanted is left alone.
+    support: full
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Stop whatever else is served
+  gb10.cluster.engine_units:
+    state: alone
+    unit: vllm-qwen397.service
+
+- name: Start the rank
+  gb10.cluster.engine_units:
+    state: started
+    unit: vllm-qwen397.service
+"""
+
+RETURN = r"""
+units:
+  description: Unit → C(active), C(enabled), as they were found.
+  returned: always
+  type: dict
+record:
+  description: What is kept as the active model; empty when nothing is.
+  returned: always
+  type: dict
+stopped:
+  description: Units that were stopped or would be.
+  returned: always
+  type: list
+  elements: str
+started:
+  description: Units that were started or would be.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+MARK = "# Rendered by gb10.cluster"
+
+
+def known_units(folder: Path) -> list[str]:
+    """Return the names of the engine units that this collection rendered."""
+    found = []
+    for path in sorted(folder.glob("vllm-*.service")):
+        try:
+            with path.open(encoding="utf-8") as handle:
+                if handle.readline().startswith(MARK):
+                    found.append(path.name)
+        except OSError:
+            continue
+    return found
+
+
+def show(module: AnsibleModule, unit: str) -> dict[str, Any]:
+    """Return whether a unit is active (or about to be) and enabled."""
+    _code, out, _err = module.run_command(["systemctl", "show", unit, "--property=ActiveState,UnitFileState"])
+    fields = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    return {
+        "active": fields.get("ActiveState") in ("active", "activating", "reloading"),
+        "state": fields.get("ActiveState", ""),
+        "enabled": fields.get("UnitFileState") == "enabled",
+    }
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the active model as it was kept, or an empty dictionary."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def stop(module: AnsibleModule, unit: str) -> None:
+    """Stop and disable a unit and remove its container by its exact name."""
+    code, _out, err = module.run_command(["systemctl", "disable", "--now", unit])
+    if code != 0:
+        module.fail_json(msg=f"{unit} cannot be stopped: {err.strip()}")
+    module.run_command(["systemctl", "reset-failed", unit])
+    if module.get_bin_path("docker"):
+        module.run_command(["docker", "rm", "--force", unit.removesuffix(".service")])
+
+
+def start(module: AnsibleModule, unit: str) -> None:
+    """Enable a unit and start it without waiting for it."""
+    module.run_command(["systemctl", "reset-failed", unit])
+    for command in (["systemctl", "enable", unit], ["systemctl", "start", "--no-block", unit]):
+        code, _out, err = module.run_command(command)
+        if code != 0:
+            module.fail_json(msg=f"{' '.join(command)} failed: {err.strip()}")
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["read", "alone", "started", "stopped"], "default": "read"},
+            "unit": {"type": "str", "default": ""},
+            "restart": {"type": "bool", "default": False},
+            "record": {"type": "dict"},
+            "units_dir": {"type": "path", "default": "/etc/systemd/system"},
+            "record_path": {"type": "path", "default": "/etc/gb10/engine/active.json"},
+        },
+        supports_check_mode=True,
+    )
+    want = module.params
+    unit = want["unit"]
+    units = {name: show(module, name) for name in known_units(Path(want["units_dir"]))}
+    record_path = Path(want["record_path"])
+    record = read_record(record_path)
+    running = [
+        name for name, state in units.items() if state["active"] or state["enabled"] or state["state"] == "failed"
+    ]
+    to_stop: list[str] = []
+    to_start: list[str] = []
+    if want["state"] == "alone":
+        to_stop = [name for name in running if name != unit or want["restart"]]
+    elif want["state"] == "stopped":
+        to_stop = [name for name in running if not unit or name == unit]
+    elif want["state"] == "started":
+        if unit not in units and not module.check_mode:
+            module.fail_json(msg=f"{unit} is not rendered on this node; it takes no part in this model.")
+        if not (units.get(unit, {}).get("active") and units[unit]["enabled"]):
+            to_start = [unit]
+    new_record = record
+    if want["record"] is not None and want["state"] in ("started", "stopped"):
+        new_record = want["record"]
+    changed = bool(to_stop or to_start or new_record != record)
+    if not module.check_mode:
+        if to_start or to_stop:
+            module.run_command(["systemctl", "daemon-reload"])
+        for name in to_stop:
+            stop(module, name)
+        for name in to_start:
+            start(module, name)
+        if new_record != record:
+            if new_record:
+                record_path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = record_path.with_suffix(".tmp")
+                temporary.write_text(json.dumps(new_record, indent=2, sort_keys=True), encoding="utf-8")
+                temporary.replace(record_path)
+            else:
+                record_path.unlink(missing_ok=True)
+
+    def lines(states: dict[str, Any], model: dict[str, Any]) -> str:
+        text = "".join(f"{name}: {state}\n" for name, state in sorted(states.items()))
+        return text + f"active model: {model.get('model', 'none')}\n"
+
+    before = {name: "running" if name in running else "stopped" for name in units}
+    after = {**before, **dict.fromkeys(to_stop, "stopped"), **dict.fromkeys(to_start, "running")}
+    module.exit_json(
+        changed=changed,
+        units=units,
+        record=record,
+        stopped=to_stop,
+        started=to_start,
+        diff={"before": lines(before, record), "after": lines(after, new_record)},
+    )
+
+
+if __name__ == "__main__":
+    main()
