@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controller side of gb10.cluster.image_plan: what is to be built, from which bytes, under which fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from ansible.plugins.action import ActionBase
+from ansible.plugins.filter.core import quote
+
+from ansible_collections.gb10.cluster.plugins.module_utils import image_recipe
+from ansible_collections.gb10.cluster.plugins.module_utils import mods as mods_logic
+from ansible_collections.gb10.cluster.plugins.plugin_utils import mod_files
+
+_ROOT = Path(__file__).parents[2]
+_TEMPLATE = _ROOT / "roles" / "image" / "templates" / "Dockerfile.j2"
+_APPLY = _ROOT / "roles" / "image" / "files" / "apply_mods.py"
+
+#: In place of a fingerprint when the files that it would be made of are not on this machine.
+_UNBUILT = "unbuilt"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _tree(folder: Path) -> dict[str, Path]:
+    return {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Resolve a recipe, check its wheels, and lay out the build context by links."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the image plan, or every error at once."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _unused, args = self.validate_argument_spec(
+            argument_spec={
+                "name": {"type": "str", "required": True},
+                "images": {"type": "dict", "required": True},
+                "mods": {"type": "list", "elements": "str", "default": []},
+                "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
+                "overlays_dir": {"type": "path", "default": str(_ROOT / "overlays")},
+                "wheels_dir": {"type": "path", "required": True},
+                "require_wheels": {"type": "bool", "default": True},
+                "context_dir": {"type": "path"},
+            }
+        )
+        plan, errors = self._plan(args)
+        if errors:
+            result.update(failed=True, errors=errors, msg="\n".join(errors))
+            return result
+        result.update(changed=False, image_plan=plan)
+        return result
+
+    def _plan(self, args: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        recipe, errors = image_recipe.resolve(args["images"], args["name"])
+        if errors:
+            return {}, errors
+        # What is not on this machine keeps the image from being built, but not from being shown.
+        lacking: list[str] = []
+        wheels_dir = Path(args["wheels_dir"])
+        present = sorted(path.name for path in wheels_dir.glob("*.whl")) if wheels_dir.is_dir() else []
+        if any(step["wheels"] for step in recipe["steps"]) and not present:
+            lacking.append(
+                f"There are no wheels in {wheels_dir} on the control node: put those of image "
+                f"'{args['name']}' there, or set gb10_wheels_dir."
+            )
+            if args["require_wheels"]:
+                return {}, lacking
+        context: dict[str, Path] = {}
+        for step in recipe["steps"]:
+            where = f"gb10_images.{args['name']}, step {step['name']}"
+            chosen, missing = image_recipe.choose_wheels(step, present, where) if present else ([], [])
+            lacking += missing
+            context.update({f"wheels/{step['name']}/{file}": wheels_dir / file for file in chosen})
+            for overlay in step["overlays"]:
+                path = Path(args["overlays_dir"]) / overlay
+                if not path.is_file():
+                    errors.append(f"{where}: overlay {overlay} is not in {args['overlays_dir']}.")
+                context[f"overlays/{overlay}"] = path
+        if args["mods"]:
+            context["mods/apply_mods.py"] = _APPLY
+        mods: list[dict[str, Any]] = []
+        try:
+            known = mod_files.load_mods([args["mods_dir"]])
+            mods = mods_logic.mods_plan(known, args["mods"], str(recipe["vllm_version"]))
+            for mod in args["mods"]:
+                folder = mod_files.mod_directory(mod, [args["mods_dir"]])
+                context.update({f"mods/{mod}/{name}": path for name, path in _tree(folder).items()})
+        except mods_logic.ModsError as problem:
+            errors += problem.errors
+        archive = Path(recipe["base_archive"]).expanduser().resolve() if recipe["base_archive"] else None
+        if archive is not None and not archive.is_file():
+            lacking.append(f"gb10_images.{args['name']}.base_archive {archive} is not there on the control node.")
+        if args["require_wheels"]:
+            errors += lacking
+        if errors:
+            return {}, errors
+        # Wheels are gigabytes: without all of them there is no fingerprint to hash them for.
+        to_hash = [] if lacking else [*context.values(), *([archive] if archive else [])]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            digests = dict(zip(to_hash, pool.map(_sha256, to_hash), strict=True))
+        hashes = {name: digests[path] for name, path in context.items() if path in digests}
+        for step in recipe["steps"]:
+            where = f"gb10_images.{args['name']}, step {step['name']}"
+            by_file = {name.rsplit("/", 1)[1]: digest for name, digest in hashes.items()}
+            errors += image_recipe.wrong_hashes(step, by_file, where)
+        if errors:
+            return {}, errors
+        base = recipe["base"]
+        if archive is not None:
+            base = f"gb10/base:{_UNBUILT if lacking else digests[archive][:12]}"
+        template = jinja2.Environment(
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            autoescape=False,
+        )
+        template.filters["quote"] = quote
+        source = template.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+        mods_plan = mods_logic.plan_document(mods, str(recipe["vllm_version"])) if mods else ""
+        variables = {**recipe, "base": base, "mods": args["mods"], "labels": mods_logic.plan_labels(mods)}
+        mark = _UNBUILT
+        if not lacking:
+            parts = {"dockerfile": source.render(**variables, fingerprint=""), "files": hashes, "mods": mods_plan}
+            mark = image_recipe.fingerprint(parts)
+        dockerfile = source.render(**variables, fingerprint=mark)
+        if args["context_dir"] and not lacking and not self._task.check_mode:
+            texts = {"Dockerfile": dockerfile, **({"mods/plan.json": mods_plan} if mods else {})}
+            self._lay_out(Path(args["context_dir"]), context, texts)
+        return {
+            "name": args["name"],
+            "tag": f"gb10/{args['name']}:{mark[:12]}",
+            "fingerprint": mark,
+            "base": base,
+            "base_archive": str(archive) if archive else None,
+            "python": f"{recipe['venv']}/bin/python" if recipe["venv"] else recipe["python"],
+            "dockerfile": dockerfile,
+            "files": hashes,
+            "context_dir": args["context_dir"],
+            "context_mib": round(sum(path.stat().st_size for path in context.values()) / 2**20, 1),
+            "mods": args["mods"],
+            "probes": {mod["name"]: mod["probe"] for mod in mods},
+            "assertions": recipe["assertions"],
+            "vllm_version": recipe["vllm_version"],
+            "stand_in": recipe["stand_in"],
+            "lacking": lacking,
+        }, []
+
+    @staticmethod
+    def _lay_out(folder: Path, context: dict[str, Path], texts: dict[str, str]) -> None:
+        """Make the build context as links to the files, so that nothing is copied on the control node."""
+        if folder.exists():
+            shutil.rmtree(folder)
+        for name, path in context.items():
+            link = folder / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+        for name, text in texts.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")

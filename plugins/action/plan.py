@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controller side of gb10.cluster.plan: one word becomes one checked plan, and no host is contacted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gb10.cluster.plugins.module_utils import image_recipe
+from ansible_collections.gb10.cluster.plugins.module_utils import model_spec as ms
+
+_ROOT = Path(__file__).parents[2]
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any], where: str = "") -> list[str]:
+    """Return one line for each value that differs, e.g. ``serve.max-num-seqs: 6 -> 4``."""
+    found: list[str] = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key), after.get(key)
+        here = f"{where}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += changes(old, new, f"{here}.")
+        elif old != new:
+            shown = [json.dumps(each) if each is not None else "nothing" for each in (old, new)]
+            found.append(f"{here}: {shown[0]} -> {shown[1]}")
+    return found
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Resolve the chosen model against the catalogue, the overrides and the inventory."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return ``plan``, or every error at once."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        known_vars = task_vars or {}
+        _unused, args = self.validate_argument_spec(
+            argument_spec={
+                "model": {"type": "str"},
+                "spec": {"type": "dict"},
+                "overrides": {"type": "dict", "default": {}},
+                "catalogue": {"type": "list", "elements": "path", "default": []},
+                "images": {"type": "dict", "required": True},
+                "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
+                "render_only": {"type": "bool", "default": False},
+                "allow_stand_in": {"type": "bool", "default": False},
+            }
+        )
+        errors = self._plan(args, known_vars, result)
+        if errors:
+            result.update(failed=True, errors=errors, msg="\n".join(errors))
+        return result
+
+    def _plan(self, args: dict[str, Any], known_vars: dict[str, Any], result: dict[str, Any]) -> list[str]:
+        groups: dict[str, list[str]] = known_vars["groups"]
+        hostvars = known_vars["hostvars"]
+        nodes = {
+            name: {
+                "ansible_host": hostvars[name].get("ansible_host", name),
+                "fabric_address": hostvars[name].get("gb10_fabric_address"),
+            }
+            for name in groups.get("gx10", [])
+        }
+        errors: list[str] = []
+        if not nodes:
+            errors.append(
+                "Group 'gx10' is empty: the inventory names no node. Start from inventories/spark4/hosts.yml."
+            )
+        if not args["render_only"]:
+            errors += ms.inventory_errors(nodes)
+
+        if not args["model"] or args["spec"] is None:
+            files = [
+                str(path)
+                for folder in [_ROOT / "playbooks" / "group_vars", *args["catalogue"]]
+                for path in sorted(Path(folder).glob("model_*.y*ml"))
+            ]
+            return [*errors, ms.unknown_model(args["model"], ms.names_from_files(files))]
+        merged = ms.deep_merge(args["spec"], args["overrides"] or {})
+        spec, spec_errors = ms.validate(merged)
+        errors += spec_errors
+        if spec_errors:
+            return errors
+        if ms.group_name(spec["name"]) != ms.group_name(args["model"]):
+            errors.append(f"model_spec.name is '{spec['name']}', but model '{args['model']}' was asked for.")
+        vllm_version: Any = None
+        if spec["image"] not in args["images"]:
+            near = ms.nearest(spec["image"], args["images"])
+            hint = f" Did you mean '{near}'?" if near else ""
+            errors.append(
+                f"model_spec.image '{spec['image']}' is not in gb10_images.{hint} "
+                f"Known: {', '.join(sorted(args['images']))}."
+            )
+        else:
+            recipe, recipe_errors = image_recipe.resolve(args["images"], spec["image"])
+            errors += recipe_errors
+            vllm_version = recipe.get("vllm_version")
+            if recipe.get("stand_in") and not args["allow_stand_in"]:
+                errors.append(
+                    f"model_spec.image '{spec['image']}' holds a stand-in engine, which runs no model: it is for tests "
+                    "alone (allow_stand_in). Name an image with vLLM in it."
+                )
+            if not recipe_errors and not vllm_version:
+                errors.append(
+                    f"gb10_images.{spec['image']}.vllm_version is missing: neither options nor memory can be checked."
+                )
+        mods_dir = Path(args["mods_dir"])
+        known_mods = sorted(path.parent.name for path in mods_dir.glob("*/manifest.yml"))
+        for mod in spec["mods"]:
+            if mod not in known_mods:
+                near = ms.nearest(mod, known_mods)
+                hint = f" Did you mean '{near}'?" if near else ""
+                errors.append(f"model_spec.mods has '{mod}', which is no mod.{hint} Known: {', '.join(known_mods)}.")
+        members, idle, member_errors = ms.membership(spec, groups.get("head", []), groups.get("workers", []))
+        errors += member_errors
+        if errors:
+            return errors
+        addresses = {host: str(nodes[host]["fabric_address"] or nodes[host]["ansible_host"]) for host in members}
+        result["plan"] = {
+            "model": spec["name"],
+            "spec": spec,
+            "unit": f"vllm-{spec['name']}.service",
+            "container": f"vllm-{spec['name']}",
+            "members": members,
+            "idle": idle,
+            "head": members[0],
+            "addresses": addresses,
+            "head_address": addresses[members[0]],
+            "api_url": f"http://{nodes[members[0]]['ansible_host']}:{spec['ports']['api']}",
+            "multi_node": spec["nodes"] > 1,
+            "vllm_version": str(vllm_version),
+        }
+        if args["overrides"]:
+            written = ms.validate(args["spec"])[0]
+            result["overridden"] = changes(written, spec)
+            result["diff"] = {
+                "before_header": "model_spec as written",
+                "after_header": "model_spec of this run",
+                "before": self._dump(written),
+                "after": self._dump(spec),
+            }
+        result["changed"] = False
+        return []
+
+    @staticmethod
+    def _dump(value: Any) -> str:
+        return json.dumps(value, indent=2, sort_keys=True, default=str) + "\n"

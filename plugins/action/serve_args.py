@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controller side of gb10.cluster.serve_args: a dictionary becomes the argument list of vllm serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gb10.cluster.plugins.module_utils import serve_args
+from ansible_collections.gb10.cluster.plugins.plugin_utils import serve_files
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Check every option and variable against one version of vLLM; no host is contacted."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return ``args``, ``env``, ``command`` and ``notes``, or every error at once."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _unused, args = self.validate_argument_spec(
+            argument_spec={
+                "serve": {"type": "dict", "required": True},
+                "vllm_version": {"type": "str", "required": True},
+                "model": {"type": "str", "default": "MODEL"},
+                "env": {"type": "dict", "default": {}},
+                "mods": {"type": "list", "elements": "str", "default": []},
+                "mods_dir": {"type": "list", "elements": "path", "default": []},
+                "tables_dir": {"type": "list", "elements": "path", "default": []},
+            }
+        )
+        try:
+            rendered = serve_files.render(
+                args["serve"],
+                args["vllm_version"],
+                args["env"],
+                args["mods"],
+                args["mods_dir"],
+                args["tables_dir"],
+            )
+        except serve_args.ServeError as problem:
+            result.update(failed=True, errors=problem.errors, msg="\n".join(problem.errors))
+            return result
+        result.update(
+            changed=False,
+            args=rendered.args,
+            env=rendered.env,
+            notes=rendered.notes,
+            table=rendered.table,
+            command=serve_args.shell_command(args["model"], rendered.args),
+        )
+        return result

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters that turn the plan into what a rank runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.gb10.cluster.plugins.module_utils import launch
+
+
+def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> dict[str, Any]:
+    """Return the options of ``vllm serve`` for one member of the plan."""
+    options, errors = launch.rank_options(plan, host, api_host)
+    if errors:
+        raise AnsibleFilterError("\n".join(errors))
+    return options
+
+
+def systemd_join(arguments: Sequence[str]) -> str:
+    """Return a command line for ExecStart=, one argument a line."""
+    return " \\\n  ".join(launch.systemd_quote(str(argument)) for argument in arguments)
+
+
+class FilterModule:
+    """Filters about launching."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "rank_options": rank_options,
+            "entry_arguments": launch.entry_arguments,
+            "rank_ports": launch.rank_ports,
+            "systemd_join": systemd_join,
+        }

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Around ``gb10.cluster.memory_budget``: its arguments from a model, and the tightest of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import MemoryModelError, tightest_of
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_spec import memory_arguments as arguments_of
+
+
+def tightest(results: Sequence[Mapping[str, Any]], nodes: Sequence[str]) -> dict[str, Any]:
+    """Return the verdict of the tightest node; see tightest.yml."""
+    results, nodes = list(results), list(nodes)
+    if len(results) != len(nodes):
+        raise AnsibleFilterError(f"gb10.cluster.tightest: {len(results)} results for {len(nodes)} nodes.")
+    try:
+        return tightest_of(dict(zip(nodes, results, strict=True)))
+    except ValueError as error:
+        raise AnsibleFilterError(f"gb10.cluster.tightest: {error}") from error
+
+
+def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = "cuda") -> dict[str, Any]:
+    """Return the module's arguments for a model; see memory_arguments.yml."""
+    try:
+        return arguments_of(spec, vllm_version, device)
+    except MemoryModelError as error:
+        raise AnsibleFilterError("gb10.cluster.memory_arguments: " + " ".join(error.problems)) from error
+    except KeyError as error:
+        raise AnsibleFilterError(f"gb10.cluster.memory_arguments: model_spec has no {error}.") from error
+
+
+class FilterModule:
+    """Filters about memory."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"tightest": tightest, "memory_arguments": memory_arguments}

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filter that merges what the ranks and the head's probe report into the cluster's state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.gb10.cluster.plugins.module_utils import probe
+
+
+def cluster_state(
+    ranks: Sequence[Mapping[str, Any]],
+    head: str,
+    api: Mapping[str, Any] | None = None,
+    expected: Mapping[str, Any] | None = None,
+    addresses: Mapping[str, str] | None = None,
+    now_s: float = 0.0,
+) -> dict[str, Any]:
+    """Return the merged state as a dictionary; see ``probe.merge``."""
+    try:
+        return probe.merge(
+            ranks, api, head=head, expected=expected, nodes_by_address=addresses, now_s=float(now_s)
+        ).as_dict()
+    except (ValueError, KeyError, TypeError) as problem:
+        raise AnsibleFilterError(f"cluster_state: {problem}") from problem
+
+
+class FilterModule:
+    """Filters about the probe."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"cluster_state": cluster_state}

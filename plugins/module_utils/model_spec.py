@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model dictionary: its shape, its defaults, and what is wrong with one.
+
+A model is one dictionary, ``model_spec``, in one group_vars file.  Everything here is
+pure: dictionaries in, dictionaries and sentences out.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+#: Ansible's argument-spec notation, so that the same table validates and documents.
+MODEL_SPEC: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "repo": {"type": "str", "required": True},
+    "revision": {"type": "str", "default": "main"},
+    "served_name": {"type": "str", "required": True},
+    "size_gib": {"type": "float", "required": True},
+    "nodes": {"type": "int", "required": True},
+    "image": {"type": "str", "required": True},
+    "mods": {"type": "list", "elements": "str", "default": []},
+    "engine": {"type": "str", "choices": ["native", "ray"], "default": "ray"},
+    "ports": {
+        "type": "dict",
+        "options": {
+            "api": {"type": "int", "default": 8000},
+            "master": {"type": "int", "default": 29500},
+            "ray": {"type": "int", "default": 6379},
+        },
+    },
+    "serve": {"type": "dict", "required": True},
+    "env": {"type": "dict", "default": {}},
+    "required_env": {"type": "list", "elements": "str", "default": []},
+    "geometry": {"type": "dict", "default": {}},
+    "memory": {"type": "dict", "default": {}},
+    "ray_start_args": {"type": "list", "elements": "str", "default": []},
+    "shm_size": {"type": "str", "default": "16g"},
+    "steps": {"type": "list", "elements": "dict", "default": []},
+    "expected": {"type": "dict", "default": {}},
+    "notes": {"type": "list", "elements": "str", "default": []},
+}
+
+_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
+_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_REPO = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word closest to ``word``, or None when none is close."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.55)
+    return found[0] if found else None
+
+
+def group_name(model: str) -> str:
+    """Return the inventory group that carries a model's variables, as the constructed plugin names it."""
+    return "model_" + re.sub(r"[^A-Za-z0-9_]", "_", model)
+
+
+def names_from_files(paths: Iterable[str]) -> list[str]:
+    """Return the model names of ``.../model_<name>.yml`` files, sorted, underscores shown as dashes."""
+    found = set()
+    for path in paths:
+        match = re.search(r"(?:^|/)model_([A-Za-z0-9_]+)\.ya?ml$", path)
+        if match:
+            found.add(match.group(1).replace("_", "-"))
+    return sorted(found)
+
+
+def unknown_model(model: object, known: Sequence[str]) -> str:
+    """Return the sentence for a model that no file describes."""
+    if not model:
+        return f"No model is chosen. Set `model` in the inventory or give -e model=<name>. Known: {', '.join(known)}."
+    near = nearest(str(model), known)
+    hint = f" Did you mean '{near}'?" if near else ""
+    return (
+        f"Model '{model}' is not known.{hint} Known: {', '.join(known)}. "
+        f"A new one is one file: group_vars/{group_name(str(model))}.yml with a `model_spec` in it."
+    )
+
+
+def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``over`` merged into it; nested dictionaries merge, all else replaces; None removes."""
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = deep_merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _coerce(where: str, value: Any, rule: Mapping[str, Any], errors: list[str]) -> Any:
+    kind = rule["type"]
+    if kind == "str":
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            value = str(value)
+        else:
+            errors.append(f"{where} must be a string, found {type(value).__name__} {value!r}.")
+            return value
+    elif kind in ("int", "float"):
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            errors.append(f"{where} must be a number, found {type(value).__name__} {value!r}.")
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            errors.append(f"{where} must be a number, found {value!r}.")
+            return value
+        if kind == "int" and number != int(number):
+            errors.append(f"{where} must be a whole number, found {value!r}.")
+        value = int(number) if kind == "int" else number
+    elif kind == "dict":
+        if not isinstance(value, Mapping):
+            errors.append(f"{where} must be a dictionary, found {type(value).__name__} {value!r}.")
+            return value
+        value = dict(value)
+    elif kind == "list":
+        if not isinstance(value, (list, tuple)):
+            errors.append(f"{where} must be a list, found {type(value).__name__} {value!r}.")
+            return value
+        value = [
+            _coerce(f"{where}[{number}]", item, {"type": rule["elements"]}, errors) for number, item in enumerate(value)
+        ]
+    choices = rule.get("choices")
+    if choices and value not in choices:
+        errors.append(f"{where} must be one of {', '.join(choices)}, found {value!r}.")
+    return value
+
+
+def _walk(where: str, value: Mapping[str, Any], spec: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key in value:
+        if key not in spec:
+            near = nearest(str(key), spec)
+            hint = f" Did you mean '{near}'?" if near else f" Known: {', '.join(spec)}."
+            errors.append(f"{where}.{key} is not a known key.{hint}")
+    for key, rule in spec.items():
+        here = f"{where}.{key}"
+        if key not in value or value[key] is None:
+            if rule.get("required"):
+                errors.append(f"{here} is missing.")
+            elif "options" in rule:
+                out[key] = _walk(here, {}, rule["options"], errors)
+            else:
+                out[key] = copy.deepcopy(rule.get("default"))
+            continue
+        found = _coerce(here, value[key], rule, errors)
+        out[key] = (
+            _walk(here, found, rule["options"], errors) if "options" in rule and isinstance(found, dict) else found
+        )
+    return out
+
+
+def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[str, Any], list[str]]:
+    """Return the model with defaults filled in, and one sentence for each thing that is wrong with it.
+
+    :param spec: the dictionary as written, after overrides.
+    :param where: how to name it in the sentences.
+    """
+    errors: list[str] = []
+    out = _walk(where, spec, MODEL_SPEC, errors)
+    if errors:
+        return out, errors
+    if not _NAME.match(out["name"]):
+        errors.append(f"{where}.name '{out['name']}' must be lower-case letters, digits, dots and dashes.")
+    if not _REPO.match(out["repo"]):
+        errors.append(f"{where}.repo '{out['repo']}' must be <organisation>/<repository>.")
+    if out["size_gib"] <= 0:
+        errors.append(f"{where}.size_gib must be above 0, found {out['size_gib']}.")
+    if out["nodes"] < 1:
+        errors.append(f"{where}.nodes must be 1 or more, found {out['nodes']}.")
+    taken: dict[int, str] = {}
+    for name, port in out["ports"].items():
+        if not 1024 <= port <= 65535:
+            errors.append(f"{where}.ports.{name} must be between 1024 and 65535, found {port}.")
+        if port in taken:
+            errors.append(f"{where}.ports.{name} and .{taken[port]} are both {port}; give each its own.")
+        taken[port] = name
+    for name, value in out["env"].items():
+        if not isinstance(name, str) or not _ENV_NAME.match(name):
+            errors.append(f"{where}.env has '{name}', which is no variable name.")
+        if isinstance(value, (Mapping, list)):
+            errors.append(f"{where}.env.{name} must be a string, found {type(value).__name__}.")
+        elif isinstance(value, bool):
+            errors.append(f"{where}.env.{name} is a YAML boolean; quote what the variable must hold, e.g. '1'.")
+        elif "\n" in str(value):
+            errors.append(f"{where}.env.{name} holds a line break, which an environment file cannot carry.")
+        else:
+            out["env"][name] = str(value)
+    if "VLLM_API_KEY" in out["env"] or "HF_TOKEN" in out["env"]:
+        errors.append(f"{where}.env must not hold VLLM_API_KEY or HF_TOKEN; give them as vaulted variables.")
+    serve = out["serve"]
+    world = 1
+    for option in ("tensor-parallel-size", "pipeline-parallel-size"):
+        size = serve.get(option, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            errors.append(f"{where}.serve.{option} must be a whole number of 1 or more, found {size!r}.")
+        else:
+            world *= size
+    if not errors and world != out["nodes"]:
+        errors.append(
+            f"{where}: tensor-parallel-size x pipeline-parallel-size is {world}, but nodes is {out['nodes']}; "
+            "a GB10 has one GPU, so each rank needs a node of its own."
+        )
+    return out, errors
+
+
+def membership(
+    model: Mapping[str, Any], head: Sequence[str], workers: Sequence[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Return (members in rank order, idle nodes, errors) for a model on a cluster.
+
+    The head is rank 0; the workers follow in inventory order; nodes beyond the model's need stay idle.
+    """
+    if len(head) != 1:
+        return [], [], [f"Group 'head' must hold exactly one host, found {len(head)}: {', '.join(head) or 'none'}."]
+    cluster = [*head, *(host for host in workers if host not in head)]
+    wanted = int(model["nodes"])
+    if wanted > len(cluster):
+        short = (
+            f"Model '{model['name']}' needs {wanted} nodes and this cluster has {len(cluster)} "
+            f"({', '.join(cluster)}): {wanted - len(cluster)} short. "
+            f"Choose a model for {len(cluster)} or fewer nodes."
+        )
+        return [], [], [short]
+    return cluster[:wanted], cluster[wanted:], []
+
+
+_PLACEHOLDER = re.compile(
+    r"change[-_ ]?me|<.*>|example|^x+(\.x+)*$|^(192\.0\.2|198\.51\.100|203\.0\.113)\.\d+$", re.IGNORECASE
+)
+
+
+def inventory_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what is wrong with the nodes' addresses, before any of them is contacted.
+
+    :param hosts: host name → {"ansible_host": str | None, "fabric_address": str | None}.
+    """
+    errors: list[str] = []
+    seen: dict[str, str] = {}
+    for name, known in hosts.items():
+        address = str(known.get("ansible_host") or "")
+        if not address or _PLACEHOLDER.search(address):
+            errors.append(
+                f"{name}: ansible_host is still the placeholder '{address}'. "
+                "Write the node's management address into hosts.yml."
+            )
+        fabric = str(known.get("fabric_address") or "")
+        if not fabric and len(hosts) == 1:
+            continue
+        if not fabric:
+            errors.append(f"{name}: gb10_fabric_address is missing. Give each node its address on the fabric.")
+            continue
+        try:
+            ipaddress.ip_address(fabric)
+        except ValueError:
+            errors.append(f"{name}: gb10_fabric_address '{fabric}' is no IP address.")
+            continue
+        if fabric in seen:
+            errors.append(f"{name}: gb10_fabric_address {fabric} is also that of {seen[fabric]}.")
+        seen.setdefault(fabric, name)
+        if fabric == address and len(hosts) > 1:
+            errors.append(
+                f"{name}: the management and the fabric address are both {fabric}; "
+                "on more than one node the fabric needs a network of its own."
+            )
+    return errors

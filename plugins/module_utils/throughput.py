@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading what iperf3 and perftest measured, and naming the node that is slow; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+class MeasurementError(ValueError):
+    """The tool did not measure; the message is its own words."""
+
+
+def parse_iperf3(text: str) -> float:
+    """Return what the receiver got, in Gb/s, from ``iperf3 --json``.
+
+    Raises:
+        MeasurementError: the run ended with an error, or printed something else.
+    """
+    try:
+        report = json.loads(text)
+    except ValueError as error:
+        raise MeasurementError(text.strip() or "iperf3 printed nothing") from error
+    if report.get("error"):
+        raise MeasurementError(str(report["error"]))
+    try:
+        return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
+    except (KeyError, TypeError) as error:
+        raise MeasurementError("iperf3 reported no received total") from error
+
+
+def parse_ib_bandwidth(text: str) -> float:
+    """Return the average of the last row, in Gb/s, from ``ib_write_bw --report_gbits``.
+
+    The table's columns are bytes, iterations, peak, average, message rate.
+
+    Raises:
+        MeasurementError: there is no such row.
+    """
+    rows = [line.split() for line in text.splitlines()]
+    figures = [row for row in rows if len(row) >= 5 and row[0].isdigit() and row[1].isdigit()]
+    if not figures:
+        words = [line.strip() for line in text.splitlines() if line.strip()]
+        raise MeasurementError(words[-1] if words else "ib_write_bw printed nothing")
+    return float(figures[-1][3])
+
+
+def slow_links(
+    measured: Mapping[str, Mapping[str, Mapping[str, Any]]], rates_gbps: Mapping[str, float], floor: float
+) -> list[str]:
+    """Return a sentence for each node, or pair of nodes, whose throughput is below the floor.
+
+    Args:
+        measured: by sender and receiver, ``gbps`` (0 when nothing was measured) and ``error``.
+        rates_gbps: what each node's link has negotiated.
+        floor: the share of the slower end's rate that must be reached.
+    """
+    slow: dict[tuple[str, str], tuple[float, float]] = {}
+    problems = []
+    for source, targets in measured.items():
+        for target, result in targets.items():
+            if result.get("error"):
+                problems.append(f"{source} -> {target}: the throughput could not be measured: {result['error']}.")
+                continue
+            wanted = floor * min(rates_gbps[source], rates_gbps[target])
+            if float(result["gbps"]) < wanted:
+                slow[source, target] = (float(result["gbps"]), wanted)
+    left = dict(slow)
+    names = sorted({name for pair in slow for name in pair})
+    for name in names:
+        others = [peer for peer in measured if peer != name]
+        # One direction of a shaped or damaged link is enough to slow a node against everyone.
+        sends = [(name, peer) for peer in others if peer in measured[name]]
+        receives = [(peer, name) for peer in others if name in measured[peer]]
+        for pairs, way in ((sends, "sends"), (receives, "receives")):
+            if len(pairs) > 1 and all(pair in slow for pair in pairs):
+                best = max(slow[pair][0] for pair in pairs)
+                wanted = min(slow[pair][1] for pair in pairs)
+                problems.append(
+                    f"{name} {way} at {best:.2f} Gb/s at best, to or from any other node, where {wanted:.2f} Gb/s are "
+                    f"the floor ({floor:.0%} of the link). Check its cable, its port and `ethtool -S`."
+                )
+                for pair in pairs:
+                    left.pop(pair, None)
+    problems += [
+        f"{source} -> {target}: {got:.2f} Gb/s, where {wanted:.2f} Gb/s are the floor ({floor:.0%} of the link). "
+        "Check both cables and the switch's ports."
+        for (source, target), (got, wanted) in left.items()
+    ]
+    return problems

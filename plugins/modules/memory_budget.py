@@ -1,0 +1,454 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: memory_budget
+short_description: Say whether a model fits this node, and what to change when it does not
+version_added: 0.1.0
+description:
+  - Computes, without a GPU and without weights, what an engine takes of this node's unified memory
+    (weights, activations, vLLM's cache with its groups, pages and recurrent states, host)
+    and judges whether it starts and survives a long prompt.
+  - The layout of the cache follows the source of the vLLM release given; what cannot be computed is
+    fitted to published measurements. C(docs/memory.md) explains both.
+  - Run it on every node of a cluster and give the results to P(gb10.cluster.tightest#filter), or on
+    the control node with O(mem_total_gib) and O(mem_available_gib) for a cluster that is not there.
+  - A refusal is a result, not a failure of the task; only arguments that contradict one another fail.
+options:
+  geometry:
+    description:
+      - The shape of the model, as C(docs/memory.md) lists it.
+      - Exactly one of O(geometry) and O(config_json) is needed.
+    type: dict
+  config_json:
+    description:
+      - Path on the node to the C(config.json) of the model's repository, or to the directory with it.
+        The shape is read from it for Llama-like models, Qwen3, Qwen3-MoE, Qwen3-Next, Qwen3.5 and Nemotron-H.
+      - Any other architecture gives the verdict V(unknown).
+    type: path
+  weights_gib:
+    description: Size of the repository's weight files, MTP head included, in GiB.
+    type: float
+    required: true
+  vllm_version:
+    description: >-
+      Version of vLLM in the image, such as V(0.22.1). Blocks a sequence and the meaning of the logged number of
+      tokens differ between releases.
+    type: str
+    required: true
+  tensor_parallel_size:
+    description: Ranks that the model is split over, one a node.
+    type: int
+    default: 1
+  expert_parallel:
+    description: Whether whole experts are spread over the ranks (C(--enable-expert-parallel)).
+    type: bool
+    default: false
+  kv_cache_dtype:
+    description: C(--kv-cache-dtype). V(auto) is the dtype of the activations.
+    type: str
+    default: auto
+    choices: [auto, bfloat16, float16, fp8, fp8_e4m3, fp8_e5m2, fp8_inc, int8_per_token_head, fp8_per_token_head, nvfp4]
+  ssm_dtype:
+    description: C(--mamba-ssm-cache-dtype). V(auto) is the model's own.
+    type: str
+    default: auto
+    choices: [auto, float32, float16, bfloat16]
+  max_model_len:
+    description: Longest sequence in tokens.
+    type: int
+    required: true
+  max_num_seqs:
+    description: Sequences that run at once. Without it vLLM's default for this much memory.
+    type: int
+  max_num_batched_tokens:
+    description: Tokens of one step. Without it vLLM's default for this much memory.
+    type: int
+  speculative_tokens:
+    description: Tokens that the MTP head proposes in a step; V(0) is without MTP.
+    type: int
+    default: 0
+  budget_gib:
+    description:
+      - Budget of the engine in GiB (C(--gpu-memory-utilization-gb) of the mod C(gpu-mem-util-gb)).
+      - One of O(budget_gib), O(gpu_memory_utilization) and O(kv_cache_memory_gib) is needed.
+    type: float
+  gpu_memory_utilization:
+    description: >-
+      Budget as a share of the node's memory. Beside O(kv_cache_memory_gib) it only moves vLLM's start-up check.
+    type: float
+  kv_cache_memory_gib:
+    description: Size of the cache itself (C(--kv-cache-memory-bytes)); the rest comes on top.
+    type: float
+  enable_prefix_caching:
+    description: Whether prefixes are cached. Without it the release's default for this kind of model.
+    type: bool
+  mamba_cache_mode:
+    description: C(--mamba-cache-mode). Without it the release's default.
+    type: str
+    choices: [none, align, all]
+  block_granularity:
+    description: >-
+      Tokens of the smallest block that the attention kernel takes. Defaults to 16, and to 128 with
+      O(device=cpu).
+    type: int
+  enforce_eager:
+    description: Whether torch.compile and CUDA graphs are off.
+    type: bool
+    default: false
+  fp4_backend:
+    description: >-
+      Kernels for NVFP4 weights. FlashInfer's autotuner keeps memory that Marlin does not take. Other models ignore it.
+    type: str
+    default: marlin
+    choices: [marlin, flashinfer]
+  device:
+    description: V(cuda) for a GB10; V(cpu) for vLLM's CPU build, as in the lab.
+    type: str
+    default: cuda
+    choices: [cuda, cpu]
+  floor_gib:
+    description: MemAvailable that must remain during a long prefill.
+    type: float
+    default: 0.5
+  firm_cap_gib:
+    description: Budget that is refused on this cluster whatever is computed.
+    type: float
+  mem_total_gib:
+    description: Memory of the node. Read from C(/proc/meminfo) when not given.
+    type: float
+  mem_available_gib:
+    description:
+      - What the engine will find free when it starts, its own host processes already running.
+      - Without it, C(MemAvailable) of C(/proc/meminfo) less the fitted size of those processes;
+        with only O(mem_total_gib) given, what the tightest measured box of that size had.
+    type: float
+  reclaim_gib:
+    description: >-
+      What stopping the engine that runs on the node now gives back, added to C(MemAvailable). For the check of a
+      model while another one serves.
+    type: float
+    default: 0
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    support: full
+    details: The module only reads.
+  diff_mode:
+    support: none
+    details: The module changes nothing.
+  platform:
+    platforms: posix
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Judge a model on every node
+  gb10.cluster.memory_budget:
+    geometry: "{{ model_spec.geometry }}"
+    weights_gib: 329
+    vllm_version: 0.22.1
+    tensor_parallel_size: 4
+    expert_parallel: true
+    kv_cache_dtype: fp8
+    ssm_dtype: float16
+    max_model_len: 262144
+    max_num_seqs: 6
+    max_num_batched_tokens: 8192
+    speculative_tokens: 3
+    enable_prefix_caching: true
+    fp4_backend: flashinfer
+    budget_gib: 108
+    firm_cap_gib: 110
+  register: budget
+
+- name: Refuse what the tightest node cannot carry
+  ansible.builtin.assert:
+    that: tightest.verdict in ['fits', 'tight']
+    fail_msg: "{{ tightest.reason }}"
+  vars:
+    budgets: "{{ ansible_play_hosts | map('extract', hostvars, 'budget') }}"
+    tightest: "{{ budgets | gb10.cluster.tightest(ansible_play_hosts) }}"
+  run_once: true
+
+- name: Plan for a cluster that has not arrived yet
+  gb10.cluster.memory_budget:
+    config_json: /srv/models/nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4
+    weights_gib: 17.7
+    vllm_version: 0.22.1
+    kv_cache_dtype: fp8
+    max_model_len: 8192
+    max_num_seqs: 1
+    gpu_memory_utilization: 0.2
+    enforce_eager: true
+    mem_total_gib: 121.69
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+verdict:
+  description: >-
+    V(fits), V(tight) (accepted, with little to spare), V(refused) (would not start, or not survive) or
+    V(unknown) (too little is known of the model or the version).
+  returned: always
+  type: str
+  sample: tight
+reasons:
+  description: Why, one sentence each.
+  returned: always
+  type: list
+  elements: str
+notes:
+  description: Assumptions and remarks that do not change the verdict.
+  returned: always
+  type: list
+  elements: str
+missing:
+  description: What would have to be known. Empty unless the verdict is V(unknown).
+  returned: always
+  type: list
+  elements: str
+suggestions:
+  description: >-
+    What to change, in order: MTP, max_num_seqs, the budget, then the rest. Empty when the model fits.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    order:
+      description: Its place.
+      type: int
+    action:
+      description: A sentence with the GiB in it.
+      type: str
+    change:
+      description: Options of C(vllm serve) with their new values; null removes one.
+      type: dict
+    frees_gib:
+      description: GiB that it frees on each node, or moves between host and cache.
+      type: float
+    resolves:
+      description: Whether the verdict improves with this change alone.
+      type: bool
+weights_gib_per_rank:
+  description: Weights of one rank in GiB. This and the following are null when nothing could be computed.
+  returned: always
+  type: float
+  sample: 82.25
+kv_bytes_per_token:
+  description: Bytes that all attention layers of one rank keep of a token.
+  returned: always
+  type: int
+  sample: 3328
+attn_block_tokens:
+  description: Tokens of an attention block.
+  returned: always
+  type: int
+  sample: 4352
+padding_percent:
+  description: By how much a recurrent state is padded to fill a page.
+  returned: always
+  type: float
+  sample: 0.929
+cache_mode:
+  description: Mode in which recurrent states are kept (V(none), V(align) or V(all)).
+  returned: always
+  type: str
+  sample: all
+recurrent_state_mib_per_seq:
+  description: MiB of the cache that the recurrent states of one sequence of O(max_model_len) take, padding included.
+  returned: always
+  type: float
+kv_gib_per_sequence:
+  description: GiB of the cache that one sequence of O(max_model_len) takes, recurrent states included.
+  returned: always
+  type: float
+  sample: 4.276
+kv_pool_gib:
+  description: Size of the cache in GiB; negative when the budget does not even cover the rest.
+  returned: always
+  type: float
+kv_pool_blocks:
+  description: Blocks of the cache.
+  returned: always
+  type: int
+kv_cache_tokens:
+  description: Size of the cache in tokens, as this release of vLLM logs it.
+  returned: always
+  type: int
+max_concurrency:
+  description: Sequences of O(max_model_len) that fit into the cache at once.
+  returned: always
+  type: float
+budget_gib:
+  description: What the engine takes in all.
+  returned: always
+  type: float
+mem_total_gib:
+  description: Memory of the node.
+  returned: always
+  type: float
+mem_available_gib:
+  description: What the engine will find free.
+  returned: always
+  type: float
+headroom_gib:
+  description: What remains free during a long prefill.
+  returned: always
+  type: float
+safe_ceiling_gib:
+  description: The largest budget that this node carries with these settings.
+  returned: always
+  type: float
+breakdown:
+  description: >-
+    GiB by part: weights, runtime, activations, autotuner, draft, graphs, distributed and pool make up the budget;
+    the prefill outside the budget and the floor come on top.
+  returned: always
+  type: dict
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.geometry import (
+    Geometry,
+    GeometryError,
+    UnknownGeometryError,
+    geometry_from_dict,
+    geometry_from_hf_config,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_kv import CACHE_MODES, KV_CACHE_DTYPES, SSM_DTYPES
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import (
+    DEVICES,
+    FP4_BACKENDS,
+    Budget,
+    MemoryModelError,
+    Settings,
+    available_on_idle_node,
+    evaluate,
+    meminfo_gib,
+    unknown,
+)
+
+MEMINFO = Path("/proc/meminfo")
+
+ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
+    "geometry": {"type": "dict"},
+    "config_json": {"type": "path"},
+    "weights_gib": {"type": "float", "required": True},
+    "vllm_version": {"type": "str", "required": True},
+    "tensor_parallel_size": {"type": "int", "default": 1},
+    "expert_parallel": {"type": "bool", "default": False},
+    "kv_cache_dtype": {"type": "str", "default": "auto", "choices": list(KV_CACHE_DTYPES)},
+    "ssm_dtype": {"type": "str", "default": "auto", "choices": list(SSM_DTYPES)},
+    "max_model_len": {"type": "int", "required": True},
+    "max_num_seqs": {"type": "int"},
+    "max_num_batched_tokens": {"type": "int", "no_log": False},
+    "speculative_tokens": {"type": "int", "default": 0, "no_log": False},
+    "budget_gib": {"type": "float"},
+    "gpu_memory_utilization": {"type": "float"},
+    "kv_cache_memory_gib": {"type": "float"},
+    "enable_prefix_caching": {"type": "bool"},
+    "mamba_cache_mode": {"type": "str", "choices": list(CACHE_MODES)},
+    "block_granularity": {"type": "int"},
+    "enforce_eager": {"type": "bool", "default": False},
+    "fp4_backend": {"type": "str", "default": "marlin", "choices": list(FP4_BACKENDS)},
+    "device": {"type": "str", "default": "cuda", "choices": list(DEVICES)},
+    "floor_gib": {"type": "float", "default": 0.5},
+    "firm_cap_gib": {"type": "float"},
+    "mem_total_gib": {"type": "float"},
+    "mem_available_gib": {"type": "float"},
+    "reclaim_gib": {"type": "float", "default": 0},
+}
+
+#: Arguments that do not go into the settings as they are.
+_APART = ("geometry", "config_json", "mem_total_gib", "mem_available_gib", "reclaim_gib")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the ``config.json`` at a path, or in the directory at that path.
+
+    :raises ValueError: a sentence that says what is wrong with it
+    """
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"config_json: {file} cannot be read on this node: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"config_json: {file} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config_json: {file} holds no JSON object.")  # noqa: TRY004
+    return values
+
+
+def read_geometry(params: dict[str, Any]) -> Geometry:
+    """Return the geometry from either argument.
+
+    :raises GeometryError: the dictionary is wrong
+    :raises UnknownGeometryError: the file does not say enough
+    :raises ValueError: the file cannot be read
+    """
+    if params["geometry"] is not None:
+        return geometry_from_dict(params["geometry"])
+    return geometry_from_hf_config(read_config(Path(params["config_json"])))
+
+
+def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float, float | None]:
+    """Return the node's total and what the engine will find free; None for what its size suggests.
+
+    :raises ValueError: ``/proc/meminfo`` was needed and cannot be read
+    """
+    total, available = params["mem_total_gib"], params["mem_available_gib"]
+    if total is not None:
+        return total, available
+    try:
+        total, free = meminfo_gib(meminfo.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{meminfo} cannot be read on this node: {error.strerror}. Give mem_total_gib.") from error
+    if available is None:
+        available = min(total, available_on_idle_node(free, params["reclaim_gib"], params["device"]))
+    return total, available
+
+
+def run(params: dict[str, Any], meminfo: Path = MEMINFO) -> Budget:
+    """Return the verdict for the module's arguments.
+
+    :raises ValueError: the arguments are wrong; the message is one or more sentences
+    """
+    try:
+        geometry = read_geometry(params)
+    except UnknownGeometryError as error:
+        return unknown(error.missing)
+    total, available = node_memory(params, meminfo)
+    plain = {name: value for name, value in params.items() if name not in _APART}
+    return evaluate(Settings(geometry=geometry, mem_total_gib=total, mem_available_gib=available, **plain))
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec=ARGUMENT_SPEC,
+        mutually_exclusive=[("geometry", "config_json")],
+        required_one_of=[("geometry", "config_json")],
+        supports_check_mode=True,
+    )
+    try:
+        budget = run(module.params)
+    except (GeometryError, MemoryModelError) as error:
+        module.fail_json(msg=" ".join(error.problems), problems=error.problems)
+    except ValueError as error:
+        module.fail_json(msg=str(error), problems=[str(error)])
+    module.exit_json(changed=False, **budget.as_dict())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: plan
+short_description: Turn the chosen model into one checked plan
+version_added: 0.1.0
+description:
+  - Merges the overrides into the model's dictionary, validates it, checks the inventory's
+    addresses, and decides which nodes take part in which rank order.
+  - Runs on the control node alone; no host is contacted. All errors are reported at once.
+options:
+  model:
+    description: The name that was asked for.
+    type: str
+  spec:
+    description: The C(model_spec) that the inventory holds for it. Omitted when there is none.
+    type: dict
+  overrides:
+    description: Merged into I(spec) for this run; V(null) removes a key.
+    type: dict
+    default: {}
+  catalogue:
+    description: More directories with C(model_*.yml) files beside the collection's own, to name the known models.
+    type: list
+    elements: path
+    default: []
+  images:
+    description: The known images by name.
+    type: dict
+    required: true
+  mods_dir:
+    description: Directory of the mods; the collection's own unless given.
+    type: path
+  render_only:
+    description: >-
+      The plan is only shown, no node will be contacted for it: addresses may still be placeholders.
+    type: bool
+    default: false
+  allow_stand_in:
+    description: Accept an image whose engine is a stand-in; for tests alone.
+    type: bool
+    default: false
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
+  - ansible.builtin.action_common_attributes.conn
+attributes:
+  action:
+    support: full
+  async:
+    support: none
+    description: Answers at once.
+  become:
+    support: none
+    description: Nothing is run on a host.
+  bypass_host_loop:
+    support: none
+    description: Use C(run_once).
+  check_mode:
+    support: full
+  connection:
+    support: none
+    description: No connection is made.
+  delegation:
+    support: none
+    description: Runs on the control node whatever it is delegated to.
+  diff_mode:
+    support: full
+  platform:
+    platforms: all
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Plan the model
+  gb10.cluster.plan:
+    model: "{{ model }}"
+    spec: "{{ model_spec | default(omit) }}"
+    overrides: "{{ model_overrides | default({}) }}"
+    images: "{{ gb10_images }}"
+  run_once: true
+"""
+
+RETURN = r"""
+plan:
+  description: >-
+    Model name, validated C(spec), systemd C(unit) and C(container), C(members) in rank order, C(idle) nodes,
+    C(head), fabric C(addresses) by host, C(head_address), C(api_url), C(multi_node),
+    C(vllm_version) of the image.
+  returned: success
+  type: dict
+overridden:
+  description: What I(overrides) changed, a line each.
+  returned: when I(overrides) are given
+  type: list
+  elements: str
+  sample: ["serve.max-num-seqs: 6 -> 4"]
+errors:
+  description: Each thing that is wrong, a sentence each.
+  returned: failure
+  type: list
+  elements: str
+"""
