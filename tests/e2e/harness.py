@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the end-to-end tests do to the lab, and how they look at it from outside.
+
+`run` runs a playbook; `node_exec`, `api_get` and `api_post` are the independent witnesses: they
+go through the host's Docker Engine and plain HTTP, never through Ansible.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import docker
+import requests
+
+from lab.plan import DEFAULT_NAME, container_name
+from lab.screen import RunResult, run_playbook
+
+REPO = Path(__file__).resolve().parents[2]
+INVENTORY = "inventories/lab"
+NODES = ("gx10-1", "gx10-2", "gx10-3", "gx10-4")
+HEAD = NODES[0]
+API = "http://10.210.0.11:8000"
+
+T = TypeVar("T")
+
+
+def run(
+    playbook: str | Path,
+    extravars: Mapping[str, Any] | None = None,
+    *,
+    ok: bool | None = True,
+    inventory: str | Path | Sequence[str | Path] = INVENTORY,
+    **options: Any,
+) -> RunResult:
+    """Run a playbook on the lab; `options` are those of lab.screen.run_playbook.
+
+    `ok` is what is expected: True (it succeeds), False (it fails) or None (either). Another end
+    fails the test with the run's counts and failures.
+    """
+    result = run_playbook(playbook, inventory, extravars, **options)
+    if ok is not None and (result.rc == 0) is not ok:
+        expected = "should have succeeded" if ok else "should have failed"
+        raise AssertionError(f"{playbook} {expected}: {result.describe()}")
+    return result
+
+
+def assert_converged(result: RunResult, nodes: Sequence[str] = NODES) -> None:
+    """Fail unless the run went over every node and changed none; the changed tasks are named."""
+    missing = [node for node in nodes if node not in result.stats]
+    assert not missing, f"the run left out {', '.join(missing)}: {result.describe()}"
+    changed = result.changed_tasks()
+    assert not changed, "a run that should have changed nothing changed:\n" + "\n".join(changed)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command on a node gave."""
+
+    rc: int
+    stdout: str
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stdout.splitlines()
+
+
+@cache
+def docker_client() -> Any:
+    """Return a client of the Docker Engine that carries the lab's nodes."""
+    return docker.from_env(version="auto", timeout=600)
+
+
+def container_of(node: str | int) -> Any:
+    """Return the container of a node, given as gx10-2 or 2."""
+    index = int(str(node).rsplit("-", 1)[-1])
+    return docker_client().containers.get(container_name(DEFAULT_NAME, index))
+
+
+def node_exec(node: str | int, command: str | Sequence[str], *, check: bool = True) -> Output:
+    """Run a command as root on a node through the host's Docker Engine; a string goes to sh -c.
+
+    Raises AssertionError with the command's output when it fails and `check` is set.
+    """
+    words = ["sh", "-c", command] if isinstance(command, str) else list(command)
+    code, (out, err) = container_of(node).exec_run(words, demux=True)
+    output = Output(int(code), (out or b"").decode(errors="replace"), (err or b"").decode(errors="replace"))
+    if check and output.rc != 0:
+        raise AssertionError(f"on {node}: {shlex.join(words)} ended with {output.rc}\n{output.stdout}{output.stderr}")
+    return output
+
+
+def on_all(command: str | Sequence[str], nodes: Sequence[str] = NODES, *, check: bool = True) -> dict[str, Output]:
+    """Run a command on several nodes, one after the other; return the outputs by node."""
+    return {node: node_exec(node, command, check=check) for node in nodes}
+
+
+def containers_on(node: str | int, *, stopped: bool = False) -> list[str]:
+    """Return the names of the containers that a node's own Docker Engine runs (or also keeps)."""
+    everything = " -a" if stopped else ""
+    return sorted(node_exec(node, f"docker ps{everything} --format '{{{{.Names}}}}'").lines)
+
+
+def unit_state(node: str | int, unit: str) -> dict[str, str]:
+    """Return what systemd says of a unit: ActiveState, SubState, NRestarts, ExecMainStartTimestampMonotonic, ..."""
+    fields = "Id,LoadState,ActiveState,SubState,UnitFileState,NRestarts,MainPID,ExecMainStartTimestampMonotonic"
+    lines = node_exec(node, f"systemctl show --property={fields} {shlex.quote(unit)}").lines
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@cache
+def _http() -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False  # the lab's networks are on this host: no proxy leads there
+    return session
+
+
+def api_get(path: str, *, timeout_s: float = 30, base: str = API) -> requests.Response:
+    """GET a path of the served API, such as /v1/models; return the response whatever its status."""
+    return _http().get(f"{base}{path}", timeout=timeout_s)
+
+
+def api_post(path: str, body: Mapping[str, Any], *, timeout_s: float = 300, base: str = API) -> requests.Response:
+    """POST JSON to a path of the served API; return the response whatever its status."""
+    return _http().post(f"{base}{path}", json=body, timeout=timeout_s)
+
+
+def served_models(base: str = API) -> list[str]:
+    """Return the ids in /v1/models; an endpoint that does not answer serves none."""
+    try:
+        response = api_get("/v1/models", base=base)
+    except requests.ConnectionError:
+        return []
+    response.raise_for_status()
+    return [str(model["id"]) for model in response.json()["data"]]
+
+
+def chat(model: str, text: str, *, max_tokens: int = 24, base: str = API) -> dict[str, Any]:
+    """Return a chat completion's JSON; fail with the server's words when there is none."""
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens}
+    response = api_post("/v1/chat/completions", body, base=base)
+    assert response.status_code == 200, f"chat completion: {response.status_code} {response.text}"
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def lab(verb: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `python -m lab <verb> <args>` and return its output; fail with it when `check` is set."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lab", verb, *args], cwd=REPO, check=False, capture_output=True, text=True
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"lab {verb} {' '.join(args)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def wait_until(what: str, ask: Callable[[], T], *, timeout_s: float, every_s: float = 1.0) -> T:
+    """Ask until the answer is true and return it; fail with `what` and the last answer at the end of the time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout_s:.0f} s; last answer {answer!r}")
+        time.sleep(every_s)

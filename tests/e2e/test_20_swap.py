@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model gives way to another, on another engine, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from tests.e2e import harness
+from tests.e2e.harness import HEAD, NODES
+
+FIRST = "tiny-qwen3"
+SECOND = "tiny-nemotronh"
+SERVED = "lab/tiny-nemotronh"
+
+
+def test_swap_serves_the_second_model_through_ray() -> None:
+    harness.run("swap-model.yml", {"model": SECOND})
+
+    assert harness.served_models() == [SERVED]
+    assert harness.chat(SERVED, "What is a GB10?")["usage"]["completion_tokens"] > 0
+    nodes = harness.node_exec(HEAD, f"docker exec vllm-{SECOND} ray status --address 10.211.0.11:6379").stdout
+    assert nodes.count("node_") == len(NODES)
+
+
+def test_nothing_of_the_first_model_runs_or_would_start_again() -> None:
+    for node in NODES:
+        assert harness.containers_on(node, stopped=True) == [f"vllm-{SECOND}"]
+        assert harness.unit_state(node, f"vllm-{FIRST}.service")["ActiveState"] == "inactive"
+        assert harness.unit_state(node, f"vllm-{FIRST}.service")["UnitFileState"] == "disabled"
+
+
+def test_the_mod_is_in_every_rank() -> None:
+    for node in NODES:
+        record = harness.node_exec(node, f"docker exec vllm-{SECOND} cat /etc/gb10/mods.json").stdout
+        assert "ray-on-cpu" in record
+
+
+def test_a_second_swap_to_the_same_model_changes_nothing() -> None:
+    harness.assert_converged(harness.run("swap-model.yml", {"model": SECOND}))

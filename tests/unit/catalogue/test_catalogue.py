@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every model at its published setting: valid, sourced, accepted by its vLLM and by the memory model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.gb10.cluster.plugins.action.image_plan import ActionModule
+from ansible_collections.gb10.cluster.plugins.module_utils import image_recipe, launch, memory_spec
+from ansible_collections.gb10.cluster.plugins.module_utils import model_spec as ms
+from ansible_collections.gb10.cluster.plugins.module_utils.geometry import geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import Budget, Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.plugin_utils import serve_files
+
+REPO = Path(__file__).resolve().parents[3]
+MODELS = ["nemotron-nano", "nemotron-super", "nemotron-ultra", "qwen3-122b", "qwen3-30b", "qwen397"]
+#: What CUDA reports on a GX10 [P]; the tightest node then has 111.27 GiB for vLLM [S0].
+GX10_GIB = 121.69
+
+#: name, nodes, engine, image, mods, master port, GiB of weights, as the sources have them.
+FACTS = {
+    "qwen397": (4, "ray", "vllm-node-mimo", [], 29510, 379),
+    "nemotron-ultra": (4, "ray", "vllm-node", ["gpu-mem-util-gb", "nemotron-ultra"], 29520, 329),
+    "nemotron-super": (2, "ray", "vllm-ray", [], None, 69.5),
+    "nemotron-nano": (1, "native", "vllm-node", [], None, 17.7),
+    "qwen3-30b": (2, "ray", "vllm-ray", [], None, None),
+    "qwen3-122b": (2, "ray", "vllm-ray", [], None, None),
+}
+
+
+def checked(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model with its defaults, or fail with what is wrong with it."""
+    full, errors = ms.validate(spec)
+    assert not errors, errors
+    return full
+
+
+def budget(spec: Mapping[str, Any], vllm_version: str) -> Budget:
+    """Return the memory model's verdict on the tightest known node."""
+    arguments = memory_spec.memory_arguments(spec, vllm_version)
+    geometry = geometry_from_dict(arguments.pop("geometry"))
+    return evaluate(Settings(geometry=geometry, mem_total_gib=GX10_GIB, **arguments))
+
+
+def version_of(spec: Mapping[str, Any], images: Mapping[str, Any]) -> str:
+    """Return the vLLM in a model's image."""
+    recipe, errors = image_recipe.resolve(images, spec["image"])
+    assert not errors, errors
+    return str(recipe["vllm_version"])
+
+
+def test_the_catalogue_has_these_models(catalogue: dict[str, Any]) -> None:
+    assert sorted(catalogue) == MODELS
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_valid_and_as_the_sources_have_it(model: str, catalogue: dict[str, Any]) -> None:
+    spec = checked(catalogue[model])
+    nodes, engine, image, mods, master, size = FACTS[model]
+    assert (spec["nodes"], spec["image"], spec["mods"]) == (nodes, image, mods)
+    assert spec["engine"] == engine
+    assert master is None or spec["ports"]["master"] == master
+    assert size is None or spec["size_gib"] == size
+    assert "served-model-name" not in spec["serve"]
+    assert "port" not in spec["serve"]
+
+
+def test_models_do_not_share_a_rendezvous_port(catalogue: dict[str, Any]) -> None:
+    ports = [spec["ports"]["master"] for spec in catalogue.values()]
+    assert len(set(ports)) == len(ports), f"a forgotten engine would be met by the next one [S1]: {ports}"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_rank_passes_the_options_of_its_vllm(
+    model: str, catalogue: dict[str, Any], images: dict[str, Any]
+) -> None:
+    spec = checked(catalogue[model])
+    members = [f"gx10-{number + 1}" for number in range(spec["nodes"])]
+    plan = {"spec": spec, "members": members, "multi_node": spec["nodes"] > 1, "head_address": "192.168.100.1"}
+    version = version_of(spec, images)
+    for host in members:
+        options, errors = launch.rank_options(plan, host, "0.0.0.0")
+        assert not errors, errors
+        result = serve_files.render(options, version, spec["env"], spec["mods"])
+        assert version.startswith(result.table), f"held against the table of {result.table}, the image has {version}"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_accepted_by_the_memory_model(model: str, catalogue: dict[str, Any], images: dict[str, Any]) -> None:
+    spec = checked(catalogue[model])
+    found = budget(spec, version_of(spec, images))
+    assert found.verdict in ("fits", "tight"), found.reasons
+    assert found.figures is not None
+    assert found.figures.max_concurrency >= 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_step_is_a_valid_override_that_fits(
+    model: str, catalogue: dict[str, Any], images: dict[str, Any]
+) -> None:
+    for step in catalogue[model].get("steps", []):
+        assert set(step) == {"name", "overrides", "source"}, step
+        spec = checked(ms.deep_merge(catalogue[model], step["overrides"]))
+        found = budget(spec, version_of(spec, images))
+        assert found.verdict in ("fits", "tight"), (step["name"], found.reasons)
+        serve_files.render(spec["serve"], version_of(spec, images), spec["env"], spec["mods"])
+
+
+def test_super_goes_to_a_million_tokens_in_steps(catalogue: dict[str, Any]) -> None:
+    spec = catalogue["nemotron-super"]
+    lengths = [step["overrides"]["serve"]["max-model-len"] for step in spec["steps"]]
+    assert lengths == [262144, 524288, 1048576]
+    assert spec["serve"]["max-model-len"] == lengths[0]
+    assert spec["env"]["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "1", "longer than its config.json says [S2]"
+
+
+def test_ultra_may_not_be_stretched(catalogue: dict[str, Any]) -> None:
+    spec = catalogue["nemotron-ultra"]
+    assert spec["env"]["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] == "0", "its RoPE is not extended [S0]"
+    assert spec["serve"]["max-model-len"] == spec["geometry"]["max_position_embeddings"]
+
+
+def test_super_demands_its_four_variables(catalogue: dict[str, Any]) -> None:
+    spec = catalogue["nemotron-super"]
+    assert sorted(spec["required_env"]) == sorted(spec["env"])
+    assert len(spec["env"]) == 4
+
+
+def figures(value: Any, path: str = "expected") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each dictionary under ``expected`` that holds a figure itself."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from figures(item, f"{path}[{number}]")
+    elif isinstance(value, dict):
+        plain = [key for key, item in value.items() if not isinstance(item, (dict, list))]
+        if plain:
+            yield path, value
+        else:
+            for key, item in value.items():
+                yield from figures(item, f"{path}.{key}")
+    else:
+        pytest.fail(f"{path} is a bare value {value!r}: put it into a dictionary with its source")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_expected_figure_names_its_source(model: str, catalogue: dict[str, Any]) -> None:
+    found = list(figures(catalogue[model]["expected"]))
+    assert found, f"{model} has no expected figure"
+    for path, entry in found:
+        source = str(entry.get("source", ""))
+        assert re.match(r"\[(S[0-4]|V|P)\b|calculated: ", source), f"{model}: {path} has no source, found {source!r}"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_value_has_its_source_beside_it(model: str) -> None:
+    path = REPO / "playbooks" / "group_vars" / f"model_{model.replace('-', '_')}.yml"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    whole = re.search(r"Every value is that of[^.]*\[S\d\]", header)
+    section = ""
+    for line in lines:
+        match = re.match(r"^  (\w+):", line)
+        if match:
+            section = match[1]
+        key = re.match(r"^    ?([\w-]+):", line) if section in ("serve", "env", "ports") else match
+        if not key or key[1] in ("name", "steps", "expected", "notes", "required_env", "memory", "serve", "ports"):
+            continue
+        sourced = re.search(r"#.*(\[[SVP][\d ]*\]|\[V|free choice|calculated|one node needs)", line)
+        inherited = whole and section in ("serve", "env")
+        assert sourced or inherited, f"{path.name}: no source beside: {line.strip()}"
+
+
+@pytest.mark.parametrize(
+    ("image", "lineage"),
+    [
+        ("vllm-node", ["vllm-node"]),
+        ("vllm-node-tf5", ["vllm-node", "vllm-node-tf5"]),
+        ("vllm-node-mimo", ["vllm-node", "vllm-node-tf5", "vllm-node-mimo"]),
+        ("vllm-ray", ["vllm-ray"]),
+    ],
+)
+def test_lineage_of_the_images(image: str, lineage: list[str], images: dict[str, Any]) -> None:
+    recipe, errors = image_recipe.resolve(images, image)
+    assert not errors, errors
+    assert recipe["lineage"] == lineage
+    if image != "vllm-ray":
+        # The two lines that a rebuild must not lose [S0, S1].
+        last = recipe["steps"][-1]
+        assert recipe["assertions"]["torch"] == "2.11.0+cu130"
+        assert recipe["assertions"]["torch_cuda"] == "13.0"
+        torch = [step for step in recipe["steps"] if "torch==2.11.0" in step["requirements"]]
+        assert all(step["requirements"] == ["torch==2.11.0"] for step in torch), "torch needs a layer of its own"
+        assert all({"--no-deps", "--force-reinstall"} <= set(step["pip_args"]) for step in torch)
+        assert last in torch or image == "vllm-node-tf5"
+    assert any("ray[default]" in step["requirements"] for step in recipe["steps"]), "vLLM asks for no Ray itself"
+
+
+def arguments(images: Mapping[str, Any], name: str, wheels: Path, **more: Any) -> dict[str, Any]:
+    """Return the arguments of gb10.cluster.image_plan."""
+    given = {"name": name, "images": images, "mods": [], "wheels_dir": str(wheels), "require_wheels": True}
+    return {
+        **given,
+        "mods_dir": str(REPO / "mods"),
+        "overlays_dir": str(REPO / "overlays"),
+        "context_dir": None,
+        **more,
+    }
+
+
+def plan_image(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what the action plugin makes of its arguments."""
+    return ActionModule._plan(object.__new__(ActionModule), given)
+
+
+def test_an_image_can_be_shown_without_its_wheels_but_not_built(images: dict[str, Any], tmp_path: Path) -> None:
+    plan, errors = plan_image(arguments(images, "vllm-node", tmp_path))
+    assert not plan
+    assert len(errors) == 1
+    assert f"There are no wheels in {tmp_path}" in errors[0]
+    plan, errors = plan_image(arguments(images, "vllm-node", tmp_path, require_wheels=False))
+    assert not errors
+    assert plan["tag"] == "gb10/vllm-node:unbuilt"
+    assert plan["lacking"]
+    assert plan["dockerfile"].startswith("# Rendered by gb10.cluster")
+
+
+def test_one_missing_wheel_is_enough_to_be_unbuilt(images: dict[str, Any], tmp_path: Path) -> None:
+    recipe, _errors = image_recipe.resolve(images, "vllm-node")
+    names = [name for step in recipe["steps"] for name in step["wheels"]]
+    assert len(names) == 4
+    for name in names[1:]:
+        (tmp_path / name).write_bytes(b"")
+    plan, errors = plan_image(arguments(images, "vllm-node", tmp_path, require_wheels=False))
+    assert not errors
+    assert plan["tag"].endswith(":unbuilt")
+    assert [names[0] in sentence for sentence in plan["lacking"]] == [True]
+    (tmp_path / names[0]).write_bytes(b"")
+    whole, errors = plan_image(arguments(images, "vllm-node", tmp_path, require_wheels=False))
+    assert not errors
+    assert re.fullmatch(r"gb10/vllm-node:[0-9a-f]{12}", whole["tag"])
+    assert whole["lacking"] == []
+    assert plan_image(arguments(images, "vllm-node", tmp_path))[0]["tag"] == whole["tag"]
+
+
+def test_sources_are_those_of_the_list(catalogue: dict[str, Any]) -> None:
+    listed = set(re.findall(r"^\| \[(\w+)\]", (REPO / "docs" / "sources.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"S0", "S1", "S2", "S3", "S4", "V", "P"} <= listed
+    for path in (REPO / "playbooks" / "group_vars").glob("model_*.yml"):
+        used = set(re.findall(r"\[(S\d|[VP])(?:\b[^\]]*)?\]", path.read_text(encoding="utf-8")))
+        assert used <= listed, f"{path.name} cites {used - listed}"
+    assert yaml.safe_dump(catalogue), "plain data, so that it can be shown"

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real runs: what is refused before any node is asked, what an override shows, what a rendering gives away."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+API_KEY = "an-api-key-that-nobody-may-see"
+
+
+def sentences(output: str) -> str:
+    """Return a run's output with its line breaks and indentation undone."""
+    return re.sub(r"\s+", " ", output)
+
+
+@pytest.fixture(scope="module")
+def addressed(site: Callable[[], Any]) -> Any:
+    """Return a site whose nodes have addresses."""
+    made = site()
+    made.addresses()
+    return made
+
+
+def overrides(**given: Any) -> tuple[str, str]:
+    """Return the arguments that override a model for one run."""
+    return "-e", json.dumps({"model_overrides": given})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (
+            ("-e", "model=nemotron-utlra"),
+            "Model 'nemotron-utlra' is not known. Did you mean 'nemotron-ultra'? Known: nemotron-nano, nemotron-super, "
+            "nemotron-ultra, qwen3-122b, qwen3-30b, qwen397.",
+        ),
+        (
+            ("-e", "model=qwen397", *overrides(serv={"max-num-seqs": 4})),
+            "model_spec.serv is not a known key. Did you mean 'serve'?",
+        ),
+        (
+            ("-e", "model=qwen397", *overrides(image="vllm-node-mino", mods=["gpu-mem-util"])),
+            "model_spec.image 'vllm-node-mino' is not in gb10_images. Did you mean 'vllm-node-mimo'? "
+            "Known: vllm-node, vllm-node-mimo, vllm-node-tf5, vllm-ray. "
+            "model_spec.mods has 'gpu-mem-util', which is no mod. Did you mean 'gpu-mem-util-gb'?",
+        ),
+        (
+            ("-e", "model=nemotron-ultra", *overrides(serve={"tensor-parallel-size": 8}, nodes=8)),
+            "Model 'nemotron-ultra' needs 8 nodes and this cluster has 4 (gx10-1, gx10-2, gx10-3, gx10-4): 4 short.",
+        ),
+    ],
+    ids=["unknown-model", "unknown-key", "unknown-image-and-mod", "too-few-nodes"],
+)
+def test_refused_by_the_plan_without_a_node_being_asked(
+    addressed: Any, arguments: tuple[str, ...], wanted: str
+) -> None:
+    run = addressed.run("plan.yml", *arguments)
+    assert run.returncode != 0
+    assert wanted in sentences(run.output), run.output
+    assert not run.contacted
+
+
+def test_placeholders_are_refused_by_the_plan(site: Callable[[], Any]) -> None:
+    run = site().run("plan.yml", "-e", "model=qwen397")
+    assert run.returncode != 0
+    assert sentences(run.output).count("ansible_host is still the placeholder 'CHANGE_ME'") >= 4, run.output
+    assert not run.contacted
+
+
+def test_an_override_is_merged_and_shown(addressed: Any) -> None:
+    more = overrides(serve={"max-num-seqs": 4, "speculative-config": None, "compilation-config": {"mode": 3}})
+    run = addressed.run("plan.yml", "-e", "model=nemotron-ultra", *more)
+    assert run.returncode == 0, run.output
+    said = sentences(run.output)
+    for line in (
+        "serve.max-num-seqs: 6 -> 4",
+        'serve.speculative-config: {"method": "nemotron_h_mtp", "num_speculative_tokens": 3} -> nothing',
+        "serve.compilation-config.mode: nothing -> 3",
+    ):
+        assert line in said, run.output
+    assert len(re.findall(r" -> ", said)) == 3, "only what was overridden is shown"
+
+
+def test_an_override_reaches_the_rendered_command(site: Callable[[], Any], tmp_path: Path) -> None:
+    more = overrides(serve={"max-model-len": 524288, "max-cudagraph-capture-size": None})
+    run = site().run("render.yml", "-e", "model=nemotron-super", "-e", f"render_dir={tmp_path / 'out'}", *more)
+    assert run.returncode == 0, run.output
+    script = (tmp_path / "out" / "gx10-1" / "vllm-serve.sh").read_text(encoding="utf-8")
+    assert "--max-model-len 524288" in script
+    assert "--max-cudagraph-capture-size" not in script, "null takes an option out"
+
+
+def test_rendering_asks_no_node_and_gives_no_secret_away(rendered: Callable[[str], Any]) -> None:
+    where, run = rendered("nemotron-ultra")
+    assert not run.contacted
+    assert API_KEY not in run.output
+    files = [path for path in where.rglob("*") if path.is_file()]
+    assert len(files) == 4 * 7 + 1, "seven files a node, and the head's vllm serve"
+    for path in files:
+        assert API_KEY not in path.read_text(encoding="utf-8"), path
+        env = path.suffix == ".env"
+        assert not env or re.search(r"^VLLM_API_KEY=\*{8}$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not env or path.stat().st_mode & 0o077 == 0, "as closed as it will be on the node"
+
+
+def test_rendering_needs_a_directory(site: Callable[[], Any]) -> None:
+    run = site().run("render.yml", "-e", "model=nemotron-nano")
+    assert run.returncode != 0
+    assert "Give -e render_dir=DIR" in run.output
+
+
+def test_a_bad_option_is_refused_while_rendering(site: Callable[[], Any], tmp_path: Path) -> None:
+    more = overrides(serve={"gpu-memory-util": 0.9})
+    run = site().run("render.yml", "-e", "model=nemotron-nano", "-e", f"render_dir={tmp_path / 'out'}", *more)
+    assert run.returncode != 0
+    assert "gpu-memory-utilization" in run.output
+    assert not (tmp_path / "out").exists(), "nothing is written for an engine that would not start"
+
+
+LOCAL = ("-e", "ansible_connection=local", "-e", f"ansible_python_interpreter={sys.executable}")
+
+
+def test_memory_refuses_with_figures_and_what_to_change(addressed: Any) -> None:
+    # A share of 0.01 starts nowhere [S4]; the nodes are this machine, whatever its size.
+    more = overrides(serve={"gpu-memory-utilization": 0.01})
+    run = addressed.run("memory.yml", "-e", "model=nemotron-nano", *LOCAL, *more)
+    assert run.returncode != 0
+    assert "nemotron-nano does not go onto this cluster. gx10-1 (refused):" in sentences(run.output), run.output
+    assert "Nothing is left for the cache" in run.output
+    off = addressed.run("memory.yml", "-e", "model=nemotron-nano", "-e", "gb10_memory_check=false", *LOCAL, *more)
+    assert off.returncode == 0, off.output
+
+
+def test_memory_does_not_guess_a_shape(addressed: Any) -> None:
+    run = addressed.run("memory.yml", "-e", "model=nemotron-nano", *LOCAL, *overrides(geometry=None))
+    assert run.returncode != 0
+    assert "model_spec.geometry of 'nemotron-nano' is empty" in sentences(run.output), run.output

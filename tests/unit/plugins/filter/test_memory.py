@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filters around memory_budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.gb10.cluster.plugins.filter.memory import FilterModule, memory_arguments, tightest
+
+
+def result(verdict: str, headroom: float | None) -> dict[str, Any]:
+    return {"verdict": verdict, "headroom_gib": headroom, "reasons": ["Because."], "missing": []}
+
+
+def test_the_filters_by_name() -> None:
+    assert FilterModule().filters() == {"tightest": tightest, "memory_arguments": memory_arguments}
+
+
+def test_the_tightest_node() -> None:
+    found = tightest([result("tight", 3.0), result("tight", 1.0), result("fits", 0.5)], ["a", "b", "c"])
+    assert found == {
+        "verdict": "tight",
+        "node": "b",
+        "reason": "b is the tightest of 3 nodes (tight): Because.",
+        "per_node": {"a": "tight", "b": "tight", "c": "fits"},
+    }
+
+
+def test_a_refusal_without_figures_is_the_tightest() -> None:
+    assert tightest([result("refused", 1.0), result("refused", None)], ["a", "b"])["node"] == "b"
+
+
+def test_wrong_input() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"gb10\.cluster\.tightest: 1 results for 2 nodes"):
+        tightest([result("fits", 1.0)], ["a", "b"])
+    with pytest.raises(AnsibleFilterError, match="No node was given"):
+        tightest([], [])
+    with pytest.raises(AnsibleFilterError, match="The result of a is not one of"):
+        tightest([{"skipped": True}], ["a"])
+
+
+def test_arguments_of_a_model() -> None:
+    found = memory_arguments({"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}}, "0.32.0", "cpu")
+    assert found["max_model_len"] == 2048
+    with pytest.raises(AnsibleFilterError, match=r"memory_arguments: model_spec\.serve has no max-model-len"):
+        memory_arguments({"repo": "a/b", "size_gib": 1, "serve": {}}, "0.32.0")
+    with pytest.raises(AnsibleFilterError, match="memory_arguments: model_spec has no 'size_gib'"):
+        memory_arguments({"repo": "a/b", "serve": {"max-model-len": 2048}}, "0.32.0")

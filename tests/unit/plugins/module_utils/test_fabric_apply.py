@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.module_utils.fabric_apply import (
+    Backup,
+    Device,
+    apply_commands,
+    defines,
+    drift,
+    kept,
+    lost,
+    parse_devices,
+    rollback_script,
+)
+
+# As iproute2 6.1 prints them on a Debian 12 node.
+ADDRESSES = json.dumps(
+    [
+        {
+            "ifname": "lo",
+            "flags": ["LOOPBACK", "UP", "LOWER_UP"],
+            "mtu": 65536,
+            "addr_info": [{"family": "inet", "local": "127.0.0.1", "prefixlen": 8, "scope": "host"}],
+        },
+        {
+            "ifname": "eth0",
+            "flags": ["BROADCAST", "MULTICAST", "UP", "LOWER_UP"],
+            "mtu": 1500,
+            "addr_info": [
+                {"family": "inet", "local": "10.212.0.11", "prefixlen": 24, "scope": "global"},
+                {"family": "inet6", "local": "fe80::1", "prefixlen": 64, "scope": "link"},
+            ],
+        },
+        {
+            "ifname": "eth1",
+            "flags": ["NO-CARRIER", "BROADCAST", "MULTICAST", "UP"],
+            "mtu": 9000,
+            "addr_info": [{"family": "inet", "local": "10.213.0.11", "prefixlen": 24, "scope": "global"}],
+        },
+    ]
+)
+ROUTES = """\
+default via 10.212.0.1 dev eth0 proto dhcp metric 100
+10.212.0.0/24 dev eth0 proto kernel scope link src 10.212.0.11
+10.213.0.0/24 dev eth1 proto kernel scope link src 10.213.0.11 linkdown
+"""
+PLAN = [{"netdev": "eth1", "addresses": ["10.213.0.11/24"], "mtu_bytes": 9000, "routes": []}]
+
+
+def device(name: str = "eth1", **changes: object) -> Device:
+    values: dict[str, object] = {
+        "up": True,
+        "carrier": True,
+        "mtu_bytes": 9000,
+        "addresses": ("10.213.0.11/24",),
+        "routes": (),
+        **changes,
+    }
+    return Device(name, **values)  # type: ignore[arg-type]
+
+
+def test_parse_devices() -> None:
+    found = parse_devices(ADDRESSES, ROUTES)
+    assert found["eth0"].addresses == ("10.212.0.11/24",)
+    assert found["eth0"].routes[0] == "default via 10.212.0.1 dev eth0 proto dhcp metric 100"
+    assert found["lo"].addresses == ()
+    assert (found["eth1"].up, found["eth1"].carrier, found["eth1"].mtu_bytes) == (True, False, 9000)
+    # ip would refuse its own word for a state.
+    assert found["eth1"].routes == ("10.213.0.0/24 dev eth1 proto kernel scope link src 10.213.0.11",)
+
+
+def test_kept_is_what_is_not_ours_and_not_a_containers() -> None:
+    found = parse_devices(ADDRESSES, ROUTES)
+    found["docker0"] = device("docker0", addresses=("172.17.0.1/16",))
+    assert list(kept(found, ["eth1"])) == ["eth0"]
+
+
+def test_lost() -> None:
+    before = kept(parse_devices(ADDRESSES, ROUTES), ["eth1"])
+    assert lost(before, before) == []
+    renewed = {"eth0": device("eth0", addresses=("10.212.0.11/24",), routes=("default via 10.212.0.1 dev eth0",))}
+    assert lost(before, renewed) == []
+    assert lost(before, {}) == ["10.212.0.11/24 of eth0", "the default route by way of eth0"]
+    other_gateway = {"eth0": device("eth0", addresses=("10.212.0.11/24",), routes=("default via 10.9.9.9 dev eth0",))}
+    assert lost(before, other_gateway) == ["the default route by way of eth0"]
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (device(), []),
+        (device(mtu_bytes=1500), ["eth1 has an MTU of 1500 instead of 9000"]),
+        (device(addresses=()), ["eth1 lacks 10.213.0.11/24"]),
+        (
+            device(addresses=("10.213.0.11/24", "10.213.0.12/32", "fd00::1/64")),
+            ["eth1 has 10.213.0.12/32, which is not planned"],
+        ),
+        (device(addresses=(), carrier=False), []),
+    ],
+)
+def test_drift(now: Device, expected: list[str]) -> None:
+    assert drift(PLAN, "", "gb10", {"eth1": now}) == expected
+
+
+def test_drift_of_routes_own_address_and_missing_devices() -> None:
+    route = {"to": "10.9.0.2/32", "via": "10.213.0.12"}
+    plan = [{**PLAN[0], "routes": [route]}]
+    assert drift(plan, "", "gb10", {"eth1": device()}) == ["eth1 lacks the route to 10.9.0.2/32"]
+    with_route = device(routes=("10.9.0.2 via 10.213.0.12 dev eth1 proto static src 10.9.0.1",))
+    assert drift(plan, "10.9.0.1/32", "gb10", {"eth1": with_route}) == ["gb10 lacks 10.9.0.1/32"]
+    own = device("gb10", addresses=("10.9.0.1/32",))
+    assert drift(plan, "10.9.0.1/32", "gb10", {"eth1": with_route, "gb10": own}) == []
+    assert drift(PLAN, "", "gb10", {}) == ["there is no device eth1"]
+
+
+def test_apply_commands() -> None:
+    def commands(backend: str, fresh: bool = True, given_up: bool = False, own: str = "") -> list[str]:
+        return [" ".join(each) for each in apply_commands(backend, PLAN, own, fresh, given_up)]
+
+    assert commands("netplan") == ["netplan apply"]
+    assert commands("NetworkManager", own="gb10")[-1].endswith("connection up gb10-node")
+    enable, flush = "systemctl enable --now systemd-networkd.service", "ip address flush dev eth1 scope global"
+    assert commands("networkd") == [flush, enable, "networkctl reload"]
+    assert commands("networkd", fresh=False, given_up=True) == [enable, flush, "networkctl reconfigure eth1"]
+    assert commands("networkd", fresh=False) == [
+        enable,
+        "ip link set dev eth1 mtu 9000 up",
+        "ip address replace 10.213.0.11/24 dev eth1",
+    ]
+
+
+@pytest.fixture
+def rolled_back(tmp_path: Path) -> tuple[Path, list[str]]:
+    """Run a rollback script with stand-ins for the network's tools; return the place and what they were called with."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("ip", "networkctl", "sleep"):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n', encoding="utf-8")
+        program.chmod(0o755)
+    # What is there when the script looks: the old address, and one too many.
+    (programs / "ip").write_text(
+        f'#!/bin/sh\necho ip "$@" >> {tmp_path}/calls\n'
+        'case "$*" in "-oneline address show dev eth1"*)\n'
+        'echo "2: eth1    inet 10.213.0.11/24 scope global eth1"\n'
+        'echo "2: eth1    inet 192.168.77.5/24 scope global eth1"\n'
+        "esac\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "changed").write_text("new\n", encoding="utf-8")
+    (tmp_path / "added").write_text("new\n", encoding="utf-8")
+    (tmp_path / "saved").write_text("old\n", encoding="utf-8")
+    (tmp_path / "pending").write_text("", encoding="utf-8")
+    text = rollback_script(
+        [Backup(str(tmp_path / "changed"), str(tmp_path / "saved")), Backup(str(tmp_path / "added"), "")],
+        "networkd",
+        parse_devices(ADDRESSES, ROUTES),
+        ["eth1", "gb10"],
+        "gb10",
+        str(tmp_path),
+    )
+    script = tmp_path / "rollback.sh"
+    script.write_text(text, encoding="utf-8")
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run(["/bin/sh", str(script)], check=True, env=environment, timeout=60)
+    return tmp_path, (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_rollback_script_restores_files(rolled_back: tuple[Path, list[str]]) -> None:
+    place, _calls = rolled_back
+    assert (place / "changed").read_text(encoding="utf-8") == "old\n"
+    assert not (place / "added").exists()
+    assert not (place / "pending").exists()
+    assert (place / "rolled-back").exists()
+
+
+def test_the_rollback_script_has_the_last_word_on_addresses(rolled_back: tuple[Path, list[str]]) -> None:
+    _place, calls = rolled_back
+    flushed = calls.index("ip address flush dev eth1 scope global")
+    assert flushed < calls.index("networkctl reload") < calls.index("ip address replace 10.212.0.11/24 dev eth0")
+    assert "ip address delete 192.168.77.5/24 dev eth1" in calls
+    assert "ip address delete 10.213.0.11/24 dev eth1" not in calls
+    assert "ip link set dev eth1 mtu 9000 up" in calls
+    assert "ip link delete gb10" in calls
+    direct = calls.index("ip route replace 10.212.0.0/24 dev eth0 proto kernel scope link src 10.212.0.11")
+    assert direct < calls.index("ip route replace default via 10.212.0.1 dev eth0 proto dhcp metric 100")
+    assert not any(" lo" in call or "dev docker" in call for call in calls)
+
+
+def test_defines() -> None:
+    text = "network:\n  ethernets:\n    enp1s0f0np0:\n      link-local: [ ipv4 ]\n    'enP2p1s0f0np0':\n      mtu: 1\n"
+    assert defines(text, ["enp1s0f0np0", "enP2p1s0f0np0", "enp1s0f1np1"]) == ["enp1s0f0np0", "enP2p1s0f0np0"]
+    assert defines("network: {version: 2}  # enp1s0f0np0: not here\n", ["enp1s0f0np0"]) == []

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No model of the catalogue is refused at its published settings, nor at any of its documented steps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.gb10.cluster.plugins.module_utils.geometry import geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import Budget, Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_spec import memory_arguments
+from ansible_collections.gb10.cluster.plugins.module_utils.model_spec import deep_merge
+
+REPO = Path(__file__).resolve().parents[4]
+GROUP_VARS = REPO / "playbooks" / "group_vars"
+
+PUBLISHED = ["nemotron-nano", "nemotron-super", "nemotron-ultra", "qwen3-122b", "qwen3-30b", "qwen397"]
+
+
+def load(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
+SPECS = {spec["name"]: spec for spec in (load(path)["model_spec"] for path in sorted(GROUP_VARS.glob("model_*.yml")))}
+
+
+def vllm_version(image: str) -> str:
+    """Return the version of an image of the catalogue, through the images that it continues."""
+    catalogue = load(GROUP_VARS / "all" / "images.yml")
+    entry = catalogue["gb10_images"][image]
+    while "vllm_version" not in entry:
+        entry = catalogue["gb10_images"][entry["from"]]
+    pinned = re.fullmatch(r"\{\{ gb10_pins\.(\w+) \}\}", entry["vllm_version"])
+    return str(catalogue["gb10_pins"][pinned[1]] if pinned else entry["vllm_version"])
+
+
+def judge(spec: dict[str, Any], total_gib: float, **changes: Any) -> Budget:
+    arguments = {**memory_arguments(spec, vllm_version(spec["image"])), **changes}
+    geometry = geometry_from_dict(arguments.pop("geometry"))
+    return evaluate(Settings(geometry=geometry, mem_total_gib=total_gib, mem_available_gib=111.27, **arguments))
+
+
+def test_the_six_models_are_there() -> None:
+    assert sorted(SPECS) == PUBLISHED
+
+
+@pytest.mark.parametrize("total_gib", [119.0, 121.69])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_model_at_its_published_settings(name: str, total_gib: float) -> None:
+    budget = judge(SPECS[name], total_gib)
+    assert budget.verdict in ("fits", "tight"), budget.reasons + budget.missing
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [(name, step["name"]) for name, spec in SPECS.items() for step in spec.get("steps", [])]
+)
+def test_a_model_at_each_documented_step(name: str, step: str) -> None:
+    overrides = next(each["overrides"] for each in SPECS[name]["steps"] if each["name"] == step)
+    budget = judge(deep_merge(SPECS[name], overrides), 121.69)
+    assert budget.verdict in ("fits", "tight"), budget.reasons + budget.missing
+
+
+def test_the_ladder_from_the_catalogue_file() -> None:
+    ultra = SPECS["nemotron-ultra"]
+    for budget_gib, verdict in ((95.0, "refused"), (105.0, "tight"), (108.0, "tight"), (110.0, "refused")):
+        assert judge(ultra, 119.0, budget_gib=budget_gib).verdict == verdict
+    assert judge(ultra, 119.0, max_num_batched_tokens=16384).verdict == "refused"
+    assert judge(SPECS["qwen397"], 121.69, gpu_memory_utilization=0.92).verdict == "refused"
+    assert judge(SPECS["nemotron-nano"], 121.69, gpu_memory_utilization=0.15).verdict == "refused"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_shape_in_the_catalogue_is_the_documented_one(name: str) -> None:
+    text = (REPO / "docs" / "memory.md").read_text(encoding="utf-8")
+    block = re.search(rf"^# {re.escape(name)}\b.*\n((?:geometry:\n)(?:  .*\n)+)", text, re.MULTILINE)
+    assert block is not None
+    assert geometry_from_dict(yaml.safe_load(block[1])["geometry"]) == geometry_from_dict(SPECS[name]["geometry"])

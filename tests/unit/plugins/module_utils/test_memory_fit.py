@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fitted constant stays within the measurements that it was fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ansible_collections.gb10.cluster.plugins.module_utils import memory_fit
+from ansible_collections.gb10.cluster.plugins.module_utils.geometry import geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_fit import CPU, GB10, OBSERVATIONS, Fit, Observation
+from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import FLASHINFER, Settings, overheads_gib
+
+REPO = Path(__file__).resolve().parents[4]
+MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]
+
+
+def settings(model: str) -> Settings:
+    values = {"gpu_memory_utilization": 0.9, **MODELS[model]["settings"]}
+    if "budget_gib" in values:
+        del values["gpu_memory_utilization"]
+    return Settings(geometry=geometry_from_dict(MODELS[model]["geometry"]), weights_gib=100, **values)
+
+
+NANO, ULTRA, QWEN397 = settings("nano"), settings("ultra"), settings("qwen397")
+
+
+def beside(of: Settings, **changes: object) -> float:
+    return sum(overheads_gib(replace(of, **changes), 8192).values())  # type: ignore[arg-type]
+
+
+def prefill(of: Settings) -> float:
+    return GB10.prefill_tensors_outside_budget * 8192 * of.geometry.hidden_size * 2 / 2**30
+
+
+DERIVATIONS: dict[str, Callable[[], float]] = {
+    "nano_beside_weights": lambda: beside(NANO),
+    "nano_autotuner": lambda: beside(NANO, fp4_backend=FLASHINFER) - beside(NANO),
+    "nano_graphs": lambda: beside(NANO, enforce_eager=False) - beside(NANO),
+    "nano_host_processes": lambda: GB10.host_processes_gib,
+    "ultra_beside_weights_marlin": lambda: beside(ULTRA, fp4_backend="marlin"),
+    "ultra_beside_weights_flashinfer": lambda: beside(ULTRA),
+    "ultra_prefill": lambda: prefill(ULTRA),
+    "qwen397_prefill": lambda: prefill(QWEN397),
+    "largest_share": lambda: GB10.largest_share,
+    "cpu_process": lambda: CPU.runtime_gib,
+}
+
+
+def test_every_observation_is_derived() -> None:
+    assert {observation.key for observation in OBSERVATIONS} == set(DERIVATIONS)
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS, ids=lambda observation: observation.key)
+def test_the_fit_keeps_to_its_data(observation: Observation) -> None:
+    assert observation.meaning
+    assert observation.source
+    assert observation.low is not None or observation.high is not None
+    derived = DERIVATIONS[observation.key]()
+    if observation.low is not None:
+        assert derived >= observation.low
+    if observation.high is not None:
+        assert derived <= observation.high
+
+
+def test_moving_any_constant_of_the_fit_breaks_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A constant that could be anything would not be fitted."""
+
+    def broken(fit: Fit) -> bool:
+        monkeypatch.setattr(memory_fit, "GB10", fit)
+        monkeypatch.setitem(globals(), "GB10", fit)
+        for observation in OBSERVATIONS:
+            derived = DERIVATIONS[observation.key]()
+            too_low = observation.low is not None and derived < observation.low
+            if too_low or (observation.high is not None and derived > observation.high):
+                return True
+        return False
+
+    original = GB10
+    assert not broken(original)
+    for field in fields(Fit):
+        value = getattr(original, field.name)
+        assert any(broken(replace(original, **{field.name: value * factor})) for factor in (0.0, 0.25, 4.0)), field.name

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gb10.cluster.engine_units against a systemctl and a docker that note what they are asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.gb10.cluster.plugins.modules import engine_units
+
+A, B, FOREIGN = "vllm-a.service", "vllm-b.service", "vllm-foreign.service"
+
+
+class Node:
+    """Units in a directory, their states, and the commands that were run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.active = {A: "active", B: "inactive", FOREIGN: "active"}
+        self.enabled = {A}
+        self.asked: list[str] = []
+        for unit in (A, B):
+            (folder / unit).write_text("# Rendered by gb10.cluster: model\n", encoding="utf-8")
+        (folder / FOREIGN).write_text("[Unit]\n", encoding="utf-8")
+
+    def run(self, command: list[str]) -> tuple[int, str, str]:
+        """Answer a command as systemctl does."""
+        if command[1] == "show":
+            unit = command[2]
+            state = "enabled" if unit in self.enabled else "disabled"
+            return 0, f"ActiveState={self.active[unit]}\nUnitFileState={state}\n", ""
+        self.asked.append(" ".join(command))
+        if command[1:3] == ["disable", "--now"]:
+            self.active[command[3]] = "inactive"
+            self.enabled.discard(command[3])
+        elif command[1] == "enable":
+            self.enabled.add(command[2])
+        elif command[1] == "start":
+            self.active[command[-1]] = "active"
+        return 0, "", ""
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """Stand a node in for this machine."""
+    made = Node(tmp_path)
+    monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, command, **_rest: made.run(command))
+    monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _self, name, **_rest: f"/usr/bin/{name}")
+    return made
+
+
+def call(node: Node, capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]:
+    """Run the module as Ansible does and return what it prints."""
+    given = {"units_dir": str(node.folder), "record_path": str(node.folder / "etc" / "active.json"), **arguments}
+    with patch_module_args(given), pytest.raises(SystemExit):
+        engine_units.main()
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return printed
+
+
+def test_alone_stops_the_others_by_name_and_no_foreign_unit(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(node, capsys, state="alone", unit=B)
+    assert (result["changed"], result["stopped"]) == (True, [A])
+    assert f"systemctl disable --now {A}" in node.asked
+    assert "docker rm --force vllm-a" in node.asked
+    assert not [command for command in node.asked if "foreign" in command or "vllm-b" in command]
+    assert call(node, capsys, state="alone", unit=B)["changed"] is False
+
+
+def test_alone_with_restart_stops_the_unit_itself(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(node, capsys, state="alone", unit=A)["stopped"] == []
+    assert call(node, capsys, state="alone", unit=A, restart=True)["stopped"] == [A]
+
+
+def test_a_failed_unit_is_stopped_too(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    node.active[B] = "failed"
+    assert call(node, capsys, state="stopped")["stopped"] == [A, B]
+
+
+def test_started_enables_and_starts_once(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(node, capsys, state="started", unit=B)["started"] == [B]
+    assert f"systemctl start --no-block {B}" in node.asked
+    assert call(node, capsys, state="started", unit=B)["changed"] is False
+    refused = call(node, capsys, state="started", unit="vllm-c.service")
+    assert refused["failed"]
+    assert "vllm-c.service is not rendered" in refused["msg"]
+
+
+def test_check_mode_tells_and_does_nothing(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(node, capsys, state="stopped", record={}, _ansible_check_mode=True)
+    assert (result["changed"], result["stopped"], node.asked) == (True, [A], [])
+    assert f"{A}: stopped" in result["diff"]["after"]
+
+
+def test_the_record_is_kept_and_taken_away(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"model": "a", "unit": A}
+    assert call(node, capsys, state="started", unit=A, record=record)["changed"] is True
+    assert call(node, capsys, state="read")["record"] == record
+    assert call(node, capsys, state="started", unit=A, record=record)["changed"] is False
+    assert call(node, capsys, state="stopped", record={})["changed"] is True
+    assert call(node, capsys, state="read")["record"] == {}

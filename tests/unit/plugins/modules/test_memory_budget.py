@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The module around the memory model: arguments, files, failures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.gb10.cluster.plugins.modules import memory_budget
+
+REPO = Path(__file__).resolve().parents[4]
+MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]
+
+MEMINFO = "MemTotal:       127600640 kB\nMemFree:         100000 kB\nMemAvailable:   119714304 kB\n"  # 121.69, 114.17
+
+NANO: dict[str, Any] = {
+    "geometry": MODELS["nano"]["geometry"],
+    "weights_gib": 17.695,
+    "vllm_version": "0.18.1",
+    "kv_cache_dtype": "fp8",
+    "max_model_len": 8192,
+    "max_num_seqs": 1,
+    "gpu_memory_utilization": 0.2,
+    "enforce_eager": True,
+    "mem_total_gib": 121.69,
+    "mem_available_gib": 111.27,
+}
+
+
+def call(capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]:
+    """Run the module as Ansible does and return what it prints."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    with patch_module_args(given), pytest.raises(SystemExit):
+        memory_budget.main()
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return printed
+
+
+@pytest.fixture
+def meminfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand a /proc/meminfo of a GB10 in for this machine's."""
+    file = tmp_path / "meminfo"
+    file.write_text(MEMINFO, encoding="utf-8")
+    monkeypatch.setattr(memory_budget, "MEMINFO", file)
+    monkeypatch.setattr(memory_budget.run, "__defaults__", (file,))
+    return file
+
+
+def test_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, **NANO)
+    assert result["changed"] is False
+    assert result["verdict"] == "fits"
+    assert result["kv_cache_tokens"] == 292320
+    assert result["weights_gib_per_rank"] == 17.695
+    assert result["breakdown"]["kv_pool_gib"] == pytest.approx(4.235, abs=0.001)
+    assert result["suggestions"] == []
+
+
+def test_a_refusal_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, **{**NANO, "gpu_memory_utilization": 0.15})
+    assert "failed" not in result
+    assert result["verdict"] == "refused"
+    assert result["suggestions"][0]["change"] == {"gpu-memory-utilization": 0.17}
+
+
+def test_everything_that_is_documented_is_returned(capsys: pytest.CaptureFixture[str]) -> None:
+    documented = set(yaml.safe_load(memory_budget.RETURN))
+    returned = set(call(capsys, **NANO)) - {"changed", "invocation"}
+    assert returned == documented
+
+
+def test_the_documentation_lists_every_argument() -> None:
+    options = yaml.safe_load(memory_budget.DOCUMENTATION)["options"]
+    assert set(options) == set(memory_budget.ARGUMENT_SPEC)
+    for name, rule in memory_budget.ARGUMENT_SPEC.items():
+        for key in ("type", "default", "choices", "required"):
+            assert options[name].get(key) == rule.get(key), (name, key)
+
+
+def test_the_nodes_own_memory(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
+    assert meminfo.exists()
+    result = call(capsys, **{**NANO, "mem_total_gib": None, "mem_available_gib": None})
+    assert result["mem_total_gib"] == pytest.approx(121.69, abs=0.002)
+    assert result["mem_available_gib"] == pytest.approx(111.27, abs=0.003)
+
+
+def test_memory_that_the_running_engine_will_give_back(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
+    text = MEMINFO.replace("119714304", "10485760")
+    meminfo.write_text(text, encoding="utf-8")
+    arguments = {**NANO, "mem_total_gib": None, "mem_available_gib": None}
+    assert call(capsys, **arguments)["verdict"] == "refused"
+    result = call(capsys, **arguments, reclaim_gib=104)
+    assert result["verdict"] == "fits"
+    assert result["mem_available_gib"] == pytest.approx(10 + 104 - 2.9)
+    assert call(capsys, **arguments, reclaim_gib=500)["mem_available_gib"] == pytest.approx(121.69, abs=0.002)
+
+
+def test_a_given_total_needs_no_node(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
+    meminfo.unlink()
+    result = call(capsys, **{**NANO, "mem_available_gib": None})
+    assert result["mem_available_gib"] == 111.27
+    assert result["notes"] == ["mem_available_gib was not given: 111.27 GiB assumed, after the tightest node measured."]
+
+
+def test_a_given_availability_with_the_nodes_total(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
+    assert meminfo.exists()
+    result = call(capsys, **{**NANO, "mem_total_gib": None, "mem_available_gib": 100.0})
+    assert result["mem_total_gib"] == pytest.approx(121.69, abs=0.002)
+    assert result["mem_available_gib"] == 100.0
+
+
+def test_a_node_without_meminfo(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
+    meminfo.unlink()
+    result = call(capsys, **{**NANO, "mem_total_gib": None})
+    assert result["failed"] is True
+    assert result["msg"] == f"{meminfo} cannot be read on this node: No such file or directory. Give mem_total_gib."
+
+
+def test_a_meminfo_without_its_lines(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
+    meminfo.write_text("SwapTotal: 1 kB\n", encoding="utf-8")
+    result = call(capsys, **{**NANO, "mem_total_gib": None})
+    assert result["msg"] == "/proc/meminfo has no line MemTotal."
+
+
+NANO_CONFIG: dict[str, Any] = {
+    "architectures": ["NemotronHForCausalLM"],
+    "torch_dtype": "bfloat16",
+    "hidden_size": 2688,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+    "mamba_num_heads": 64,
+    "mamba_head_dim": 64,
+    "ssm_state_size": 128,
+    "n_groups": 8,
+    "conv_kernel": 4,
+    "chunk_size": 128,
+    "n_routed_experts": 128,
+    "num_experts_per_tok": 6,
+    "moe_intermediate_size": 1856,
+    "max_position_embeddings": 262144,
+}
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_geometry_from_the_models_own_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, directory: bool
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(NANO_CONFIG), encoding="utf-8")
+    path = tmp_path if directory else file
+    result = call(capsys, **{**NANO, "geometry": None, "config_json": str(path)})
+    assert result["verdict"] == "fits"
+    assert result["kv_cache_tokens"] == 292320
+
+
+def test_an_unknown_architecture_is_honestly_unknown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}', encoding="utf-8")
+    result = call(capsys, **{**NANO, "geometry": None, "config_json": str(tmp_path)})
+    assert result["verdict"] == "unknown"
+    assert result["missing"][0].startswith("The memory model has no rules for the architecture MambaForCausalLM")
+    assert result["kv_pool_gib"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "config_json: {file} cannot be read on this node: No such file or directory."),
+        ("{", "config_json: {file} is not JSON: Expecting property name"),
+        ("[]", "config_json: {file} holds no JSON object."),
+    ],
+)
+def test_a_file_that_is_no_config(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, sentence: str
+) -> None:
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    result = call(capsys, **{**NANO, "geometry": None, "config_json": str(file)})
+    assert result["failed"] is True
+    assert result["msg"].startswith(sentence.format(file=file))
+
+
+def test_wrong_settings_fail_with_every_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, **{**NANO, "weights_gib": -1, "max_model_len": 0})
+    assert result["failed"] is True
+    assert result["problems"] == [
+        "weights_gib is -1.0, but it must be above zero (GiB).",
+        "max_model_len is 0, but it must be above zero (tokens).",
+    ]
+    assert result["msg"] == " ".join(result["problems"])
+
+
+def test_a_wrong_geometry_fails_with_every_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, **{**NANO, "geometry": {"layers": 1}})
+    assert result["failed"] is True
+    assert len(result["problems"]) == 4
+    assert result["problems"][0] == "geometry.architecture is missing: it must be a text."
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"geometry": None}, "one of the following is required: geometry, config_json"),
+        ({"config_json": "/srv/models"}, "parameters are mutually exclusive: geometry|config_json"),
+        ({"kv_cache_dtype": "int4"}, "value of kv_cache_dtype must be one of"),
+        ({"device": "tpu"}, "value of device must be one of: cuda, cpu, got: tpu"),
+        ({"max_model_len": None}, "missing required arguments: max_model_len"),
+        ({"vllm_version": None}, "missing required arguments: vllm_version"),
+        ({"budget": 108}, "Unsupported parameters for"),
+    ],
+)
+def test_arguments_that_ansible_refuses(
+    capsys: pytest.CaptureFixture[str], changes: dict[str, Any], sentence: str
+) -> None:
+    result = call(capsys, **{**NANO, **changes})
+    assert result["failed"] is True
+    assert sentence in result["msg"]
+
+
+def test_check_mode_is_supported(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, **NANO, _ansible_check_mode=True)["verdict"] == "fits"
+    assert basic is sys.modules["ansible.module_utils.basic"]
