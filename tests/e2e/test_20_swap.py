@@ -11,6 +11,24 @@ SECOND = "tiny-nemotronh"
 SERVED = "lab/tiny-nemotronh"
 
 
+def test_what_the_image_itself_refuses_is_refused_while_the_first_model_serves_on() -> None:
+    """A wrong architecture passes every table of ours; only the vLLM in the image knows that it has none such."""
+    unit = f"vllm-{FIRST}.service"
+    before = {node: harness.unit_state(node, unit)["ExecMainStartTimestampMonotonic"] for node in NODES}
+    overrides = {"serve": {"hf-overrides": {"architectures": ["NoSuchForCausalLM"]}}}
+
+    result = harness.run("swap-model.yml", {"model": SECOND, "model_overrides": overrides}, ok=False)
+
+    message = "\n".join(result.failed_messages())
+    assert "vLLM says: Model architectures ['NoSuchForCausalLM'] are not supported for now." in message
+    assert "Nothing was stopped or changed." in message
+    assert harness.served_models() == ["lab/tiny-qwen3"]
+    after = {node: harness.unit_state(node, unit)["ExecMainStartTimestampMonotonic"] for node in NODES}
+    assert after == before
+    for node in NODES:
+        assert harness.node_exec(node, f"cat /etc/systemd/system/vllm-{SECOND}.service", check=False).rc != 0
+
+
 def test_swap_serves_the_second_model_through_ray() -> None:
     harness.run("swap-model.yml", {"model": SECOND})
 

@@ -1,0 +1,163 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: engine_check
+short_description: Let the vLLM of an image check a model's whole configuration before anything is stopped
+version_added: 0.1.0
+description:
+  - Runs the candidate image without weights in memory, without a GPU's memory and without a network, and lets
+    its vLLM parse the final C(vllm serve) command and build the engine's configuration from it.
+  - A refusal shows vLLM's own sentence and this collection's. Nothing of the running model is touched.
+  - An accepted configuration is remembered by a digest of image, command and environment, and not asked again.
+options:
+  model:
+    description: The model's name, for messages.
+    type: str
+    required: true
+  image:
+    description: The image.
+    type: str
+    required: true
+  python:
+    description: The interpreter inside the image.
+    type: str
+    default: python3
+  argv:
+    description: The whole command, from C(vllm serve) on.
+    type: list
+    elements: str
+    required: true
+  env:
+    description: The engine's environment, without secrets.
+    type: dict
+    default: {}
+  weights:
+    description: The model's directory on the node.
+    type: path
+    required: true
+  mounted_at:
+    description: Where the command expects that directory.
+    type: str
+    required: true
+  docker_args:
+    description: More arguments of C(docker run), such as a limit of memory.
+    type: list
+    elements: str
+    default: []
+  program:
+    description: Source of the check, run by I(python) inside the image.
+    type: str
+    required: true
+  records_dir:
+    description: Where accepted configurations are remembered.
+    type: path
+    required: true
+attributes:
+  check_mode:
+    description: Asks in check mode too, since asking changes nothing, but remembers nothing.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+  idempotent:
+    description: Never counts as a change.
+    support: full
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Let the candidate image check the configuration
+  gb10.cluster.engine_check:
+    model: qwen397
+    image: gb10/vllm-node:0123456789ab
+    argv: [vllm, serve, /root/.cache/huggingface/org/repo, --max-model-len, "4096"]
+    weights: /var/lib/gb10/weights/org/repo
+    mounted_at: /root/.cache/huggingface/org/repo
+    program: "{{ lookup('ansible.builtin.file', 'engine_check.py') }}"
+    records_dir: /var/lib/gb10/checks
+"""
+
+RETURN = r"""
+asked:
+  description: Whether the image was run; false when this configuration was accepted before.
+  returned: success
+  type: bool
+verdict:
+  description: What vLLM answered, with I(architecture) and I(max_model_len) when it accepted.
+  returned: when the image was run
+  type: dict
+"""
+
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils import engine_check
+from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "model": {"type": "str", "required": True},
+            "image": {"type": "str", "required": True},
+            "python": {"type": "str", "default": "python3"},
+            "argv": {"type": "list", "elements": "str", "required": True},
+            "env": {"type": "dict", "default": {}},
+            "weights": {"type": "path", "required": True},
+            "mounted_at": {"type": "str", "required": True},
+            "docker_args": {"type": "list", "elements": "str", "default": []},
+            "program": {"type": "str", "required": True},
+            "records_dir": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    want = module.params
+    env = {name: str(value) for name, value in want["env"].items()}
+    code, out, err = (
+        module.run_command(["docker", "image", "inspect", want["image"]])
+        if module.get_bin_path("docker")
+        else (1, "", "there is no docker on this node")
+    )
+    if code != 0 or not Path(want["weights"]).is_dir():
+        reason = err.strip() if code != 0 else f"{want['weights']} is not there"
+        if module.check_mode:
+            module.exit_json(changed=False, asked=False, msg=f"Would be asked once it can be: {reason}.")
+        module.fail_json(msg=f"{want['image']} cannot check {want['model']}: {reason}. Run playbooks/site.yml.")
+    mark = engine_check.digest(identity(json.loads(out)[0]), want["argv"], env, want["program"])
+    record = Path(want["records_dir"]) / f"{mark}.json"
+    if record.is_file():
+        module.exit_json(changed=False, asked=False)
+    command = ["docker", "run", "--rm", "--interactive", "--network", "none", *want["docker_args"]]
+    command += ["--volume", f"{want['weights']}:{want['mounted_at']}:ro", "--entrypoint", want["python"]]
+    code, out, err = module.run_command(
+        [*command, want["image"], "-c", want["program"]], data=json.dumps({"argv": want["argv"], "env": env})
+    )
+    try:
+        verdict = engine_check.parse(out, err, code)
+    except engine_check.UnaskedError as error:
+        module.fail_json(
+            msg=f"{want['image']} gave no verdict on {want['model']}: {error}. Nothing was stopped or changed; "
+            "engine_config_check: false starts it unasked."
+        )
+    if not verdict["ok"]:
+        module.fail_json(msg=engine_check.refusal(want["model"], want["image"], verdict), verdict=verdict)
+    if not module.check_mode:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        temporary = record.with_suffix(".tmp")
+        temporary.write_text(
+            json.dumps({"model": want["model"], "image": want["image"], **verdict}, indent=2), encoding="utf-8"
+        )
+        temporary.replace(record)
+    module.exit_json(changed=False, asked=True, verdict=verdict)
+
+
+if __name__ == "__main__":
+    main()
