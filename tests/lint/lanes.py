@@ -87,6 +87,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     env["PATH"] = f"{VENV_BIN}{os.pathsep}{env.get('PATH', '')}"
     env["ANSIBLE_CONFIG"] = str(REPO / "ansible.cfg")
     env["PYTHONUNBUFFERED"] = "1"
+    env["NO_COLOR"] = "1"  # the logs are read as text, by people and by the count of tests
     env.update(extra)
     return env
 

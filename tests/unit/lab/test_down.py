@@ -35,7 +35,7 @@ def test_an_installed_engine_that_rests_is_started_to_look_for_the_lab(
 ) -> None:
     started: list[Path] = []
 
-    def ensure(state: Path, progress: Any) -> Any:
+    def ensure(state: Path, _progress: Any) -> Any:
         started.append(state)
         raise LabError("dockerd stopped at once")
 
