@@ -21,7 +21,7 @@ TOO_LONG = (
     "1 validation error for ModelConfig\n  Value error, User-specified max_model_len (99999) is greater than the "
     "derived max_model_len (max_position_embeddings=8192.0 or model_max_length=None in model's config.json). To allow "
     "overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1. VLLM_ALLOW_LONG_MAX_MODEL_LEN "
-    "must be used with extreme caution. [type=value_error, input_value=ArgsKwargs((), {'model': ...nderer_num_workers': 1}), "
+    "must be used with caution. [type=value_error, input_value=ArgsKwargs((), {'model': ...nderer_num_workers': 1}), "
     "input_type=ArgsKwargs]"
 )
 UNSUPPORTED = (
