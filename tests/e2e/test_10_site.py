@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.e2e import harness
 from tests.e2e.harness import HEAD, NODES
+from tests.lint.collection import build, install
 
 MODEL = "tiny-qwen3"
 SERVED = "lab/tiny-qwen3"
@@ -105,6 +107,17 @@ def test_a_second_run_changes_nothing_and_restarts_nothing() -> None:
 
     after = {node: harness.unit_state(node, UNIT)["ExecMainStartTimestampMonotonic"] for node in NODES}
     assert after == before
+
+
+def test_the_installed_collection_finds_the_cluster_converged(tmp_path: Path) -> None:
+    """Without the clone's ansible.cfg and playbooks, as after `ansible-galaxy collection install`."""
+    env = install(build(tmp_path), tmp_path / "installed")
+    restarts = {node: harness.unit_state(node, UNIT)["ExecMainStartTimestampMonotonic"] for node in NODES}
+
+    result = harness.run("gb10.cluster.site", inventory=harness.REPO / harness.INVENTORY, env=env, cwd=tmp_path)
+
+    harness.assert_converged(result)
+    assert restarts == {node: harness.unit_state(node, UNIT)["ExecMainStartTimestampMonotonic"] for node in NODES}
 
 
 def test_check_mode_on_a_converged_cluster_finds_nothing_to_change() -> None:
