@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from . import STAND_IN
+from .metrics import Metrics, Request
 
 WORDS = (f"{STAND_IN} ", "answers: ", "no ", "model ", "was ", "run. ")
 """What every completion consists of, one token a word."""
+TOKEN_S = float(os.environ.get("GB10_STANDIN_TOKEN_S", "0"))
+"""How long a token takes."""
 
 
 @dataclass
@@ -34,31 +38,12 @@ class Service:
     health: Callable[[], bool]
     compute: Callable[[], bool]
     say: Callable[[str], None]
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    requests: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    metrics: Metrics = field(default_factory=Metrics)
 
     def models(self) -> dict[str, Any]:
         """Return what /v1/models lists."""
         entry = {"object": "model", "owned_by": STAND_IN, "root": self.root, "max_model_len": self.max_model_len}
         return {"object": "list", "data": [{"id": name, **entry} for name in self.names]}
-
-    def metrics(self) -> str:
-        """Return /metrics in the text form of Prometheus."""
-        label = f'{{engine="0",model_name="{self.names[0]}"}}'
-        figures = {
-            "generation_tokens_total": self.generated_tokens,
-            "prompt_tokens_total": self.prompt_tokens,
-            "kv_cache_usage_perc": 0,
-            "num_requests_running": 0,
-            "num_requests_waiting": 0,
-            "num_preemptions_total": 0,
-            "request_success_total": self.requests,
-            "time_to_first_token_seconds_count": self.requests,
-            "time_to_first_token_seconds_sum": self.requests * 0.001,
-        }
-        return "".join(f"vllm:{name}{label} {float(value)}\n" for name, value in figures.items())
 
 
 def text_of(asked: dict[str, Any]) -> str:
@@ -81,9 +66,17 @@ def chunks(asked: dict[str, Any], chat: bool) -> Iterator[dict[str, Any]]:
         yield {**head, "choices": [piece], "usage": usage}
 
 
-def whole(asked: dict[str, Any], chat: bool) -> dict[str, Any]:
+def paced(asked: dict[str, Any], chat: bool, counted: Request) -> Iterator[dict[str, Any]]:
+    """Yield the pieces of an answer as they are computed, each counted."""
+    for piece in chunks(asked, chat):
+        time.sleep(TOKEN_S)
+        counted.token()
+        yield piece
+    counted.done()
+
+
+def whole(pieces: list[dict[str, Any]], chat: bool) -> dict[str, Any]:
     """Return the answer that is not streamed."""
-    pieces = list(chunks(asked, chat))
     last = pieces[-1]
     parts = [piece["choices"][0] for piece in pieces]
     text = "".join(part["delta"]["content"] if chat else part["text"] for part in parts)
@@ -127,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models":
             self._answer(200, service.models())
         elif self.path == "/metrics":
-            self._answer(200, service.metrics())
+            self._answer(200, service.metrics.text(service.names[0]))
         else:
             self._answer(404, {"detail": "Not Found"})
 
@@ -151,35 +144,26 @@ class _Handler(BaseHTTPRequestHandler):
         elif asked.get("model") not in service.names:
             message = f"The model `{asked.get('model')}` does not exist."
             self._answer(404, {"error": {"message": message, "type": "NotFoundError", "code": 404}})
-        elif service.silent:
-            threading.Event().wait()
-        elif not service.compute():
+        elif not service.silent and not service.compute():
             self._answer(500, {"error": {"message": "EngineCore encountered an issue.", "code": 500}})
-        elif asked.get("stream"):
-            self._stream(asked, chat)
         else:
-            answer = whole(asked, chat)
-            self._count(answer)
-            self._answer(200, answer)
+            with service.metrics.request(len(text_of(asked).split())) as counted:
+                if service.silent:
+                    threading.Event().wait()
+                elif asked.get("stream"):
+                    self._stream(asked, chat, counted)
+                else:
+                    self._answer(200, whole(list(paced(asked, chat, counted)), chat))
 
-    def _stream(self, asked: dict[str, Any], chat: bool) -> None:
+    def _stream(self, asked: dict[str, Any], chat: bool, counted: Request) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        chunk: dict[str, Any] = {}
-        for chunk in chunks(asked, chat):
+        for chunk in paced(asked, chat, counted):
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
-        self._count(chunk)
-
-    def _count(self, answer: dict[str, Any]) -> None:
-        service = self.server.service
-        with service.lock:
-            service.prompt_tokens += answer["usage"]["prompt_tokens"]
-            service.generated_tokens += answer["usage"]["completion_tokens"]
-            service.requests += 1
 
 
 class Server(ThreadingHTTPServer):
