@@ -17,6 +17,7 @@ PHASES: tuple[str, ...] = (
     "none",
     "prepare",
     "image_start",
+    "gather",
     "ray_join",
     "configure",
     "rendezvous",
@@ -32,6 +33,7 @@ PHASE_WORDS: dict[str, str] = {
     "none": "nothing started",
     "prepare": "preparing the node",
     "image_start": "starting the image",
+    "gather": "gathering the ranks",
     "ray_join": "waiting for Ray nodes",
     "configure": "reading the configuration",
     "rendezvous": "joining the ranks",
@@ -79,6 +81,8 @@ def _marker(phase: str, pattern: str) -> Marker:
 MARKERS: tuple[Marker, ...] = (
     # What this collection's engine role prints: its pre-start check, then the container's first process.
     _marker("prepare", r"^gb10: \S+ starts as rank "),
+    _marker("gather", r"^gb10: ranks gathered (?P<done>\d+) of (?P<total>\d+)"),
+    _marker("gather", r"^gb10: (?:waiting for rank 0 at |all \d+ ranks are here)"),
     _marker("image_start", r"^gb10: exec "),
     _marker("ray_join", r"^gb10: (?:waiting for the Ray head|joining Ray) at "),
     _marker("ray_join", r"(?i)\bray nodes joined:? (?P<done>\d+) (?:of|/) (?P<total>\d+)"),

@@ -69,29 +69,55 @@ def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dic
     return options, errors
 
 
-def entry_arguments(plan: Mapping[str, Any], host: str, serve_args: Sequence[str]) -> list[str]:
-    """Return the arguments of the container's first process (engine_entry.py) for one rank."""
+def entry_arguments(
+    plan: Mapping[str, Any], host: str, serve_args: Sequence[str], watch: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return the arguments of the container's first process (engine_entry.py) for one rank.
+
+    :param watch: how the ranks hold together and when a start is ended: api_host, tether_port, silence_seconds,
+        stall_seconds, floor_gib, same_env; without it they do not and it is not.
+    """
     spec = plan["spec"]
     rank = plan["members"].index(host)
-    require = ["--require-env", ",".join(spec["required_env"])] if spec["required_env"] else []
+    watch = watch or {}
+    common = ["--model", spec["name"], "--rank", str(rank)]
+    common += ["--members", ",".join(f"{node}={plan['addresses'][node]}" for node in plan["members"])]
+    if spec["required_env"]:
+        common += ["--require-env", ",".join(spec["required_env"])]
+    if plan["multi_node"] and watch.get("tether_port"):
+        common += ["--tether-port", str(watch["tether_port"]), "--silence-seconds", str(watch["silence_seconds"])]
+        common += ["--same-env", ",".join(sorted(watch["same_env"]))]
+    if float(watch.get("floor_gib") or 0):
+        common += ["--floor-gib", str(watch["floor_gib"])]
+    if rank == 0 and watch.get("api_host"):
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+        common += [
+            "--health",
+            f"http://{anywhere.get(watch['api_host'], watch['api_host'])}:{spec['ports']['api']}/health",
+        ]
     serve = ["--", "vllm", "serve", f"{CONTAINER_ROOT}/{spec['repo']}", *serve_args]
     if not plan["multi_node"] or spec["engine"] == "native":
-        return ["serve", *require, *serve]
-    common = ["--address", plan["addresses"][host], "--port", str(spec["ports"]["ray"])]
+        return ["serve", *common, *serve]
+    common += ["--port", str(spec["ports"]["ray"])]
+    if watch.get("stall_seconds"):
+        common += ["--stall-seconds", str(watch["stall_seconds"])]
     common += [f"--ray-arg={arg}" for arg in spec["ray_start_args"]]
-    if rank == 0:
-        return ["ray-head", *require, *common, "--nodes", str(spec["nodes"]), *serve]
-    return ["ray-worker", *require, *common, "--head", plan["head_address"]]
+    return ["ray-head", *common, *serve] if rank == 0 else ["ray-worker", *common]
 
 
-def rank_ports(plan: Mapping[str, Any], host: str) -> list[int]:
-    """Return the ports that must be free on this member before its container starts."""
+def rank_ports(plan: Mapping[str, Any], host: str, tether_port: int = 0) -> list[int]:
+    """Return the ports that must be free on this member before its container starts.
+
+    :param tether_port: where the ranks hold together on the head; 0 when they do not.
+    """
     spec = plan["spec"]
     if plan["members"].index(host):
         return []
     ports = [spec["ports"]["api"]]
     if plan["multi_node"]:
         ports.append(spec["ports"]["ray"] if spec["engine"] == "ray" else spec["ports"]["master"])
+        if tether_port:
+            ports.append(tether_port)
     return ports
 
 

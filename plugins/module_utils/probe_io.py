@@ -13,6 +13,7 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils import engine_log, probe
 from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import LogLine
 from ansible_collections.gb10.cluster.plugins.module_utils.probe_signatures import (
+    GAVE_UP,
     START_REFUSED,
     diagnose,
 )
@@ -301,13 +302,14 @@ class RankReader:
             phase = "image_start" if container["running"] else "prepare" if state == probe.STARTING else "none"
             read = replace(read, phase=phase)
         blamed = lines
-        if unit["restarts"] and state != probe.DEAD:
+        known = {finding.name for finding in diagnose(lines)}
+        if unit["restarts"] and (state != probe.DEAD or GAVE_UP in known):
             before = self.previous_invocation(unit["invocation"])
-            blamed = self.log(before)[0] if before else lines
+            blamed = [*(self.log(before)[0] if before else []), *(lines if GAVE_UP in known or not before else [])]
         # What befell this run, or the one before it that is to be explained, and no older incident.
         since_s = _first_time(blamed) or time.time() - 600
         kernel, readable = self.kernel(since_s)
-        if START_REFUSED in {finding.name for finding in diagnose(lines)} and not container["running"]:
+        if START_REFUSED in known and not container["running"]:
             state = probe.DEAD
         findings = diagnose([*blamed, *kernel, *self.earlyoom(since_s)])
         return {

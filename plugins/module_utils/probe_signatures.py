@@ -27,6 +27,8 @@ _RANK_OF_KIND = {CAUSE: 0, CONTEXT: 1, CONSEQUENCE: 2}
 UNRECOGNISED = "unrecognised"
 START_REFUSED = "start_refused"
 """The pre-start check of this collection's unit said no: no container was started."""
+GAVE_UP = "gave_up"
+"""The unit was started too often and is left alone; the run before holds the reason."""
 MAX_LINE_CHARS = 400
 
 
@@ -509,6 +511,30 @@ SIGNATURES: tuple[Signature, ...] = (
         r"^gb10: start refused: (?P<why>.*)",
         cause="This node refused the start: {why}.",
         cure="Remove that reason and start again.",
+        origin="this collection's engine role",
+    ),
+    _signature(
+        GAVE_UP,
+        CONTEXT,
+        r"^gb10: gave up: (?P<why>.*)",
+        cause="The unit gave up: {why}.",
+        cure="The log of the run before and last_failure.json on this node have the reason.",
+        origin="this collection's engine role",
+    ),
+    _signature(
+        "rank_lost",
+        CONSEQUENCE,
+        r"^gb10: restarting with the others: (?P<why>.*)",
+        cause="This rank ended because another one did: {why}.",
+        cure="Look at the log of that rank; all are restarted together.",
+        origin="this collection's engine role",
+    ),
+    _signature(
+        "engine_ended",
+        CONSEQUENCE,
+        r"^gb10: the engine (?P<how>(?:ended|was killed) .*) unasked",
+        cause="The engine's process {how}.",
+        cure="What it printed before that says why; after signal 9 look at earlyoom and the node's memory.",
         origin="this collection's engine role",
     ),
     _signature(

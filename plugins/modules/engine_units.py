@@ -41,6 +41,10 @@ options:
     description: Where the active model is kept.
     type: path
     default: /etc/gb10/engine/active.json
+  run_dir:
+    description: Where a start leaves what it found out; a stopped engine's files there are removed.
+    type: path
+    default: /run/gb10/engine
 attributes:
   check_mode:
     description: Can run in check mode.
@@ -131,13 +135,16 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def stop(module: AnsibleModule, unit: str) -> None:
-    """Stop and disable a unit and remove its container by its exact name."""
+    """Stop and disable a unit, and remove its container by its exact name and what its starts left."""
     code, _out, err = module.run_command(["systemctl", "disable", "--now", unit])
     if code != 0:
         module.fail_json(msg=f"{unit} cannot be stopped: {err.strip()}")
     module.run_command(["systemctl", "reset-failed", unit])
     if module.get_bin_path("docker"):
         module.run_command(["docker", "rm", "--force", unit.removesuffix(".service")])
+    model = unit.removeprefix("vllm-").removesuffix(".service")
+    for suffix in ("env", "starts"):
+        Path(module.params["run_dir"], f"{model}.{suffix}").unlink(missing_ok=True)
 
 
 def start(module: AnsibleModule, unit: str) -> None:
@@ -159,6 +166,7 @@ def main() -> None:
             "record": {"type": "dict"},
             "units_dir": {"type": "path", "default": "/etc/systemd/system"},
             "record_path": {"type": "path", "default": "/etc/gb10/engine/active.json"},
+            "run_dir": {"type": "path", "default": "/run/gb10/engine"},
         },
         supports_check_mode=True,
     )

@@ -2,8 +2,8 @@
 """Plays one rank of an engine: the phases of a start in its log, the meeting of the ranks, the API, the deaths.
 
 ``GB10_STANDIN_FAIL`` (or the file ``gb10-standin-fail`` in the cache directory) holds one of
-``die-at-load``, ``hang-at-load``, ``starve-memory``, ``no-tokens``, ``wrong-model`` and ``die-after:<seconds>``,
-with ``@<rank>`` behind it when one rank alone is meant.  The file is read at every start.
+``die-at-load``, ``hang-at-load``, ``no-cache``, ``starve-memory:<GiB at most>``, ``no-tokens``, ``wrong-model`` and
+``die-after:<seconds>``, with ``@<rank>`` behind it when one rank alone is meant.  The file is read at every start.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import STAND_IN, api
 CACHE = Path(os.environ.get("VLLM_CACHE_ROOT", "/root/.cache/vllm"))
 PEER_POLL_S = 0.5
 PAUSE_S = float(os.environ.get("GB10_STANDIN_PAUSE", "0.2"))
-MODES = ("die-at-load", "hang-at-load", "starve-memory", "no-tokens", "wrong-model", "die-after")
+MODES = ("die-at-load", "hang-at-load", "no-cache", "starve-memory", "no-tokens", "wrong-model", "die-after")
 _PRINTING = threading.Lock()
 _GLOO = "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534]"
 
@@ -48,7 +48,7 @@ def traceback_of(process: str, error: str) -> None:
 
 
 def failure(environment: Mapping[str, str], cache: Path, rank: int) -> tuple[str, float]:
-    """Return (what this rank was told to fail at, seconds), or ("", 0.0).
+    """Return (what this rank was told to fail at, its figure), or ("", 0.0).
 
     :raises ValueError: when it was told something that it does not know.
     """
@@ -178,6 +178,8 @@ class Engine:
         if self.mode == "die-at-load":
             raise RuntimeError(f"{STAND_IN} was told to die while it loads weights")
         if self.mode == "starve-memory":
+            self.starve(self.seconds or 1.0)
+        if self.mode == "no-cache":
             raise ValueError(
                 "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing "
                 "the engine."
@@ -199,6 +201,17 @@ class Engine:
         )
         time.sleep(PAUSE_S)
         log("EngineCore", "core.py:395", "init engine (profile, create kv cache, warmup model) took 0.60 s")
+
+    def starve(self, gib: float) -> None:
+        """Take memory of the node bit by bit, as weights that are too many do; whoever watches ends this.
+
+        :raises MemoryError: when all was taken and nobody did.
+        """
+        taken = []
+        while len(taken) * 32 < gib * 1024:
+            taken.append(b"x" * (32 << 20))
+            time.sleep(0.05)
+        raise MemoryError(f"{STAND_IN} took {gib:g} GiB and nobody stopped it")
 
     def serve(self, length: int) -> int:
         """Rank 0: answer the API until the engine dies or is told to end."""

@@ -228,7 +228,12 @@ def test_ray_counts_its_nodes_and_a_lost_one_is_a_dead_engine(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "said"),
-    [("die-at-load", "was told to die"), ("starve-memory", "No available memory"), ("no-such-mode", "die-at-load")],
+    [
+        ("die-at-load", "was told to die"),
+        ("no-cache", "No available memory"),
+        ("starve-memory:0.1", "took 0.1 GiB and nobody stopped it"),
+        ("no-such-mode", "die-at-load"),
+    ],
 )
 def test_a_start_that_was_told_to_fail_ends_with_its_reason(lab: Lab, mode: str, said: str) -> None:
     status, text = lab.await_end(lab.serve("--port", str(free_port()), GB10_STANDIN_FAIL=mode))

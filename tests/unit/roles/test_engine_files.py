@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two programs of the engine role: the one before a start, and the first process of a container."""
+"""The programs of the engine role: before a start, the first process of a container, and after an end."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import socket
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +31,7 @@ def load(name: str) -> ModuleType:
 
 prestart = load("engine_prestart")
 entry = load("engine_entry")
+stopped = load("engine_stopped")
 
 # `ip -json address` of a lab node, shortened.
 LINKS: list[dict[str, Any]] = [
@@ -99,6 +103,7 @@ class Node:
         class Done:
             returncode = code
             stdout = out
+            stderr = "Cannot connect to the Docker daemon"
 
         return Done
 
@@ -110,7 +115,10 @@ def launch(tmp_path: Path) -> dict[str, Any]:
     (weights / ".gb10-manifest.json").write_text("{}")
     return {
         "container": "vllm-m", "image": "gb10/i:1", "weights": str(weights), "ports": [8000], "address": "10.211.0.11",
-        "require_rdma": False, "drop_caches": False, "memory_needed_gib": 0.0,
+        "require_rdma": False, "drop_caches": False, "memory_needed_gib": 0.0, "memory_floor_gib": 0.0,
+        "engine": "native", "nodes": 2, "model": "m", "unit": "vllm-m.service", "rank": 1,
+        "starts": str(tmp_path / "run" / "m.starts"), "restart_burst": 3, "restart_interval_seconds": 600,
+        "last_failure": str(tmp_path / "state" / "last_failure.json"), "network_env": str(tmp_path / "run" / "m.env"),
     }  # fmt: skip
 
 
@@ -131,6 +139,7 @@ def test_a_stale_container_is_removed_by_its_exact_name(
 @pytest.mark.parametrize(
     ("changes", "answers", "sentence"),
     [
+        ({}, {"docker version --format": (1, "")}, "the Docker Engine does not answer: Cannot connect"),
         ({}, {"docker image inspect": (1, "")}, "image gb10/i:1 is not on this node"),
         ({"weights": "/nowhere"}, {}, "are not whole"),
         (
@@ -140,6 +149,7 @@ def test_a_stale_container_is_removed_by_its_exact_name(
         ),
         ({"require_rdma": True}, {}, "no HCA is active"),
         ({"memory_needed_gib": 1e6}, {}, r"the engine needs 1000000\.0 GiB on this node"),
+        ({"memory_floor_gib": 2e6}, {}, r"the engine needs 2000000\.0 GiB on this node"),
     ],
 )
 def test_a_node_that_cannot_carry_the_engine_says_why(
@@ -159,29 +169,224 @@ def test_missing_environment_is_named() -> None:
         entry.main(["serve", "--require-env", "GB10_NOT_SET", "--", "true"])
 
 
-def test_the_entry_becomes_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    became: list[Any] = []
-    monkeypatch.setattr(entry.os, "execvp", lambda name, argv: became.append((name, argv)))
-    entry.main(["serve", "--", "vllm", "serve", "/m", "--port", "8000"])
-    assert became == [("vllm", ["vllm", "serve", "/m", "--port", "8000"])]
+def test_a_foreign_ray_is_refused_by_its_exact_name(
+    launch: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for pid, name in (("41", "raylet2"), ("812", "raylet"), ("self", "raylet")):
+        (tmp_path / "proc" / pid).mkdir(parents=True)
+        (tmp_path / "proc" / pid / "comm").write_text(name + "\n")
+    assert prestart.processes_named(prestart.RAY_PROCESSES, tmp_path / "proc") == [(812, "raylet")]
+    monkeypatch.setattr(prestart, "run", node().run)
+    monkeypatch.setattr(prestart, "processes_named", lambda _names: [(812, "raylet")])
+    monkeypatch.setattr(prestart, "place_of", lambda _pid: " in the container other")
+    with pytest.raises(prestart.RefusedError, match=r"raylet \(pid 812\) in the container other; stop it"):
+        prestart.prepare({**launch, "engine": "ray"})
+    assert prestart.prepare(launch)
 
 
-def test_a_worker_joins_when_the_head_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_container_of_a_process_is_named() -> None:
+    identity = "8f" * 32
+    listing = f"{'00' * 32} other\n{identity} vllm-old\n"
+    assert prestart.container_of(f"1:name=systemd:/docker/{identity}\n", listing) == "vllm-old"
+    assert prestart.container_of("0::/init.scope\n", listing) == ""
+
+
+def test_a_unit_gives_up_after_too_many_starts_and_begins_anew_by_hand(launch: dict[str, Any]) -> None:
+    for second in range(3):
+        prestart.count_start(launch, restarts=second, now_s=100.0 + second)
+    with pytest.raises(prestart.GaveUpError, match="3 starts in 0 min, and at most 3 in 10 min are allowed; see "):
+        prestart.count_start(launch, restarts=3, now_s=110.0)
+    prestart.count_start(launch, restarts=3, now_s=701.5)  # the first two are too long ago
+    prestart.count_start(launch, restarts=0, now_s=702.0)
+    assert json.loads(Path(launch["starts"]).read_text()) == [702.0]
+    assert sorted(path.name for path in Path(launch["starts"]).parent.iterdir()) == ["m.starts"]
+
+
+def test_a_damaged_record_of_starts_holds_none() -> None:
+    assert prestart.recent_starts("[1, ", 10, 100) == []
+    assert prestart.recent_starts('{"a": 1}', 10, 100) == []
+    # After a reboot the clock begins anew: what lies in its future counts no more.
+    assert prestart.recent_starts("[1, 5, 99]", 10, 8) == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        ("RefusedError", 78, "gb10: start refused: no luck"),
+        ("GaveUpError", 75, "gb10: gave up: no luck"),
+        ("OSError", 78, "gb10: start refused: no luck; is a disk full? See df -h"),
+    ],
+)
+def test_a_start_that_does_not_happen_ends_with_its_own_status(
+    launch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    error: str, status: int, sentence: str,
+) -> None:  # fmt: skip
+    kinds = {"RefusedError": prestart.RefusedError, "GaveUpError": prestart.GaveUpError, "OSError": OSError}
+
+    def prepare(_launch: Any) -> Any:
+        raise kinds[error]("no luck")
+
+    (tmp_path / "m.json").write_text(json.dumps(launch))
+    monkeypatch.setattr(prestart, "prepare", prepare)
+    monkeypatch.setattr(sys, "argv", ["engine_prestart.py", str(tmp_path / "m.json"), "exec", "docker"])
+    with pytest.raises(SystemExit) as end:
+        prestart.main()
+    assert end.value.code == status
+    assert capsys.readouterr().out == sentence + "\n"
+
+
+def test_a_start_becomes_the_command(
+    launch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     became: list[Any] = []
-    monkeypatch.setattr(entry.os, "execvp", lambda name, argv: became.append(argv))
+    (tmp_path / "m.json").write_text(json.dumps(launch))
+    monkeypatch.setattr(prestart, "run", node(systemctl_show_vllm_m_service=(0, "2\n")).run)
+    monkeypatch.setattr(prestart.os, "execvp", lambda name, argv: became.append((name, argv)))
+    monkeypatch.setattr(sys, "argv", ["engine_prestart.py", str(tmp_path / "m.json"), "exec", "/bin/true", "--x"])
+    prestart.main()
+    assert became == [("/bin/true", ["/bin/true", "--x"])]
+    assert "VLLM_HOST_IP=10.211.0.11\n" in Path(launch["network_env"]).read_text()
+    assert "gb10: vllm-m starts as rank 1 on eth1" in capsys.readouterr().out
+
+
+def test_a_command_that_hangs_or_is_not_there_has_failed() -> None:
+    assert prestart.run("gb10-no-such-command").returncode == 127
+
+
+def test_a_worker_joins_ray_when_the_head_answers(tmp_path: Path) -> None:
+    ray = tmp_path / "ray"
+    ray.write_text('#!/bin/sh\necho "ray $*"\n')
+    ray.chmod(0o755)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        entry.main(
+        done = subprocess.run(
             [
-                "ray-worker",
-                "--address",
-                "10.0.0.2",
-                "--head",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--ray-arg=--num-gpus=1",
-            ]
-        )
-    assert became[0][:4] == ["ray", "start", "--block", f"--address=127.0.0.1:{port}"]
-    assert "--num-gpus=1" in became[0]
+                sys.executable, str(FILES / "engine_entry.py"), "ray-worker", "--rank", "1", "--port", str(port),
+                "--members", "a=127.0.0.1,b=10.0.0.2", "--ray-arg=--num-gpus=1",
+            ],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+    told = f"ray start --block --address=127.0.0.1:{port} --node-ip-address=10.0.0.2 --disable-usage-stats --num-gpus=1"
+    assert told in done.stdout
+    assert "include-dashboard" not in done.stdout
+    assert done.returncode == 1  # ray start --block ended, which it must not
+
+
+def test_the_head_alone_leaves_the_dashboard_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_options: Any) -> Any:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(entry.subprocess, "run", run)
+    with pytest.raises(SystemExit, match=r"on 10\.0\.0\.1:6379 exited 1"):
+        entry.ray_head(6379, "10.0.0.1", 2, 1.0, [])
+    assert "--include-dashboard=false" in asked[0]
+
+
+def test_no_value_of_a_variable_travels() -> None:
+    digests = entry.environment_digests(["TOKEN", "GONE"], {"TOKEN": "secret"})
+    assert digests["GONE"] == "unset"
+    assert "secret" not in str(digests)
+    assert entry.environment_difference(digests, {**digests, "TOKEN": "x", "NEW": "y"}) == ["NEW", "TOKEN"]
+
+
+def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ends: list[str] = []
+
+    class Life:
+        def end(self, status: int, sentence: str) -> None:
+            ends.append(sentence)
+            serving.set()
+
+    serving = threading.Event()
+    monkeypatch.setattr(entry, "MEMINFO", tmp_path / "meminfo")
+    entry.MEMINFO.write_text("MemAvailable: 1048576 kB\n")
+    serving.set()
+    entry.watch_memory(2.0, serving, Life())
+    assert ends == []
+    serving.clear()
+    entry.watch_memory(2.0, serving, Life())
+    assert ends == ["stopped: MemAvailable 1.00 GiB is below the floor of 2.00 GiB"]
+    assert entry.available_gib("nothing") == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["gb10: start refused: port 8000 is held by x"], "start refused: port 8000 is held by x"),
+        (
+            ["RuntimeError: gloo", "gb10: restarting with the others: rank 1, b (10.0.0.2) is gone: x"],
+            "restarting with the others: rank 1, b (10.0.0.2) is gone: x",
+        ),
+        (
+            [
+                "(Worker pid=1) ValueError: first cause",
+                "RuntimeError: second",
+                "gb10: the engine ended with status 1 x",
+            ],
+            "ValueError: first cause",
+        ),
+        (["words", "gb10: the engine was killed by signal 9 unasked"], "the engine was killed by signal 9 unasked"),
+        (["docker: Error response from daemon: no such runtime."], "Error response from daemon: no such runtime."),
+        (["gb10: missing environment: A must be set"], "missing environment: A must be set"),
+        (["nothing that is known"], "systemd: exit-code, exited 3"),
+    ],
+)
+def test_the_reason_of_an_end_is_the_likeliest_line(lines: list[str], reason: str) -> None:
+    assert stopped.reason_of(lines, "exit-code", "exited", "3") == reason
+
+
+def test_a_killed_container_is_called_so() -> None:
+    assert "killed with SIGKILL" in stopped.reason_of([], "exit-code", "exited", "137")
+
+
+def test_the_reason_is_kept_on_the_node_and_no_secret_with_it(
+    launch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(launch))
+    log = ["api_key': 'top'", f"'api_key': 'secret-1' hf_{'a' * 20}", "ValueError: no room"]
+    monkeypatch.setattr(stopped, "log_of", lambda _run: log)
+    monkeypatch.setattr(sys, "argv", ["engine_stopped.py", str(tmp_path / "m.json")])
+    monkeypatch.setenv("SERVICE_RESULT", "exit-code")
+    monkeypatch.setenv("EXIT_CODE", "exited")
+    monkeypatch.setenv("EXIT_STATUS", "1")
+    stopped.main()
+    kept = Path(launch["last_failure"])
+    found = json.loads(kept.read_text())
+    assert (found["reason"], found["model"], found["rank"], found["exit_status"]) == (
+        "ValueError: no room",
+        "m",
+        1,
+        "1",
+    )
+    assert "secret-1" not in kept.read_text()
+    assert "hf_" not in kept.read_text()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in kept.parent.iterdir()] == ["last_failure.json"]
+    assert "gb10: this run ended: ValueError: no room" in capsys.readouterr().out
+
+    monkeypatch.setattr(stopped, "log_of", lambda _run: ["gb10: gave up: 5 starts"])
+    stopped.main()
+    found = json.loads(kept.read_text())
+    assert (found["reason"], found["before"]["reason"]) == ("gave up: 5 starts", "ValueError: no room")
+
+    monkeypatch.setenv("SERVICE_RESULT", "success")
+    monkeypatch.setattr(stopped, "log_of", lambda _run: ["another"])
+    stopped.main()
+    assert json.loads(kept.read_text()) == found
+
+
+def test_a_full_disk_keeps_the_reason_in_the_journal(
+    launch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").write_text("in the way")
+    (tmp_path / "m.json").write_text(json.dumps(launch))
+    monkeypatch.setattr(stopped, "log_of", lambda _run: ["ValueError: no room"])
+    monkeypatch.setattr(sys, "argv", ["engine_stopped.py", str(tmp_path / "m.json")])
+    monkeypatch.setenv("SERVICE_RESULT", "exit-code")
+    stopped.main()
+    told = capsys.readouterr().out
+    assert "why the engine ended could not be kept in" in told
+    assert "gb10: this run ended: ValueError: no room" in told

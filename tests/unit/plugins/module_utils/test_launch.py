@@ -78,26 +78,45 @@ def test_ray_on_one_node_is_refused() -> None:
     assert "one node needs no Ray" in launch.rank_options(one, "a", "0.0.0.0")[1][0]
 
 
+WATCH = {
+    "api_host": "0.0.0.0", "tether_port": 29600, "silence_seconds": 30, "stall_seconds": 900, "floor_gib": 2.0,
+    "same_env": ["Z", "B"],
+}  # fmt: skip
+
+
 def test_entry_arguments_of_each_role() -> None:
     ray = plan(engine="ray", ray_start_args=["--num-gpus=1"], required_env=["A", "B"])
-    head = launch.entry_arguments(ray, "a", ["--x"])
-    worker = launch.entry_arguments(ray, "b", ["--x"])
+    head = launch.entry_arguments(ray, "a", ["--x"], WATCH)
+    worker = launch.entry_arguments(ray, "b", ["--x"], WATCH)
+    members = ["--members", "a=10.1.0.1,b=10.1.0.2", "--require-env", "A,B", "--tether-port", "29600"]
+    members += ["--silence-seconds", "30", "--same-env", "B,Z", "--floor-gib", "2.0"]
     assert head == [
-        "ray-head", "--require-env", "A,B", "--address", "10.1.0.1", "--port", "6379", "--ray-arg=--num-gpus=1",
-        "--nodes", "2", "--", "vllm", "serve", "/root/.cache/huggingface/o/m", "--x",
+        "ray-head", "--model", "m", "--rank", "0", *members, "--health", "http://127.0.0.1:8000/health",
+        "--port", "6379", "--stall-seconds", "900", "--ray-arg=--num-gpus=1",
+        "--", "vllm", "serve", "/root/.cache/huggingface/o/m", "--x",
     ]  # fmt: skip
     assert worker == [
-        "ray-worker", "--require-env", "A,B", "--address", "10.1.0.2", "--port", "6379", "--ray-arg=--num-gpus=1",
-        "--head", "10.1.0.1",
+        "ray-worker", "--model", "m", "--rank", "1", *members, "--port", "6379", "--stall-seconds", "900",
+        "--ray-arg=--num-gpus=1",
     ]  # fmt: skip
-    assert launch.entry_arguments(plan(), "b", ["--y"])[0] == "serve"
+    assert launch.entry_arguments(plan(), "b", ["--y"], WATCH)[0] == "serve"
+
+
+def test_a_single_node_holds_on_to_nobody_and_is_watched_all_the_same() -> None:
+    one = plan(nodes=1, serve={"tensor-parallel-size": 1})
+    found = launch.entry_arguments(one, "a", [], {**WATCH, "api_host": "10.1.0.1"})
+    assert "--tether-port" not in found
+    assert found[found.index("--floor-gib") + 1] == "2.0"
+    assert found[found.index("--health") + 1] == "http://10.1.0.1:8000/health"
+    assert "--floor-gib" not in launch.entry_arguments(one, "a", [], {**WATCH, "floor_gib": 0.0})
 
 
 def test_ports_of_each_role() -> None:
     assert launch.rank_ports(plan(), "a") == [8000, 29510]
+    assert launch.rank_ports(plan(), "a", 29600) == [8000, 29510, 29600]
     assert launch.rank_ports(plan(engine="ray"), "a") == [8000, 6379]
-    assert launch.rank_ports(plan(), "b") == []
-    assert launch.rank_ports(plan(nodes=1, serve={"tensor-parallel-size": 1}), "a") == [8000]
+    assert launch.rank_ports(plan(), "b", 29600) == []
+    assert launch.rank_ports(plan(nodes=1, serve={"tensor-parallel-size": 1}), "a", 29600) == [8000]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps why an engine unit ended, on its own node: the unit's last ExecStopPost.
+
+Reads what systemd says of the end and what the log of this run says of it, and writes one JSON file that
+outlives the journal's rotation and a reboot.  A stop that was asked for writes nothing.  Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+OWN = re.compile(
+    r"^gb10: ((?:start refused|stopped|gave up|missing environment|restarting with the others|only \d+ of): ?.*)"
+)
+OWN_LAST = re.compile(r"^gb10: (the engine (?:ended|was killed) .*)")
+EXCEPTION = re.compile(r"(?:^|\] |\) )((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): .+)$")
+DOCKER = re.compile(r"^(?:/usr/bin/)?docker: (.+)")
+SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|(?<=['\"]api_key['\"]: )(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\")")
+KEPT_LINES = 15
+MAX_CHARS = 500
+
+
+def reason_of(lines: Sequence[str], result: str, code: str, status: str) -> str:
+    """Return why a run ended, in one sentence: what this project's programs said, the first exception, or systemd.
+
+    :param lines: the log of the run, oldest first.
+    :param result: systemd's SERVICE_RESULT; code, status: its EXIT_CODE and EXIT_STATUS.
+    """
+    for line in reversed(lines):
+        own = OWN.match(line)
+        if own:
+            return own.group(1)
+    for pattern in (EXCEPTION, DOCKER):
+        for line in lines:
+            found = pattern.search(line)
+            if found:
+                return found.group(1)
+    for line in reversed(lines):
+        own = OWN_LAST.match(line)
+        if own:
+            return own.group(1)
+    if status in ("137", "KILL", "9"):
+        return "the container was killed with SIGKILL, and its log does not say why"
+    return f"systemd: {result}, {code or 'no process'} {status}".strip()
+
+
+def record_of(
+    launch: dict[str, Any], lines: Sequence[str], environment: dict[str, str], now_s: float
+) -> dict[str, Any]:
+    """Return what is kept of a failure."""
+    shown = [SECRET.sub("********", line)[:MAX_CHARS] for line in lines]
+    result, code, status = (environment.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
+    return {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s)),
+        "epoch_s": round(now_s, 1),
+        "model": launch["model"],
+        "unit": launch["unit"],
+        "rank": launch["rank"],
+        "reason": reason_of(shown, result, code, status),
+        "result": result,
+        "exit_code": code,
+        "exit_status": status,
+        "log": shown[-KEPT_LINES:],
+    }
+
+
+def with_before(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a unit that gave up together with the failure that made it so."""
+    if record["reason"].startswith("gave up") and before.get("model") == record["model"]:
+        return {**record, "before": {key: before.get(key) for key in ("at", "reason", "log")}}
+    return record
+
+
+def log_of(invocation: str) -> list[str]:
+    """Return the newest lines of one run's log, oldest first."""
+    subprocess.run(["journalctl", "--sync"], capture_output=True, check=False, timeout=20)
+    done = subprocess.run(
+        ["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=1000", f"_SYSTEMD_INVOCATION_ID={invocation}"],
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    # What the unit's own `docker rm` says of a container that is gone already.
+    return [line for line in lines if not line.startswith("Error: No such container")]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return a JSON file's dictionary, or an empty one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def main() -> None:
+    """Write the record, unless the end was asked for."""
+    if os.environ.get("SERVICE_RESULT", "success") == "success":
+        return
+    launch = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    target = Path(launch["last_failure"])
+    try:
+        lines = log_of(os.environ.get("INVOCATION_ID", ""))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        lines = [f"the journal does not answer: {error}"]
+    record = with_before(record_of(launch, lines, dict(os.environ), time.time()), read(target))
+    temporary = target.with_suffix(".tmp")
+    try:
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            json.dump(record, handle, indent=2, sort_keys=True)
+        temporary.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        print(f"gb10: why the engine ended could not be kept in {target}: {error}", flush=True)
+    print(f"gb10: this run ended: {record['reason']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first process of an engine's containers as real processes: ranks that start, end and refuse together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ENTRY = Path(__file__).resolve().parents[3] / "roles" / "engine" / "files" / "engine_entry.py"
+DEADLINE_S = 20.0
+# An engine that says that it runs, tells what ended it, and ends when it is asked to.
+ENGINE = [sys.executable, "-c", "import signal; print('engine', flush=True); signal.pause()"]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Ranks:
+    """The ranks of one engine on this machine, each with its output in a file."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.port = folder, free_port()
+        self.members = ",".join(f"node-{rank}=127.0.0.1" for rank in range(count))
+        self.started: list[tuple[subprocess.Popen[bytes], Path]] = []
+
+    def start(self, rank: int, *options: str, command: list[str] | None = None, **environment: str) -> int:
+        """Start a rank; returns its place among all that were started."""
+        log = self.folder / f"{len(self.started)}.log"
+        words = ["serve", "--model", "m", "--rank", str(rank), "--members", self.members]
+        words += ["--tether-port", str(self.port), "--silence-seconds", "4", "--same-env", "SHARED", *options]
+        with log.open("wb") as sink:
+            process = subprocess.Popen(
+                [sys.executable, str(ENTRY), *words, "--", *(command or ENGINE)],
+                env={"PATH": os.environ["PATH"], "SHARED": "1", **environment},
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+            )
+        self.started.append((process, log))
+        return len(self.started) - 1
+
+    def text(self, place: int) -> str:
+        """Return what a rank has printed."""
+        return self.started[place][1].read_text(encoding="utf-8")
+
+    def await_text(self, place: int, part: str) -> None:
+        """Wait until a rank has printed something."""
+        end = time.monotonic() + DEADLINE_S
+        while part not in self.text(place):
+            assert time.monotonic() < end, f"no {part!r} in: {self.text(place)}"
+            time.sleep(0.05)
+
+    def await_end(self, place: int) -> tuple[int, str]:
+        """Wait until a rank ends; returns its status and what it printed."""
+        return self.started[place][0].wait(DEADLINE_S), self.text(place)
+
+    def signal(self, place: int, number: int) -> None:
+        """Send a signal to a rank's first process."""
+        self.started[place][0].send_signal(number)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Ranks]:
+    """Give three ranks that end with the test."""
+    ranks = Ranks(tmp_path, 3)
+    yield ranks
+    for process, _log in ranks.started:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+
+def serve(ranks: Ranks) -> None:
+    for rank in (2, 0, 1):
+        ranks.start(rank)
+    for place in range(3):
+        ranks.await_text(place, "engine\n")
+
+
+def test_no_rank_starts_its_engine_before_all_are_there(three: Ranks) -> None:
+    worker, head = three.start(2), three.start(0)
+    three.await_text(head, "ranks gathered 2 of 3; waiting for rank 1, node-1 (127.0.0.1)")
+    time.sleep(0.5)
+    assert "gb10: exec" not in three.text(head) + three.text(worker)
+    three.start(1)
+    for place in range(3):
+        three.await_text(place, "all 3 ranks are here")
+        three.await_text(place, "engine\n")
+
+
+def test_when_a_ranks_engine_dies_all_end_and_name_it(three: Ranks) -> None:
+    serve(three)
+    worker = three.started[2][0].pid
+    child = int(Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="ascii").split()[0])
+    os.kill(child, signal.SIGKILL)
+    status, text = three.await_end(2)
+    assert (status, "gb10: the engine was killed by signal 9 unasked\n" in text) == (137, True)
+    lost = "gb10: restarting with the others: rank 1, node-1 (127.0.0.1) is gone: its engine was killed by signal 9"
+    for place in (0, 1):
+        status, text = three.await_end(place)
+        assert (status, lost in text) == (1, True), text
+
+
+def test_when_a_ranks_first_process_is_killed_all_end(three: Ranks) -> None:
+    serve(three)
+    three.signal(0, signal.SIGKILL)
+    for place in (1, 2):
+        status, text = three.await_end(place)
+        assert (status, "rank 2, node-2 (127.0.0.1) is gone" in text) == (1, True), text
+
+
+def test_when_the_head_is_killed_all_end(three: Ranks) -> None:
+    serve(three)
+    three.signal(1, signal.SIGKILL)
+    for place in (0, 2):
+        status, text = three.await_end(place)
+        assert (status, "rank 0, node-0 (127.0.0.1) is gone" in text) == (1, True), text
+
+
+def test_a_rank_that_is_silent_is_gone(three: Ranks) -> None:
+    serve(three)
+    three.signal(0, signal.SIGSTOP)
+    status, text = three.await_end(1)
+    assert (status, "no sign of life for 4 s" in text) == (1, True), text
+
+
+def test_a_rank_that_starts_anew_restarts_the_others_at_once(three: Ranks) -> None:
+    serve(three)
+    three.signal(0, signal.SIGSTOP)  # as a node that lost its power: it closes no connection
+    three.start(2)
+    status, text = three.await_end(1)
+    assert (status, "rank 2, node-2 (127.0.0.1) is gone: it has started anew" in text) == (1, True), text
+
+
+def test_a_rank_that_leaves_before_all_are_there_may_come_back(three: Ranks) -> None:
+    head, worker = three.start(0), three.start(1)
+    three.await_text(head, "ranks gathered 2 of 3")
+    three.signal(worker, signal.SIGKILL)
+    three.await_text(head, "ranks gathered 1 of 3")
+    three.start(1)
+    three.start(2)
+    three.await_text(head, "engine\n")
+
+
+def test_workers_wait_for_a_head_that_comes_late_or_again(three: Ranks) -> None:
+    workers = [three.start(1), three.start(2)]
+    three.await_text(workers[0], f"waiting for rank 0 at 127.0.0.1:{three.port} since 0 s")
+    first = three.start(0, "--same-env", "SHARED")
+    three.await_text(first, "engine\n")
+    for worker in workers:
+        three.await_text(worker, "engine\n")
+
+
+def test_a_stop_is_passed_on_and_ends_all_without_a_failure(three: Ranks) -> None:
+    serve(three)
+    three.signal(0, signal.SIGTERM)
+    ends = [three.await_end(place) for place in range(3)]
+    assert [status for status, _text in ends] == [0, 0, 0], ends
+    assert "gb10: stopped on request" in ends[0][1]
+    assert "gb10: stopping with the others: rank 2, node-2 (127.0.0.1): it was stopped" in ends[1][1]
+
+
+def test_an_engine_that_ends_with_status_0_unasked_has_failed(three: Ranks) -> None:
+    three.start(0, command=[sys.executable, "-c", "import time; time.sleep(1)"])
+    three.start(1)
+    three.start(2)
+    status, text = three.await_end(0)
+    assert (status, "gb10: the engine ended with status 0 unasked" in text) == (1, True), text
+
+
+def test_another_environment_is_refused_on_every_rank_and_named(three: Ranks) -> None:
+    three.start(0)
+    three.start(1)
+    three.start(2, SHARED="2")
+    for place in range(3):
+        status, text = three.await_end(place)
+        wanted = "gb10: start refused: the environment of rank 2, node-2 (127.0.0.1) is not that of the head: SHARED"
+        assert (status, wanted in text) == (78, True), text
+        assert "gb10: exec" not in text
+
+
+def test_another_models_rank_waits_and_is_told_why(three: Ranks) -> None:
+    head = three.start(0)
+    other = three.start(1, "--model", "n")
+    three.await_text(other, "rank 0, node-0 (127.0.0.1) runs m")
+    assert "ranks gathered 2" not in three.text(head)
+
+
+def test_a_held_port_is_named(three: Ranks) -> None:
+    with socket.create_server(("127.0.0.1", three.port)):
+        status, text = three.await_end(three.start(0))
+    assert (status, f"gb10: start refused: 127.0.0.1 port {three.port}, where the ranks meet" in text) == (78, True)
+
+
+def test_a_start_that_takes_the_memory_under_the_floor_ends_on_all_ranks(three: Ranks) -> None:
+    three.start(0)
+    three.start(1)
+    three.start(2, "--floor-gib", "1000000")
+    status, text = three.await_end(2)
+    assert (status, "GiB is below the floor of 1000000.00 GiB" in text) == (1, True), text
+    assert "rank 2, node-2 (127.0.0.1) is gone: stopped: MemAvailable " in three.await_end(0)[1]
