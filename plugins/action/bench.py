@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controller side of gb10.cluster.bench: measures the served endpoint, keeps the results and writes the report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gb10.cluster.plugins.module_utils import bench_compare as compare
+from ansible_collections.gb10.cluster.plugins.module_utils.bench_prompt import PromptError, haystack
+from ansible_collections.gb10.cluster.plugins.plugin_utils import bench_report as report
+from ansible_collections.gb10.cluster.plugins.plugin_utils import bench_run as measure
+from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_client import (
+    BenchError,
+    Client,
+    Endpoint,
+    connect,
+    import_aiohttp,
+)
+
+T = TypeVar("T")
+
+SPEC: dict[str, dict[str, Any]] = {
+    "spec": {"type": "dict", "required": True},
+    "url": {"type": "str", "required": True},
+    "api_key": {"type": "str", "default": "", "no_log": True},
+    "api": {"type": "str", "choices": ["chat", "completions"], "default": "chat"},
+    "request": {"type": "dict", "default": {}},
+    "stall_seconds": {"type": "float", "default": 600.0},
+    "sweep": {"type": "bool", "default": True},
+    "concurrency": {"type": "list", "elements": "int", "default": []},
+    "rounds": {"type": "int", "default": 1},
+    "input_tokens": {"type": "int", "default": 10006},
+    "output_tokens": {"type": "int", "default": 1024},
+    "distinct_prompts": {"type": "bool", "default": True},
+    "slots": {"type": "int", "default": 0},
+    "needles": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {"tokens": {"type": "int", "required": True}, "depth": {"type": "float", "default": 0.5}},
+    },
+    "needle_output_tokens": {"type": "int", "default": 4096},
+    "trace": {"type": "path", "default": ""},
+    "trace_concurrency": {"type": "int", "default": 8},
+    "trace_scheduled": {"type": "str", "choices": ["auto", "true", "false"], "default": "auto"},
+    "trace_speed": {"type": "float", "default": 1.0},
+    "trace_limit": {"type": "int", "default": 0},
+    "trace_block_tokens": {"type": "int", "default": 512},
+    "aiperf": {"type": "str", "choices": ["auto", "never", "require"], "default": "auto"},
+    "tokenizer": {"type": "path", "default": ""},
+    "client_overhead": {"type": "bool", "default": True},
+    "image": {"type": "str", "default": ""},
+    "command": {"type": "list", "elements": "str", "default": []},
+    "vllm_version": {"type": "str", "default": ""},
+    "nodes": {"type": "dict", "default": {}},
+    "results_dir": {"type": "path", "required": True},
+    "baseline": {"type": "str", "default": "last"},
+    "regression_share": {"type": "float", "default": 0.1},
+    "fail_on_regression": {"type": "bool", "default": False},
+}
+
+
+def concurrencies(asked: list[int], expected: Mapping[str, Any], slots: int) -> list[int]:
+    """Return the numbers of requests at once: as asked, as published, or by twos to two beyond the slots."""
+    if asked:
+        return asked
+    published = [int(point["concurrency"]) for point in expected.get("sweep") or []]
+    if published:
+        return published
+    limit = slots or 8
+    doubled = [2**power for power in range(limit.bit_length()) if 2**power < limit]
+    return [*doubled, limit, limit + 2]
+
+
+def wrong_arguments(args: Mapping[str, Any], counts: list[int]) -> list[str]:
+    """Return a sentence for each argument that cannot be measured with."""
+    wrong = [f"Concurrency {count} is not possible: it must be 1 or more." for count in counts if count < 1]
+    wrong += [
+        f"Concurrency {count} is named twice." for count in sorted({each for each in counts if counts.count(each) > 1})
+    ]
+    least: dict[str, float] = {
+        "rounds": 1,
+        "input_tokens": 1,
+        "output_tokens": 2,
+        "needle_output_tokens": 1,
+        "trace_concurrency": 1,
+        "trace_block_tokens": 1,
+    }
+    wrong += [f"{name} is {args[name]}; it must be {low:g} or more." for name, low in least.items() if args[name] < low]
+    wrong += [
+        f"{name} is {args[name]:g}; it must be above 0."
+        for name in ("stall_seconds", "trace_speed")
+        if not args[name] > 0
+    ]
+    for needle in args["needles"]:
+        try:
+            haystack("", "", needle["depth"])
+        except PromptError as error:
+            wrong.append(str(error))
+    if args["trace"] and not Path(args["trace"]).is_file():
+        wrong.append(f"The trace {args['trace']} is no file.")
+    return wrong
+
+
+def too_long(args: Mapping[str, Any], limit: int | None) -> list[str]:
+    """Return a sentence for each measurement that the served context length has no room for."""
+    if not limit:
+        return []
+    found = []
+    if args["sweep"] and args["input_tokens"] + args["output_tokens"] > limit:
+        found.append(
+            f"{args['input_tokens']} tokens in and {args['output_tokens']} out are more than the {limit} that the "
+            f"model serves (max_model_len): set bench_input_tokens to {max(1, limit - args['output_tokens'])} or less, "
+            "or bench_output_tokens lower."
+        )
+    found += [
+        f"A needle in {needle['tokens']} tokens and {args['needle_output_tokens']} for the answer are more than the "
+        f"{limit} that the model serves (max_model_len): make bench_needles or bench_needle_output_tokens smaller."
+        for needle in args["needles"]
+        if needle["tokens"] + args["needle_output_tokens"] > limit
+    ]
+    return found
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """See the module of the same name for the documentation."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Measure, keep, compare, and fail where that was asked for."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        del tmp
+        _validation, args = self.validate_argument_spec(argument_spec=SPEC)
+        result["changed"] = False
+        counts = concurrencies(args["concurrency"], args["spec"].get("expected") or {}, args["slots"])
+        wrong = wrong_arguments(args, counts)
+        if wrong:
+            return {**result, "failed": True, "msg": "\n".join(wrong)}
+        try:
+            return {**result, **asyncio.run(self._measure(args, counts))}
+        except BenchError as error:
+            return {**result, "failed": True, "msg": str(error), "exception": traceback.format_exc()}
+
+    def _say(self, words: str) -> None:
+        self._display.display(f"  {words}")
+
+    async def _measure(self, args: Mapping[str, Any], counts: list[int]) -> dict[str, Any]:
+        spec = args["spec"]
+        endpoint = Endpoint(
+            url=args["url"].rstrip("/"),
+            model=spec["served_name"],
+            api_key=args["api_key"],
+            chat=args["api"] == "chat",
+            stall_s=args["stall_seconds"],
+            extra=args["request"],
+        )
+        async with connect(endpoint) as client:
+            limit, version = await self._look(client, endpoint, args)
+            if self._task.check_mode:
+                return {"msg": f"{endpoint.url} serves {endpoint.model}; nothing is measured in check mode."}
+            stamp, taken = report.now_stamp()
+            nodes = {name: compare.node_marks(told) for name, told in args["nodes"].items()}
+            print_ = compare.fingerprint(
+                spec, image=args["image"], vllm_version=version, nodes=nodes, command=args["command"]
+            )
+            problems: list[str] = []
+            found: dict[str, Any] = {
+                "format": report.FORMAT,
+                "run": f"{stamp}-{print_['digest']}",
+                "taken": taken,
+                "model": spec["name"],
+                "served_name": endpoint.model,
+                "url": endpoint.url,
+                "api": args["api"],
+                "max_model_len": limit,
+                "fingerprint": print_,
+                "decode_ceiling": (spec.get("expected") or {}).get("decode_ceiling_tokens_per_s"),
+                "client": {
+                    "python": platform.python_version(),
+                    "aiohttp": import_aiohttp().__version__,
+                    "overhead": [],
+                },
+                "sweep": None,
+                "needles": [],
+                "trace": None,
+            }
+            seed = f"{os.getpid()}-{stamp}"
+            if args["client_overhead"] and args["sweep"]:
+                overhead = await self._part(
+                    "the client's own share", lambda: measure.client_overhead(counts, self._say), problems
+                )
+                found["client"]["overhead"] = overhead or []
+            if args["sweep"]:
+                sweep = measure.Sweep(
+                    counts,
+                    args["input_tokens"],
+                    args["output_tokens"],
+                    args["rounds"],
+                    args["distinct_prompts"],
+                    args["slots"] or None,
+                    seed,
+                )
+                found["sweep"] = await self._part(
+                    "the sweep", lambda: measure.run_sweep(client, sweep, self._say), problems
+                )
+            if args["needles"]:
+                places = [(needle["tokens"], needle["depth"]) for needle in args["needles"]]
+                answer_tokens = args["needle_output_tokens"]
+                needles = await self._part(
+                    "the needles",
+                    lambda: measure.run_needles(client, places, answer_tokens, seed, self._say),
+                    problems,
+                )
+                found["needles"] = needles or []
+            if args["trace"]:
+                replay = measure.Replay(
+                    path=Path(args["trace"]),
+                    concurrency=args["trace_concurrency"],
+                    scheduled={"auto": None, "true": True, "false": False}[args["trace_scheduled"]],
+                    speed=args["trace_speed"],
+                    limit=args["trace_limit"],
+                    block_tokens=args["trace_block_tokens"],
+                    slots=args["slots"] or None,
+                    aiperf=args["aiperf"],
+                    tokenizer=args["tokenizer"] if Path(args["tokenizer"] or "/nonexistent").is_dir() else "",
+                )
+                found["trace"] = await self._part(
+                    "the trace", lambda: measure.run_replay(client, replay, self._say), problems
+                )
+        return self._keep(args, found, problems)
+
+    async def _look(self, client: Client, endpoint: Endpoint, args: Mapping[str, Any]) -> tuple[int | None, str]:
+        """Return the served context length and the engine's version.
+
+        Raises:
+            BenchError: the endpoint serves something else, or less than is asked for.
+        """
+        models = await client.models()
+        if endpoint.model not in models:
+            served = ", ".join(models) or "nothing"
+            raise BenchError(
+                f"{endpoint.url} serves {served}, not {endpoint.model}: measure what is served with "
+                "-e model=<its name>, or serve this model first (swap-model.yml)."
+            )
+        limit = models[endpoint.model]
+        wrong = too_long(args, limit)
+        if wrong:
+            raise BenchError("\n".join(wrong))
+        return limit, await client.version() or args["vllm_version"] or "unknown"
+
+    async def _part(self, name: str, run: Callable[[], Awaitable[T]], problems: list[str]) -> T | None:
+        """Run one part of the measurement; what stops it does not take the other parts' results with it."""
+        try:
+            return await run()
+        except (BenchError, PromptError) as error:
+            problems.append(f"{name[0].upper()}{name[1:]} could not be measured: {error}")
+            self._say(problems[-1])
+            return None
+
+    def _keep(self, args: Mapping[str, Any], found: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+        """Compare, write the three files, and decide about failure."""
+        folder = Path(args["results_dir"]).expanduser() / str(found["model"])
+        earlier, warnings = report.load_runs(folder)
+        expected = args["spec"].get("expected") or {}
+        rows, reason = compare.compare_expected(found["sweep"], expected)
+        comparisons: list[dict[str, Any]] = [
+            {"with": "the published figures", "rows": rows, "reason": reason, "changed": []}
+        ]
+        shape = (found["sweep"] or {}).get("shape")
+        baseline, why_not = compare.pick_baseline(earlier, args["baseline"], shape)
+        regressions: list[str] = []
+        if args["baseline"] == "expected":
+            regressions += compare.regressions(rows, args["regression_share"])
+        elif baseline is None and args["baseline"] not in ("last", "none"):
+            problems.append(why_not)
+        else:
+            earlier_rows, reason = compare.compare_runs(baseline, found) if baseline else ([], why_not)
+            changed = compare.changed_between(baseline["fingerprint"], found["fingerprint"]) if baseline else []
+            name = f"run {baseline['run']}" if baseline else "an earlier run"
+            comparisons.append(
+                {"with": name, "rows": earlier_rows, "reason": reason, "changed": changed, "judged": True}
+            )
+            regressions += compare.regressions(earlier_rows, args["regression_share"])
+            regressions += compare.lost_needles(baseline, found) if baseline else []
+        regressions += compare.new_failures(baseline, found)
+        found.update(comparisons=comparisons, regressions=regressions, warnings=[*problems, *warnings])
+        page, words = report.render(found, earlier, args["regression_share"])
+        paths = {kind: folder / f"{found['run']}.{kind}" for kind in ("json", "html", "md")}
+        report.write_whole(paths["html"], page)
+        report.write_whole(paths["md"], words)
+        report.write_whole(paths["json"], json.dumps(found, indent=1, sort_keys=True) + "\n")
+        self._say(f"the report: {paths['html']}")
+        for sentence in [*regressions, *warnings]:
+            self._say(sentence)
+        result: dict[str, Any] = {
+            "run": found["run"],
+            "fingerprint": found["fingerprint"]["digest"],
+            "regressions": regressions,
+            "results": {kind: str(path) for kind, path in paths.items()},
+            "summary": [measure.describe_point(point) for point in (found["sweep"] or {}).get("points", [])],
+        }
+        if problems:
+            result.update(failed=True, msg="\n".join([*problems, f"What was measured is in {paths['html']}"]))
+        elif regressions and args["fail_on_regression"]:
+            result.update(failed=True, msg="\n".join([*regressions, f"The report: {paths['html']}"]))
+        return result
