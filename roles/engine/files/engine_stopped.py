@@ -60,7 +60,7 @@ def record_of(
     shown = [SECRET.sub("********", line)[:MAX_CHARS] for line in lines]
     result, code, status = (environment.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
     return {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s)),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s)),
         "epoch_s": round(now_s, 1),
         "model": launch["model"],
         "unit": launch["unit"],
@@ -76,7 +76,7 @@ def record_of(
 def with_before(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Return the record of a unit that gave up together with the failure that made it so."""
     if record["reason"].startswith("gave up") and before.get("model") == record["model"]:
-        return {**record, "before": {key: before.get(key) for key in ("at", "reason", "log")}}
+        return {**record, "before": {key: before.get(key) for key in ("time", "reason", "log")}}
     return record
 
 
