@@ -7,10 +7,24 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Any
 
 #: Beside the weights; its presence with the right digest means that the tree was whole when it was put there.
 STAMP = ".gb10-manifest.json"
+#: Beside the stamp: the sha256 of every piece, 32 bytes each, in the order of `layout`.
+PIECES = ".gb10-pieces"
+#: Beside the stamp: size, times and inode of each file when its hash was last seen to be right.
+MARKS = ".gb10-marks.json"
+OWN_FILES = (STAMP, PIECES, MARKS)
+HASH_BYTES = 32
+
+MIN_PIECE_BYTES = 2**20
+MAX_PIECE_BYTES = 16 * 2**20
+#: A chain of nodes runs behind by a piece a node, so a piece is to be a small part of the whole.
+PIECES_WANTED = 512
 
 _NEEDED = re.compile(
     r"^(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config"
@@ -37,7 +51,7 @@ def choose(names: Iterable[str], index: Mapping[str, Any] | None) -> tuple[list[
     needed: list[str] = []
     left: dict[str, str] = {}
     for name in present:
-        if name == STAMP:
+        if name in OWN_FILES:
             continue
         if "/" in name and not name.endswith((".py", ".jinja")):
             left[name] = "in a directory that vLLM does not read"
@@ -87,28 +101,223 @@ def safetensors_error(name: str, size: int, header: bytes) -> str | None:
     return None
 
 
-def make_manifest(repo: str, revision: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file that is fetched, proven and passed on as one."""
+
+    index: int
+    file: int
+    offset: int
+    length: int
+
+
+def piece_bytes_for(total_bytes: int) -> int:
+    """Return the length of a piece for a model of this size: a power of two from 1 to 16 MiB."""
+    size = MIN_PIECE_BYTES
+    while size < MAX_PIECE_BYTES and size * PIECES_WANTED < total_bytes:
+        size *= 2
+    return size
+
+
+def layout(manifest: Mapping[str, Any]) -> list[Piece]:
+    """Return the pieces of a model: file by file in the manifest's order, none across two files."""
+    step = manifest["piece_bytes"]
+    pieces: list[Piece] = []
+    for number, file in enumerate(manifest["files"]):
+        for offset in range(0, file["size"], step):
+            pieces.append(Piece(len(pieces), number, offset, min(step, file["size"] - offset)))
+    return pieces
+
+
+def path_error(name: str) -> str | None:
+    """Return why a file of this name cannot be taken to the nodes, or None."""
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+        return f"{name!r} has a control character or a byte that is no UTF-8 in its name; rename it at the source."
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name or name == ".":
+        return f"{name!r} leads out of the model's directory."
+    return None
+
+
+def manifest_error(manifest: Mapping[str, Any]) -> str | None:
+    """Return why a manifest cannot be used, or None."""
+    if manifest.get("version") != 2:
+        return f"The manifest has version {manifest.get('version')}, expected is 2; run weights_manifest again."
+    names = [str(manifest["repo"]), *(file["path"] for file in manifest["files"])]
+    return next((error for error in map(path_error, names) if error), None)
+
+
+def make_manifest(
+    repo: str, revision: str, files: Sequence[Mapping[str, Any]], piece_bytes: int, pieces: bytes
+) -> dict[str, Any]:
     """Return the manifest of a model.
 
-    :param files: each with ``path``, ``size`` (bytes) and ``sha256`` (hex).
+    :param files: each with ``path``, ``size`` (bytes) and ``sha256`` (hex), ordered by path.
+    :param piece_bytes: length of a piece.
+    :param pieces: the sha256 of every piece, in the order of `layout`.
     """
-    ordered = sorted(
-        ({key: file[key] for key in ("path", "size", "sha256")} for file in files), key=lambda f: f["path"]
-    )
-    body = {"version": 1, "repo": repo, "revision": revision, "files": ordered}
+    body = {
+        "version": 2,
+        "repo": repo,
+        "revision": revision,
+        "piece_bytes": piece_bytes,
+        "pieces_sha256": hashlib.sha256(pieces).hexdigest(),
+        "files": [{key: file[key] for key in ("path", "size", "sha256")} for file in files],
+    }
     digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    return {**body, "bytes": sum(file["size"] for file in ordered), "digest": digest}
+    return {**body, "bytes": sum(file["size"] for file in files), "digest": digest}
 
 
-def lacking(manifest: Mapping[str, Any], sizes: Mapping[str, int], stamp: Mapping[str, Any] | None) -> list[str]:
-    """Return the files that a node lacks.
+def unstamped(
+    manifest: Mapping[str, Any],
+    found: Mapping[str, Sequence[int]],
+    stamp: Mapping[str, Any],
+    marks: Mapping[str, Sequence[int]],
+) -> list[str]:
+    """Return the files of which stamp and marks do not say that they are right.
 
-    A file is there when the tree's stamp names it with the same hash and it has its length; without a stamp
-    nothing is known about content, so every file is lacking.
+    :param found: the mark of each file that is there now.
+    :param stamp: the manifest that the tree carries; may be empty.
+    :param marks: the mark of each file when its hash was last seen to be right; may be empty.
     """
-    stamped = {file["path"]: file["sha256"] for file in (stamp or {}).get("files", [])}
+    stamped = {file["path"]: file["sha256"] for file in stamp.get("files", [])}
     return [
         file["path"]
         for file in manifest["files"]
-        if stamped.get(file["path"]) != file["sha256"] or sizes.get(file["path"]) != file["size"]
+        if file["path"] not in found
+        or stamped.get(file["path"]) != file["sha256"]
+        or list(found[file["path"]]) != list(marks.get(file["path"], []))
     ]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A model's directory on a node, as far as eviction is concerned."""
+
+    repo: str
+    size_bytes: int
+    used_at_s: float
+    ours: bool
+    in_use_by: str = ""
+
+
+def matches(repo: str, patterns: Iterable[str]) -> bool:
+    """Return whether one of the patterns (shell style) is the repository's."""
+    return any(fnmatchcase(repo, pattern) for pattern in patterns)
+
+
+def evict(
+    trees: Sequence[Tree], short_bytes: int, evictable: Sequence[str], keep: Sequence[str]
+) -> tuple[list[Tree], dict[str, str]]:
+    """Return (trees to remove, why each other one stays); nothing is removed when it would not suffice.
+
+    Oldest use first. Only trees that carry a manifest of ours, that are named as evictable and not as
+    kept, and that nothing uses.
+    """
+    stays: dict[str, str] = {}
+    free: list[Tree] = []
+    for tree in trees:
+        if not tree.ours:
+            stays[tree.repo] = "it carries no manifest of ours"
+        elif tree.in_use_by:
+            stays[tree.repo] = f"it is in use by {tree.in_use_by}"
+        elif matches(tree.repo, keep):
+            stays[tree.repo] = "weights_keep names it"
+        elif not matches(tree.repo, evictable):
+            stays[tree.repo] = "weights_evictable does not name it"
+        else:
+            free.append(tree)
+    chosen: list[Tree] = []
+    for tree in sorted(free, key=lambda each: (each.used_at_s, each.repo)):
+        if sum(each.size_bytes for each in chosen) >= short_bytes:
+            stays[tree.repo] = "there is room without it"
+        else:
+            chosen.append(tree)
+    if sum(each.size_bytes for each in chosen) < short_bytes:
+        stays.update({tree.repo: "it would not suffice" for tree in chosen})
+        return [], stays
+    return chosen, stays
+
+
+def order(sources: Sequence[Mapping[str, Any]], index: int, members: int, position: int) -> list[int]:
+    """Return in which order the sources of a piece are tried, as places in ``sources``.
+
+    With no ``members`` it is a chain: as listed, the nearest first. Else each of the members pulls
+    every so-manieth piece from the origin (the source without a ``position``) and has the others from
+    the member whose share they are; the origin stands in for one that fails.
+    """
+    if not members:
+        return list(range(len(sources)))
+    owner = index % members
+    origin = [place for place, source in enumerate(sources) if source.get("position") is None]
+    others = [place for place, source in enumerate(sources) if source.get("position") is not None]
+    if owner == position:
+        return origin + others
+    first = [place for place in others if sources[place]["position"] == owner]
+    return first + origin + [place for place in others if place not in first]
+
+
+def plan_node(
+    chain: Sequence[str],
+    name: str,
+    addresses: Mapping[str, str | Sequence[str]],
+    port: int,
+    tunnels: int = 0,
+    scatter: bool = False,
+) -> dict[str, Any]:
+    """Return a node's part of a transfer: where it listens, who may ask it, whom it asks.
+
+    :param chain: the members, the one with the most first.
+    :param addresses: by member, an address or one a rail.
+    :param tunnels: how many ports of the node's loopback, from the one after ``port``, lead to the control node.
+    :param scatter: whether all share the control node instead of asking the one before.
+    """
+    rails = {host: [found] if isinstance(found, str) else list(found) for host, found in addresses.items()}
+    place = chain.index(name)
+    before = [other for other in chain if other != name] if scatter else list(reversed(chain[:place]))
+    peers = [
+        {"name": other, "rails": [[address, port] for address in rails[other]], "position": chain.index(other)}
+        for other in before
+    ]
+    loopback = [["127.0.0.1", port + 1 + number] for number in range(tunnels)]
+    origin = [{"name": "the control node", "rails": loopback, "position": None}] if tunnels else []
+    return {
+        "listen": rails[name],
+        "allow": sorted({address for each in rails.values() for address in each} | {"127.0.0.1"}),
+        "sources": origin + peers if scatter else peers + origin,
+        "scatter": {"of": len(chain), "position": place} if scatter else {"of": 0, "position": 0},
+    }
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def amount(size_bytes: float) -> str:
+    """Return a number of bytes for people, in the unit that suits it."""
+    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
+
+
+def progress_line(name: str, status: Mapping[str, Any], rate_bytes_per_s: float) -> str:
+    """Return the line that tells how far a node is."""
+    have, total = status["have_bytes"], status["total_bytes"]
+    line = f"{name}: {amount(have)} of {amount(total)}"
+    if status["state"] != "moving":
+        return f"{line}, {status['state']}"
+    left = f"{duration((total - have) / rate_bytes_per_s)} left" if rate_bytes_per_s > 0 else "no estimate yet"
+    origin = f", from {status['source']}" if status.get("source") else ""
+    return f"{line}, {rate_bytes_per_s / 1e6:.0f} MB/s, {left}{origin}"
+
+
+def stall_line(name: str, status: Mapping[str, Any], stalled_s: float) -> str | None:
+    """Return the sentence that names a node which receives nothing, or None while it does."""
+    if status["state"] != "moving" or status["idle_s"] < stalled_s:
+        return None
+    waits = f"; it waits for {status['source']}" if status.get("source") else ""
+    return f"{name} has received nothing for {status['idle_s']:.0f} s{waits}. {status.get('message', '')}".strip()

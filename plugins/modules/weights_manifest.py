@@ -10,8 +10,10 @@ short_description: List the files of a model that vLLM needs, with size and hash
 version_added: 0.1.0
 description:
   - Reads a model's directory at its source, decides which files belong on the nodes, proves that the
-    shards are whole by their own headers, and hashes everything in parallel.
+    shards are whole by their own headers, and hashes everything in parallel, each file as a whole and piece by piece.
   - Hashes are cached by size, modification time and inode.
+  - Links are resolved. Where the directory is not there and the cache of huggingface_hub is
+    (C(models--organisation--repository) beside it), its snapshot of the revision is taken.
 options:
   path:
     description: The model's directory.
@@ -22,12 +24,19 @@ options:
     type: str
     required: true
   revision:
-    description: The revision that the directory holds.
+    description:
+      - The revision that the directory is to hold. When it is a commit and the download left a note of another one,
+        the source is refused.
     type: str
     default: main
   cache:
-    description: File that keeps hashes between runs.
+    description: Directory that keeps hashes between runs.
     type: path
+    required: true
+  absent_ok:
+    description: Whether a source that is not there gives no manifest instead of a failure.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Can run in check mode; it only reads, apart from its own cache.
@@ -47,12 +56,19 @@ EXAMPLES = r"""
   gb10.cluster.weights_manifest:
     path: ~/models/Qwen/Qwen3.5-397B-A17B-FP8
     repo: Qwen/Qwen3.5-397B-A17B-FP8
+    cache: ~/.cache/gb10
   delegate_to: localhost
 """
 
 RETURN = r"""
 manifest:
-  description: C(repo), C(revision), C(files) with C(path), C(size) and C(sha256), C(bytes), C(digest).
+  description:
+    - C(repo), C(revision), C(files) with C(path), C(size) and C(sha256), C(bytes), C(piece_bytes), C(pieces_sha256)
+      and C(digest). Empty when the source is not there and O(absent_ok) is set.
+  returned: success
+  type: dict
+origin:
+  description: What serves the files, C(folder), C(pieces) (the file with the pieces' hashes) and C(marks) by file.
   returned: success
   type: dict
 left_out:
@@ -66,23 +82,49 @@ errors:
   elements: str
 """
 
-import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights
+from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
 
 INDEX = "model.safetensors.index.json"
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def walk(folder: Path) -> tuple[Any, ...]:
-    """Return (relative path → resolved path, sentences about dangling links and unreadable files)."""
-    found: dict[str, Any] = {}
+def locate(path: Path, repo: str, revision: str) -> Path:
+    """Return the directory to read: the path itself, or a hub cache's snapshot in its place."""
+    if path.is_dir():
+        return path
+    above = path.parents[len(Path(repo).parts) - 1]
+    for base in (above, above / "hub"):
+        cached = base / f"models--{repo.replace('/', '--')}"
+        reference = cached / "refs" / revision
+        commit = reference.read_text(encoding="ascii").strip() if reference.is_file() else revision
+        if (cached / "snapshots" / commit).is_dir():
+            return cached / "snapshots" / commit
+    return path
+
+
+def revision_held(folder: Path) -> str:
+    """Return the commit that a download noted, or nothing when there is no note."""
+    if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name):
+        return folder.name
+    for note in sorted((folder / ".cache" / "huggingface" / "download").glob("*.metadata")):
+        first = note.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip()
+        if COMMIT.fullmatch(first):
+            return first
+    return ""
+
+
+def walk(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return (relative path → path, sentences about dangling links and unreadable files)."""
+    found: dict[str, Path] = {}
     errors: list[str] = []
     for root, dirs, files in os.walk(folder, followlinks=True):
         dirs[:] = sorted(name for name in dirs if name not in (".git", ".cache"))
@@ -105,35 +147,44 @@ def header(path: Path) -> bytes:
         return start + handle.read(min(int.from_bytes(start, "little"), 100 * 2**20)) if len(start) == 8 else start
 
 
-def digest(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def read_cache(path: Path) -> dict[str, Any]:
+    """Return what an earlier run hashed."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
-def hashed(files: dict[str, Any], cache_path: str) -> list[dict[str, Any]]:
-    """Return path, size and sha256 of each file; hashes of unchanged files come from the cache."""
-    cache: dict[str, Any] = {}
-    if cache_path and Path(cache_path).is_file():
-        try:
-            cache = json.loads(Path(cache_path).read_text(encoding="utf-8"))
-        except ValueError:
-            cache = {}
-    marks = {}
-    for name, path in files.items():
-        stat = path.stat()
-        marks[name] = (f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}", stat.st_size)
-    todo = {name: path for name, path in files.items() if marks[name][0] not in cache}
+def hashed(files: dict[str, Path], cache_path: Path, piece_bytes: int) -> tuple[list[dict[str, Any]], bytes, list[str]]:
+    """Return (path, size and sha256 of each file, the pieces' hashes, sentences); unchanged ones from the cache.
+
+    :param files: path by relative path.
+    :param cache_path: the file that keeps hashes between runs.
+    """
+    cache = read_cache(cache_path)
+    marks = {name: weights_mover.mark(path) for name, path in files.items()}
+    keys = {
+        name: f"{path.resolve()}|{marks[name][0]}|{marks[name][1]}|{marks[name][3]}|{piece_bytes}"
+        for name, path in files.items()
+    }
+    todo = [name for name in files if keys[name] not in cache]
+    errors = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for name, value in zip(todo, pool.map(digest, todo.values()), strict=True):
-            cache[marks[name][0]] = value
-    if cache_path and todo:
-        target = Path(cache_path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(json.dumps(cache), encoding="utf-8")
-        temporary.replace(target)
-    return [{"path": name, "size": marks[name][1], "sha256": cache[marks[name][0]]} for name in sorted(files)]
+        results = pool.map(lambda name: weights_mover.hash_file(files[name], piece_bytes), todo)
+        for name, (value, pieces) in zip(todo, results, strict=True):
+            if weights_mover.mark(files[name]) != marks[name]:
+                errors.append(f"{name} changed while it was read. Let it come to rest and run again.")
+            else:
+                cache[keys[name]] = [value, pieces.hex()]
+    if todo:
+        cache_path.parent.mkdir(parents=True, exist_ok=True)
+        weights_mover.write(cache_path, json.dumps(cache).encode())
+    if errors:
+        return [], b"", errors
+    ordered = sorted(files)
+    described = [{"path": name, "size": marks[name][0], "sha256": cache[keys[name]][0]} for name in ordered]
+    return described, b"".join(bytes.fromhex(cache[keys[name]][1]) for name in ordered), []
 
 
 def main() -> None:
@@ -143,17 +194,24 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "repo": {"type": "str", "required": True},
             "revision": {"type": "str", "default": "main"},
-            "cache": {"type": "path"},
+            "cache": {"type": "path", "required": True},
+            "absent_ok": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
-    folder = Path(module.params["path"])
-    where = f"{module.params['repo']} in {folder}"
+    repo, revision = module.params["repo"], module.params["revision"]
+    folder = locate(Path(module.params["path"]), repo, revision)
+    where = f"{repo} in {folder}"
     if not folder.is_dir():
+        if module.params["absent_ok"]:
+            module.exit_json(changed=False, manifest={}, origin={}, left_out={})
         module.fail_json(
             msg=f"{where}: there is no such directory on the source.", errors=["no directory"], left_out={}
         )
     files, errors = walk(folder)
+    held = revision_held(folder)
+    if held and COMMIT.fullmatch(revision) and held != revision:
+        errors.append(f"the download holds revision {held}, wanted is {revision}. Download that one.")
     index = None
     if INDEX in files:
         try:
@@ -162,15 +220,28 @@ def main() -> None:
             errors.append(f"{INDEX} is no JSON: {problem}.")
     needed, left, missing = weights.choose(files, index)
     errors += missing
+    errors += [error for error in map(weights.path_error, needed) if error]
     for name in needed:
         if name.endswith(".safetensors"):
             wrong = weights.safetensors_error(name, files[name].stat().st_size, header(files[name]))
             errors += [wrong] if wrong else []
+    cache = Path(module.params["cache"])
+    described: list[dict[str, Any]] = []
+    pieces = b""
+    piece_bytes = weights.piece_bytes_for(sum(files[name].stat().st_size for name in needed))
+    if not errors:
+        described, pieces, errors = hashed({name: files[name] for name in needed}, cache / "hashes.json", piece_bytes)
     if errors:
         module.fail_json(msg="\n".join(f"{where}: {error}" for error in errors), errors=errors, left_out=left)
-    described = hashed({name: files[name] for name in needed}, module.params["cache"] or "")
-    manifest = weights.make_manifest(module.params["repo"], module.params["revision"], described)
-    module.exit_json(changed=False, manifest=manifest, left_out=left)
+    manifest = weights.make_manifest(repo, revision, described, piece_bytes, pieces)
+    pieces_path = cache / f"{manifest['digest']}.pieces"
+    weights_mover.write(pieces_path, pieces)
+    origin = {
+        "folder": str(folder),
+        "pieces": str(pieces_path),
+        "marks": {name: weights_mover.mark(files[name]) for name in needed},
+    }
+    module.exit_json(changed=False, manifest=manifest, origin=origin, left_out=left)
 
 
 if __name__ == "__main__":

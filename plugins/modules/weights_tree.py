@@ -6,47 +6,53 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: weights_tree
-short_description: Make a node's copy of a model whole, or tell what it lacks
+short_description: Tell what a node's copy of a model lacks, and whether there is room for it
 version_added: 0.1.0
 description:
-  - With O(state=read) it tells which files of the manifest are lacking; nothing is changed.
-  - With O(state=present) the lacking files come from the incoming directory (copied there before) or from
-    O(url) (ranges are resumed), are held against their hashes, and take their place by rename. A stamp
-    with the manifest is written last.
+  - Compares the model's directory with the manifest. A file that the tree's stamp names with the right hash and that
+    has not been written since is taken as right; every other one is read and hashed.
+  - Decides which models would have to go where there is no room, and fails with a sentence where that does not
+    suffice. Nothing is removed here.
 options:
-  state:
-    description: What to do.
-    type: str
-    choices: [read, present]
-    default: read
   root:
     description: Directory of all models on this node.
     type: path
     required: true
-  manifest:
-    description: The manifest made at the source.
-    type: dict
-    required: true
-  url:
-    description: Where a node that is whole serves O(root), e.g. C(http://192.168.100.1:5081).
+  repo:
+    description: C(organisation/repository).
     type: str
-  streams:
-    description: How many files are fetched side by side.
-    type: int
-    default: 4
+    required: true
+  manifest:
+    description: The manifest made at the source. When it is empty, the module only tells which one the tree carries.
+    type: dict
+    default: {}
+  verify:
+    description: Whether to read and hash every file, whatever the stamp says.
+    type: bool
+    default: false
   reserve_gib:
     description: Free space that must remain on the file system.
     type: float
     default: 2.0
+  evictable:
+    description: Models (C(organisation/repository), shell patterns) that may go, the one unused for longest first.
+    type: list
+    elements: str
+    default: []
+  keep:
+    description: Models that stay even if O(evictable) names them.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
-    description: Can run in check mode, in which nothing is fetched.
+    description: Can run in check mode; it only reads.
     support: full
   diff_mode:
     description: Has nothing to show.
     support: none
   idempotent:
-    description: A tree that carries the manifest's stamp is left alone.
+    description: Changes nothing.
     support: full
 author:
   - The gb10.cluster developers (@gb10-cluster)
@@ -56,207 +62,254 @@ EXAMPLES = r"""
 - name: Tell what is lacking
   gb10.cluster.weights_tree:
     root: /var/lib/gb10/weights
+    repo: "{{ source.manifest.repo }}"
     manifest: "{{ source.manifest }}"
 """
 
 RETURN = r"""
 complete:
-  description: Whether the tree is whole.
-  returned: always
+  description: Whether the tree is whole and carries the manifest's stamp.
+  returned: with O(manifest)
+  type: bool
+changes:
+  description: Whether bringing the weights would change anything that counts.
+  returned: with O(manifest)
   type: bool
 lacking:
-  description: Files of the manifest that are not there.
-  returned: always
+  description: Files of the manifest that are not there or not right.
+  returned: with O(manifest)
   type: list
   elements: str
 lacking_bytes:
   description: Their size.
-  returned: always
+  returned: with O(manifest)
+  type: int
+arrived_bytes:
+  description: How much of it an earlier run left.
+  returned: with O(manifest)
   type: int
 free_bytes:
   description: Free space where the models live.
-  returned: always
+  returned: with O(manifest)
   type: int
-incoming:
-  description: Where files are put before they are whole.
-  returned: always
-  type: str
-fetched_bytes:
-  description: Bytes that came over the network.
-  returned: O(state=present)
-  type: int
+evict:
+  description: Directories below O(root) that must go to make room, leftovers of other transfers first.
+  returned: with O(manifest)
+  type: list
+  elements: str
+leftovers:
+  description: Directories below O(root) that stopped transfers of other models left, with their size in bytes.
+  returned: with O(manifest)
+  type: dict
+stamp:
+  description: The manifest that the tree carries; empty when it carries none.
+  returned: without O(manifest)
+  type: dict
 """
 
-import hashlib
 import json
 import os
 import shutil
-import urllib.parse
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import open_url
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights
+from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
 
-BLOCK = 4 * 2**20
+INCOMING = ".incoming"
+ENGINE = Path("/etc/gb10/engine")
+PROC = Path("/proc")
 
 
 def existing(folder: Path) -> Path:
     """Return the nearest directory above that exists."""
-    while not folder.is_dir():
+    while not folder.exists():
         folder = folder.parent
     return folder
 
 
-def look(root: Path, manifest: dict[str, Any]) -> tuple[Any, ...]:
-    """Return (whether the stamp vouches for all, lacking paths, lacking bytes, free bytes)."""
-    tree = root / manifest["repo"]
-    stamp = None
-    if (tree / weights.STAMP).is_file():
-        try:
-            stamp = json.loads((tree / weights.STAMP).read_text(encoding="utf-8"))
-        except ValueError:
-            stamp = None
-    sizes = {
-        file["path"]: (tree / file["path"]).stat().st_size
-        for file in manifest["files"]
-        if (tree / file["path"]).is_file()
-    }
-    unstamped = weights.lacking(manifest, sizes, stamp)
-    hashes = {file["path"]: file for file in manifest["files"]}
-    # Files of the right length that no stamp vouches for (copied by hand, or the stamp was removed) are read through:
-    # what has its hash is not fetched again.
-    doubtful = [path for path in unstamped if sizes.get(path) == hashes[path]["size"]]
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object, or an empty one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def look(tree: Path, manifest: dict[str, Any], verify: bool) -> tuple[bool, bool, list[str]]:
+    """Return (whether the tree is whole and says so, whether it carries the stamp, the files that are lacking)."""
+    stamp = read_json(tree / weights.STAMP)
+    marks = {} if verify else read_json(tree / weights.MARKS)
+    found = {}
+    for file in manifest["files"]:
+        path = tree / file["path"]
+        if path.is_file() and path.stat().st_size == file["size"]:
+            found[file["path"]] = weights_mover.mark(path)
+    unproven = weights.unstamped(manifest, found, stamp, marks)
+    hashes = {file["path"]: file["sha256"] for file in manifest["files"]}
+    doubtful = [path for path in unproven if path in found]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = dict(zip(doubtful, pool.map(sha256, [tree / path for path in doubtful]), strict=True))
-    lacking = [path for path in unstamped if found.get(path) != hashes[path]["sha256"]]
-    lacking_bytes = sum(hashes[path]["size"] for path in lacking)
-    return not unstamped, lacking, lacking_bytes, shutil.disk_usage(existing(root)).free
+        read = dict(zip(doubtful, pool.map(lambda path: weights_mover.sha256(tree / path), doubtful), strict=True))
+    lacking = [path for path in unproven if read.get(path) != hashes[path]]
+    stamped = stamp.get("digest") == manifest["digest"] and (tree / weights.PIECES).is_file()
+    # What was right on reading, without stamp or mark, only has to be noted.
+    return stamped and not unproven and not verify, stamped, lacking
 
 
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def used_bytes(folder: Path) -> int:
+    """Return what a directory occupies."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir())
 
 
-def fetch(url: str, file: dict[str, Any], part: Path) -> int:
-    """Bring a partial file to its full length and return the bytes received."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    have = part.stat().st_size if part.is_file() else 0
-    if have > file["size"]:
-        part.unlink()
-        have = 0
-    if have == file["size"] and part.is_file():
-        return 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    received = 0
-    with open_url(url, headers=headers, timeout=30, use_proxy=False) as reply:
-        mode = "ab" if reply.status == 206 else "wb"
-        with part.open(mode) as handle:
-            while True:
-                block = reply.read(BLOCK)
-                if not block:
-                    break
-                handle.write(block)
-                received += len(block)
-    return received
-
-
-def bring(file: dict[str, Any], source: str, incoming: Path) -> int:
-    """Make one file of the manifest whole below ``incoming``; return the bytes received.
-
-    :raises ValueError: when it does not have its hash after it was fetched twice.
-    """
-    path = incoming / file["path"]
-    received = 0
-    for attempt in range(2):
-        if source:
-            received += fetch(f"{source}/{urllib.parse.quote(file['path'])}", file, path)
-        if path.is_file() and path.stat().st_size == file["size"] and sha256(path) == file["sha256"]:
-            return received
-        if not source:
-            raise ValueError(f"{file['path']} did not arrive whole; run the playbook again and it is sent again.")
-        if attempt == 0 and path.is_file():
-            path.unlink()
-    raise ValueError(
-        f"{file['path']} has the wrong hash after two fetches from {source}: the source itself is damaged."
-    )
-
-
-def install(root: Path, manifest: dict[str, Any], lacking: list[str], incoming: Path) -> None:
-    """Move the proven files to their place and stamp the tree."""
-    tree = root / manifest["repo"]
-    tree.mkdir(parents=True, exist_ok=True)
-    stamp = tree / weights.STAMP
-    if stamp.is_file():
-        stamp.unlink()
-    for name in lacking:
-        target = tree / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (incoming / name).replace(target)
-    temporary = tree / f"{weights.STAMP}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    temporary.replace(stamp)
-    shutil.rmtree(incoming, ignore_errors=True)
-    # Directories above that another model's transfer still needs are not empty and stay.
-    for folder in list(incoming.parents)[: len(Path(manifest["repo"]).parts)]:
+def users(root: Path) -> dict[str, str]:
+    """Return who uses each directory below the root: what is served here, and whatever has it mounted."""
+    found: dict[str, str] = {}
+    active = read_json(ENGINE / "active.json")
+    if active.get("repo"):
+        found[str(root / active["repo"])] = f"the model that is served, {active.get('model')}"
+    for path in sorted(ENGINE.glob("*.json")):
+        launch = read_json(path)
+        wants = Path("/etc/systemd/system/multi-user.target.wants") / f"vllm-{launch.get('model')}.service"
+        if launch.get("weights") and wants.is_symlink():
+            found.setdefault(str(launch["weights"]), f"the unit {wants.name}")
+    for path in PROC.glob("[0-9]*/mountinfo"):
         try:
-            folder.rmdir()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
-            break
+            continue
+        for line in lines:
+            place = line.split()[3]
+            for folder in root.glob("*/*"):
+                if place.endswith(f"{root.name}/{folder.relative_to(root)}"):
+                    found.setdefault(str(folder), f"process {path.parent.name}, which has it mounted")
+    return found
+
+
+def trees(root: Path, repo: str) -> list[weights.Tree]:
+    """Return the other models below the root."""
+    using = users(root)
+    found = []
+    for folder in sorted(root.glob("*/*")):
+        name = str(folder.relative_to(root))
+        if name == repo or name.startswith(INCOMING) or not folder.is_dir() or folder.is_symlink():
+            continue
+        stamp = folder / weights.STAMP
+        ours = bool(read_json(stamp).get("digest"))
+        used_at_s = stamp.stat().st_mtime if ours else 0.0
+        found.append(weights.Tree(name, used_bytes(folder), used_at_s, ours, using.get(str(folder), "")))
+    return found
+
+
+def leftovers(root: Path, repo: str) -> dict[str, int]:
+    """Return what stopped transfers of other models left."""
+    return {
+        str(folder.relative_to(root)): used_bytes(folder)
+        for folder in sorted((root / INCOMING).glob("*/*"))
+        if str(folder.relative_to(root / INCOMING)) != repo
+    }
+
+
+def make_room(
+    root: Path, repo: str, short_bytes: int, evictable: list[str], keep: list[str]
+) -> tuple[list[str], int, str]:
+    """Return (directories to remove, what is still lacking then, what there is to say about the others)."""
+    left = leftovers(root, repo)
+    chosen: list[str] = []
+    for name, size in left.items():
+        if short_bytes > 0:
+            chosen.append(name)
+            short_bytes -= size
+    if short_bytes <= 0:
+        return chosen, 0, ""
+    others = trees(root, repo)
+    going, stays = weights.evict(others, short_bytes, evictable, keep)
+    sizes = {tree.repo: tree.size_bytes for tree in others}
+    said = "; ".join(f"{name} ({weights.amount(sizes[name])}): {why}" for name, why in sorted(stays.items()))
+    if not going:
+        return [], short_bytes, f" What stays: {said}." if said else ""
+    return chosen + [tree.repo for tree in going], 0, ""
+
+
+def target_error(root: Path) -> str | None:
+    """Return why nothing can be put there, or None."""
+    base = existing(root)
+    if not base.is_dir():
+        return f"{base} is not a directory, so no model can be put into {root}."
+    if os.statvfs(base).f_flag & os.ST_RDONLY:
+        return (
+            f"{root} is on a file system that is mounted read-only. Remount it, or point gb10_weights_root elsewhere."
+        )
+    if not os.access(base, os.W_OK):
+        return f"{base} cannot be written by this user."
+    return None
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["read", "present"], "default": "read"},
             "root": {"type": "path", "required": True},
-            "manifest": {"type": "dict", "required": True},
-            "url": {"type": "str"},
-            "streams": {"type": "int", "default": 4},
+            "repo": {"type": "str", "required": True},
+            "manifest": {"type": "dict", "default": {}},
+            "verify": {"type": "bool", "default": False},
             "reserve_gib": {"type": "float", "default": 2.0},
+            "evictable": {"type": "list", "elements": "str", "default": []},
+            "keep": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     root = Path(module.params["root"])
-    manifest = module.params["manifest"]
-    incoming = root / ".incoming" / manifest["repo"]
-    complete, lacking, lacking_bytes, free = look(root, manifest)
-    state = {
+    repo, manifest = module.params["repo"], module.params["manifest"]
+    tree, incoming = root / repo, root / INCOMING / repo
+    node = os.uname().nodename
+    if not manifest:
+        stamp = read_json(tree / weights.STAMP)
+        usable = stamp if stamp and not weights.manifest_error(stamp) else {}
+        module.exit_json(changed=False, stamp=usable)
+    error = weights.manifest_error(manifest)
+    if error:
+        module.fail_json(msg=f"{node}: {error}")
+    complete, stamped, lacking = look(tree, manifest, module.params["verify"])
+    sizes = {file["path"]: file["size"] for file in manifest["files"]}
+    lacking_bytes = sum(sizes[path] for path in lacking)
+    arrived = min(used_bytes(incoming), lacking_bytes) if incoming.is_dir() else 0
+    free = shutil.disk_usage(existing(root)).free
+    state: dict[str, Any] = {
         "complete": complete,
+        "changes": bool(lacking) or not stamped,
         "lacking": lacking,
         "lacking_bytes": lacking_bytes,
+        "arrived_bytes": arrived,
         "free_bytes": free,
-        "incoming": str(incoming),
+        "leftovers": leftovers(root, repo),
+        "evict": [],
     }
-    arrived = sum(path.stat().st_blocks * 512 for path in incoming.rglob("*") if path.is_file())
-    short = lacking_bytes - arrived + int(module.params["reserve_gib"] * 2**30) - free
-    if lacking and short > 0:
-        module.fail_json(
-            msg=f"{os.uname().nodename}: {root} has {free / 2**30:.1f} GiB free and {manifest['repo']} still needs "
-            f"{(lacking_bytes - arrived) / 2**30:.1f} GiB with {module.params['reserve_gib']} GiB to remain: "
-            f"{short / 2**30:.1f} GiB short. Remove a model that is not needed, or point gb10_weights_root elsewhere.",
-            **state,
-        )
-    if module.params["state"] == "read" or complete:
+    if not lacking:
+        if complete and not module.check_mode:
+            # The time of the last use, for the day on which the disk is full.
+            os.utime(tree / weights.STAMP, (time.time(), time.time()))
         module.exit_json(changed=False, **state)
-    if module.check_mode:
-        module.exit_json(changed=True, **state)
-    source = f"{module.params['url'].rstrip('/')}/{manifest['repo']}" if module.params["url"] else ""
-    wanted = [file for file in manifest["files"] if file["path"] in lacking]
-    try:
-        with ThreadPoolExecutor(max_workers=module.params["streams"]) as pool:
-            received = sum(pool.map(lambda file: bring(file, source, incoming), wanted))
-    except (ValueError, OSError) as problem:
-        module.fail_json(msg=f"{manifest['repo']}: {problem}", **state)
-    install(root, manifest, lacking, incoming)
-    state.update(complete=True, lacking=[], lacking_bytes=0)
-    module.exit_json(changed=True, fetched_bytes=received, **state)
+    error = target_error(root)
+    if error:
+        module.fail_json(msg=f"{node}: {error}", **state)
+    needed = lacking_bytes - arrived
+    short = needed + int(module.params["reserve_gib"] * 2**30) - free
+    if short > 0:
+        evict, still, said = make_room(root, repo, short, module.params["evictable"], module.params["keep"])
+        state["evict"] = evict
+        if still > 0:
+            module.fail_json(
+                msg=f"{node}: {root} has {free / 2**30:.1f} GiB free and {repo} still needs "
+                f"{needed / 2**30:.1f} GiB with {module.params['reserve_gib']} GiB to remain: "
+                f"{still / 2**30:.1f} GiB short. Name a model that may go in weights_evictable, or point "
+                f"gb10_weights_root elsewhere.{said}",
+                **state,
+            )
+    module.exit_json(changed=False, **state)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
+import pytest
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.gb10.cluster.plugins.module_utils import weights_mover
 from ansible_collections.gb10.cluster.plugins.modules import weights_manifest
+
+PIECE = 2**20
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_a_dangling_link_is_named_with_its_target(tmp_path: Path) -> None:
@@ -26,22 +36,148 @@ def test_a_link_into_a_cache_is_followed(tmp_path: Path) -> None:
     (model / "config.json").symlink_to(blob)
     files, errors = weights_manifest.walk(model)
     assert errors == []
-    assert weights_manifest.hashed(files, "") == [
-        {"path": "config.json", "size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
-    ]
+    described, pieces, errors = weights_manifest.hashed(files, tmp_path / "hashes.json", PIECE)
+    assert described == [{"path": "config.json", "size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}]
+    assert pieces == hashlib.sha256(b"abc").digest()
+    assert errors == []
 
 
-def test_a_file_that_changed_is_hashed_again(tmp_path: Path) -> None:
-    file, cache = tmp_path / "config.json", str(tmp_path / "cache" / "hashes.json")
+def test_a_file_that_changed_is_hashed_again_and_one_that_did_not_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other, cache = tmp_path / "config.json", tmp_path / "tokenizer.json", tmp_path / "cache" / "hashes.json"
     file.write_bytes(b"one")
-    before = weights_manifest.hashed({"config.json": file}, cache)
-    file.write_bytes(b"two")
+    other.write_bytes(b"two")
+    files = {"config.json": file, "tokenizer.json": other}
+    before, _pieces, _errors = weights_manifest.hashed(files, cache, PIECE)
+    file.write_bytes(b"new")
     os.utime(file, ns=(1, 1))
-    after = weights_manifest.hashed({"config.json": file}, cache)
-    assert after[0]["sha256"] == hashlib.sha256(b"two").hexdigest() != before[0]["sha256"]
+    read: list[Path] = []
+    real = weights_mover.hash_file
+
+    def note(path: Path, size: int) -> tuple[str, bytes]:
+        read.append(path)
+        return real(path, size)
+
+    monkeypatch.setattr(weights_mover, "hash_file", note)
+    after, _pieces, _errors = weights_manifest.hashed(files, cache, PIECE)
+    assert read == [file]
+    assert after[0]["sha256"] == hashlib.sha256(b"new").hexdigest() != before[0]["sha256"]
+    assert after[1] == before[1]
+
+
+def test_a_cache_that_is_no_json_is_no_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "hashes.json"
+    cache.write_text("[", encoding="utf-8")
+    assert weights_manifest.read_cache(cache) == {}
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    real = weights_mover.hash_file
+
+    def hash_and_write(path: Path, size: int) -> Any:
+        found = real(path, size)
+        path.write_bytes(b"longer")
+        return found
+
+    monkeypatch.setattr(weights_mover, "hash_file", hash_and_write)
+    _files, _pieces, errors = weights_manifest.hashed({"model.safetensors": file}, tmp_path / "h.json", PIECE)
+    assert errors == ["model.safetensors changed while it was read. Let it come to rest and run again."]
 
 
 def test_a_header_longer_than_the_file_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes((50).to_bytes(8, "little") + b"{}")
     assert weights_manifest.header(file) == file.read_bytes()
+
+
+def test_a_hub_cache_is_read_where_the_directory_is_not(tmp_path: Path) -> None:
+    cached = tmp_path / "models--org--model"
+    snapshot = cached / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT, encoding="ascii")
+    path = tmp_path / "org" / "model"
+    assert weights_manifest.locate(path, "org/model", "main") == snapshot
+    assert weights_manifest.locate(path, "org/model", COMMIT) == snapshot
+    assert weights_manifest.locate(path, "org/model", "other") == path
+    assert weights_manifest.revision_held(snapshot) == COMMIT
+    path.mkdir(parents=True)
+    assert weights_manifest.locate(path, "org/model", "main") == path
+    assert weights_manifest.revision_held(path) == ""
+
+
+def whole_model(folder: Path) -> None:
+    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"abcd")
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+
+
+class EndedError(Exception):
+    """Carries what a module would have printed."""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    def end(_self: object, **result: Any) -> None:
+        raise EndedError(result)
+
+    monkeypatch.setattr(basic.AnsibleModule, "exit_json", end)
+    monkeypatch.setattr(basic.AnsibleModule, "fail_json", end)
+    args = {"path": str(tmp_path / "model"), "repo": "org/model", "cache": str(tmp_path / "cache"), **changes}
+    with patch_module_args(args), pytest.raises(EndedError) as ended:
+        weights_manifest.main()
+    result: dict[str, Any] = ended.value.args[0]
+    return result
+
+
+def test_the_manifest_of_a_whole_model_vouches_for_its_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole_model(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("read me", encoding="utf-8")
+    result = run(monkeypatch, tmp_path)
+    assert [file["path"] for file in result["manifest"]["files"]] == [
+        "config.json", "model.safetensors", "tokenizer.json",
+    ]  # fmt: skip
+    pieces = Path(result["origin"]["pieces"]).read_bytes()
+    assert hashlib.sha256(pieces).hexdigest() == result["manifest"]["pieces_sha256"]
+    assert len(pieces) == 3 * 32
+    assert result["left_out"] == {"README.md": "nothing that vLLM reads"}
+
+
+def test_a_source_that_is_not_there_is_named_or_gives_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "there is no such directory on the source" in run(monkeypatch, tmp_path)["msg"]
+    assert run(monkeypatch, tmp_path, absent_ok=True)["manifest"] == {}
+
+
+def test_another_revision_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole_model(tmp_path / "model")
+    notes = tmp_path / "model" / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    (notes / "config.json.metadata").write_text(f"{COMMIT}\netag\n1.0\n", encoding="utf-8")
+    assert "errors" not in run(monkeypatch, tmp_path, revision=COMMIT)
+    wanted = COMMIT[::-1]
+    (error,) = run(monkeypatch, tmp_path, revision=wanted)["errors"]
+    assert error == f"the download holds revision {COMMIT}, wanted is {wanted}. Download that one."
+
+
+def test_a_shard_whose_name_has_a_control_character_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "mo\ndel.safetensors")
+    (error,) = run(monkeypatch, tmp_path)["errors"]
+    assert "has a control character or a byte that is no UTF-8 in its name" in error
+
+
+def test_names_with_odd_characters_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole_model(tmp_path / "model")
+    odd = "a b'\"$(touch x)ü%20.safetensors"
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / odd)
+    assert odd in [file["path"] for file in run(monkeypatch, tmp_path)["manifest"]["files"]]
+
+
+def test_an_unreadable_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole_model(tmp_path / "model")
+    monkeypatch.setattr(os, "access", lambda path, _mode: not str(path).endswith("tokenizer.json"))
+    assert "tokenizer.json cannot be read by this user." in run(monkeypatch, tmp_path)["errors"]

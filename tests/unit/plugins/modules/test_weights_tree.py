@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gb10.cluster.weights_tree takes for whole, and what it leaves behind."""
+"""What gb10.cluster.weights_tree takes for whole, and what gb10.cluster.weights_evict removes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights
-from ansible_collections.gb10.cluster.plugins.modules import weights_tree
+from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
+from ansible_collections.gb10.cluster.plugins.modules import weights_evict, weights_tree
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"0123456789" * 100}
 
@@ -20,41 +24,222 @@ def manifest() -> dict[str, Any]:
     files = [
         {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in CONTENT.items()
     ]
-    return weights.make_manifest("org/model", "main", files)
+    return weights.make_manifest("org/model", "main", files, 2**20, b"hashes")
 
 
-def put(folder: Path, **changed: bytes) -> None:
+def put(folder: Path, stamped: bool = False, shard: bytes = CONTENT["model.safetensors"]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in {**CONTENT, **changed}.items():
+    for name, data in {**CONTENT, "model.safetensors": shard}.items():
         (folder / name).write_bytes(data)
+    if stamped:
+        (folder / weights.PIECES).write_bytes(b"hashes")
+        weights_mover.stamp(folder, manifest())
 
 
-def test_the_last_transfer_takes_the_incoming_directory_with_it(tmp_path: Path) -> None:
-    incoming = tmp_path / ".incoming" / "org" / "model"
-    put(incoming)
-    weights_tree.install(tmp_path, manifest(), list(CONTENT), incoming)
-    assert not (tmp_path / ".incoming").exists()
-    assert json.loads((tmp_path / "org/model" / weights.STAMP).read_text(encoding="utf-8")) == manifest()
-    assert (tmp_path / "org/model/model.safetensors").read_bytes() == CONTENT["model.safetensors"]
+class EndedError(Exception):
+    """Carries what a module would have printed."""
 
 
-def test_another_models_transfer_stays(tmp_path: Path) -> None:
-    incoming = tmp_path / ".incoming" / "org" / "model"
-    put(incoming)
-    put(tmp_path / ".incoming" / "org" / "other")
-    weights_tree.install(tmp_path, manifest(), list(CONTENT), incoming)
-    assert not incoming.exists()
-    assert (tmp_path / ".incoming/org/other/config.json").is_file()
+def run(monkeypatch: pytest.MonkeyPatch, module: Any, check: Any = False, **args: Any) -> dict[str, Any]:
+    def end(_self: object, **result: Any) -> None:
+        raise EndedError(result)
+
+    monkeypatch.setattr(basic.AnsibleModule, "exit_json", end)
+    monkeypatch.setattr(basic.AnsibleModule, "fail_json", end)
+    with patch_module_args({**args, "_ansible_check_mode": check}), pytest.raises(EndedError) as ended:
+        module.main()
+    result: dict[str, Any] = ended.value.args[0]
+    return result
 
 
-def test_without_a_stamp_only_what_has_the_wrong_hash_is_lacking(tmp_path: Path) -> None:
-    put(tmp_path / "org/model", **{"model.safetensors": b"x" * 1000})
-    complete, lacking, size, _free = weights_tree.look(tmp_path, manifest())
-    assert (complete, lacking, size) == (False, ["model.safetensors"], 1000)
+def read(monkeypatch: pytest.MonkeyPatch, root: Path, **changes: Any) -> dict[str, Any]:
+    args = {"root": str(root), "repo": "org/model", "manifest": manifest(), "reserve_gib": 0.0, **changes}
+    return run(monkeypatch, weights_tree, **args)
 
 
-def test_a_flipped_byte_in_what_was_sent_is_refused(tmp_path: Path) -> None:
-    file = next(file for file in manifest()["files"] if file["path"] == "model.safetensors")
-    put(tmp_path, **{"model.safetensors": b"x" + CONTENT["model.safetensors"][1:]})
-    with pytest.raises(ValueError, match=r"model\.safetensors did not arrive whole"):
-        weights_tree.bring(file, "", tmp_path)
+def test_a_stamped_tree_is_whole_without_being_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(tmp_path / "org/model", stamped=True)
+    monkeypatch.setattr(weights_mover, "sha256", lambda path: pytest.fail(f"{path} was read"))
+    result = read(monkeypatch, tmp_path)
+    assert (result["complete"], result["changes"], result["lacking"]) == (True, False, [])
+
+
+def test_its_last_use_is_noted_but_not_in_check_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(tmp_path / "org/model", stamped=True)
+    stamp = tmp_path / "org/model" / weights.STAMP
+    os.utime(stamp, (1, 1))
+    read(monkeypatch, tmp_path, check=True)
+    assert stamp.stat().st_mtime == 1
+    read(monkeypatch, tmp_path)
+    assert stamp.stat().st_mtime > 1
+
+
+def test_a_flipped_byte_is_found_though_size_and_time_are_as_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(tmp_path / "org/model", stamped=True)
+    file = tmp_path / "org/model/model.safetensors"
+    stat = file.stat()
+    with file.open("r+b") as handle:
+        handle.write(b"x")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    result = read(monkeypatch, tmp_path)
+    assert (result["complete"], result["lacking"], result["lacking_bytes"]) == (False, ["model.safetensors"], 1000)
+
+
+def test_verify_reads_what_stamp_and_marks_vouch_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(tmp_path / "org/model", stamped=True)
+    monkeypatch.setattr(weights_mover, "sha256", lambda path: "rotten" if path.suffix == ".json" else "")
+    result = read(monkeypatch, tmp_path, verify=True)
+    assert result["lacking"] == list(CONTENT)
+
+
+def test_without_a_stamp_only_what_has_the_wrong_hash_is_lacking(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(tmp_path / "org/model", shard=b"x" * 1000)
+    result = read(monkeypatch, tmp_path)
+    assert (result["complete"], result["changes"], result["lacking"]) == (False, True, ["model.safetensors"])
+
+
+def test_a_touched_file_is_read_and_nothing_counts_as_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(tmp_path / "org/model", stamped=True)
+    os.utime(tmp_path / "org/model/config.json", (1, 1))
+    result = read(monkeypatch, tmp_path)
+    assert (result["complete"], result["changes"], result["lacking"]) == (False, False, [])
+
+
+def test_without_a_manifest_the_stamp_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    args = {"root": str(tmp_path), "repo": "org/model"}
+    assert run(monkeypatch, weights_tree, **args)["stamp"] == {}
+    put(tmp_path / "org/model", stamped=True)
+    assert run(monkeypatch, weights_tree, **args)["stamp"] == manifest()
+    (tmp_path / "org/model" / weights.STAMP).write_text(json.dumps({**manifest(), "version": 1}), encoding="utf-8")
+    assert run(monkeypatch, weights_tree, **args)["stamp"] == {}
+
+
+def test_what_has_arrived_is_not_needed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(tmp_path / ".incoming/org/model")
+    (tmp_path / ".incoming/org/model/model.safetensors").write_bytes(b"x" * 1000)
+    result = read(monkeypatch, tmp_path)
+    assert result["arrived_bytes"] == result["lacking_bytes"] == 1002
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A disk with nothing free, and on it three other models and a leftover."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage())
+    monkeypatch.setattr(weights_tree, "ENGINE", tmp_path / "engine")
+    for name, stamped, used in (("lab/old", True, 100), ("lab/new", True, 200), ("lab/owners", False, 0)):
+        folder = tmp_path / "weights" / name
+        put(folder, stamped, shard=os.urandom(3 * 2**20))
+        if stamped:
+            os.utime(folder / weights.STAMP, (used, used))
+    put(tmp_path / "weights/.incoming/lab/stopped", shard=os.urandom(2**20))
+    return tmp_path / "weights"
+
+
+class Usage:
+    """What a disk says that is full."""
+
+    free = 0
+
+
+MIB = 2**20 / 2**30
+
+
+def test_the_leftover_goes_before_a_model_does(monkeypatch: pytest.MonkeyPatch, full: Path) -> None:
+    result = read(monkeypatch, full, reserve_gib=0.5 * MIB, evictable=["lab/*"])
+    assert result["evict"] == [".incoming/lab/stopped"]
+    assert list(result["leftovers"]) == [".incoming/lab/stopped"]
+
+
+def test_then_the_model_that_is_unused_for_longest(monkeypatch: pytest.MonkeyPatch, full: Path) -> None:
+    result = read(monkeypatch, full, reserve_gib=2 * MIB, evictable=["lab/*"])
+    assert result["evict"] == [".incoming/lab/stopped", "lab/old"]
+
+
+def test_a_full_node_says_by_how_much_and_what_stays_and_why(monkeypatch: pytest.MonkeyPatch, full: Path) -> None:
+    result = read(monkeypatch, full, reserve_gib=100 * MIB, evictable=["lab/old"], keep=["lab/new"])
+    message = result["msg"]
+    assert f"{os.uname().nodename}: {full} has 0.0 GiB free and org/model still needs" in message
+    assert "GiB short. Name a model that may go in weights_evictable" in message
+    assert "lab/new (3.0 MiB): weights_keep names it" in message
+    assert "lab/old (3.0 MiB): it would not suffice" in message
+    assert "lab/owners (3.0 MiB): it carries no manifest of ours" in message
+    assert result["evict"] == []
+    assert (full / "lab/old").is_dir()
+
+
+def test_what_is_served_and_what_a_unit_starts_at_boot_stay(
+    monkeypatch: pytest.MonkeyPatch, full: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "active.json").write_text(json.dumps({"model": "old", "repo": "lab/old"}), encoding="utf-8")
+    message = read(monkeypatch, full, reserve_gib=5 * MIB, evictable=["lab/*"])["msg"]
+    assert "lab/old (3.0 MiB): it is in use by the model that is served, old" in message
+
+
+def test_a_model_that_a_container_has_mounted_is_in_use(
+    monkeypatch: pytest.MonkeyPatch, full: Path, tmp_path: Path
+) -> None:
+    process = tmp_path / "proc" / "4711"
+    process.mkdir(parents=True)
+    line = f"36 35 98:0 {full}/lab/old /model ro - ext4 /dev/sda rw"
+    (process / "mountinfo").write_text(line + "\n", encoding="utf-8")
+    monkeypatch.setattr(weights_tree, "PROC", tmp_path / "proc")
+    assert weights_tree.users(full) == {str(full / "lab/old"): "process 4711, which has it mounted"}
+
+
+def test_a_root_that_is_a_file_or_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"")
+    assert f"{file} is not a directory" in str(weights_tree.target_error(file))
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    assert "cannot be written by this user" in str(weights_tree.target_error(tmp_path / "new"))
+
+
+def test_a_file_system_that_is_mounted_read_only_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = os.statvfs(tmp_path)
+    readonly = os.statvfs_result((*real[:8], real.f_flag | os.ST_RDONLY, real.f_namemax))
+    monkeypatch.setattr(os, "statvfs", lambda _path: readonly)
+    result = read(monkeypatch, tmp_path)
+    assert "is on a file system that is mounted read-only" in result["msg"]
+
+
+def evict(monkeypatch: pytest.MonkeyPatch, root: Path, *names: str, check: bool = False) -> dict[str, Any]:
+    return run(monkeypatch, weights_evict, check=check, root=str(root), names=list(names))
+
+
+def test_eviction_removes_what_was_chosen_and_check_mode_only_tells(
+    monkeypatch: pytest.MonkeyPatch, full: Path
+) -> None:
+    names = (".incoming/lab/stopped", "lab/old")
+    told = evict(monkeypatch, full, *names, check=True)
+    assert told["changed"]
+    assert told["diff"] == {"before": ".incoming/lab/stopped\nlab/old\n", "after": ""}
+    assert (full / "lab/old/model.safetensors").is_file()
+
+    assert evict(monkeypatch, full, *names)["evicted"] == list(names)
+    assert sorted(path.name for path in (full / "lab").iterdir()) == ["new", "owners"]
+    assert not (full / ".incoming").exists()
+
+    assert not evict(monkeypatch, full, *names)["changed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("lab/owners", "carries no manifest of ours, so it is not removed"),
+        ("../x", "leads out of the model's directory"),
+    ],
+)
+def test_what_is_not_ours_is_never_removed(
+    monkeypatch: pytest.MonkeyPatch, full: Path, name: str, sentence: str
+) -> None:
+    (full.parent / "x").mkdir()
+    result = evict(monkeypatch, full, name, "lab/old")
+    assert sentence in result["msg"]
+    assert (full / "lab/old").is_dir()
+    assert (full / "lab/owners").is_dir()

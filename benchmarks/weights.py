@@ -1,0 +1,542 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure how weights move, against rsync over ssh, on shaped links: `make bench-weights`.
+
+Makes network namespaces of its own (a source, up to seven workers, a control node; veth pairs on a bridge, token
+buckets at both ends), mixed shards, and runs every way a few times in turn. Everything is removed at the end. Needs
+root, iproute2, rsync, an ssh client and sshd; where sshd is not installed its Debian package is fetched with apt-get
+and unpacked into the working directory, not installed.
+
+*ratio* is wall time ÷ (bytes ÷ link rate): 1.0 is one copy over one link. CPU is what the processes of a node used, the
+kernel's part included as far as it is accounted to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO), str(REPO / ".collections")]
+
+from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover  # noqa: E402
+
+MODULE = "ansible_collections.gb10.cluster.plugins.module_utils.weights_mover"
+PREFIX = "gbw"
+PORT = 5081
+TOKEN = "benchmark"
+MAX_WORKERS = 7
+MANIFEST_NAME = "org/model"
+
+
+def call(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command; fail with what it says."""
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if check and done.returncode != 0:
+        raise SystemExit(f"{shlex.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
+    return done
+
+
+def address(node: int) -> str:
+    """Return a node's address on the fabric; 0 is the head."""
+    return f"10.97.0.{10 + node}"
+
+
+CONTROL = "10.97.0.9"
+
+
+def space(node: int | str) -> str:
+    """Return the name of a node's namespace."""
+    return f"{PREFIX}{node}"
+
+
+@dataclass
+class Child:
+    """A process in a namespace, with the CPU seconds that it and its children used."""
+
+    process: subprocess.Popen[bytes]
+    cpu_s: float = 0.0
+    ended: bool = False
+
+    def wait(self) -> int:
+        """Wait for its end."""
+        _pid, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu_s, self.ended = usage.ru_utime + usage.ru_stime, True
+        return self.process.returncode
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it and wait."""
+        if not self.ended:
+            self.process.send_signal(number)
+            self.wait()
+
+
+@dataclass
+class Bench:
+    """The namespaces and directories."""
+
+    folder: Path
+    sshd: str
+    library_path: str
+    rate_mbit: int
+    slow_mbit: int
+    manifest: dict[str, Any] = field(default_factory=dict)
+    origin_arguments: str = ""
+    children: list[Child] = field(default_factory=list)
+
+    @property
+    def source(self) -> Path:
+        return self.folder / "source" / MANIFEST_NAME
+
+    def root(self, node: int) -> Path:
+        return self.folder / f"node{node}" / "weights"
+
+    # The network.
+
+    def make_network(self) -> None:
+        """Make the namespaces; the bridge is in one of its own, so that the host's filters do not see the traffic."""
+        self.remove_network()
+        call("ip", "netns", "add", space("br"))
+        call("ip", "-n", space("br"), "link", "add", "br0", "type", "bridge")
+        call("ip", "-n", space("br"), "link", "set", "br0", "mtu", "9000", "up")
+        for node in [*range(MAX_WORKERS + 1), "c"]:
+            name, port = space(node), f"p{node}"
+            call("ip", "netns", "add", name)
+            call("ip", "-n", name, "link", "set", "lo", "up")
+            call("ip", "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", port, "netns", space("br"))
+            call("ip", "-n", name, "link", "set", "eth0", "mtu", "9000", "up")
+            own = CONTROL if node == "c" else address(int(node))
+            call("ip", "-n", name, "address", "add", f"{own}/24", "dev", "eth0")
+            call("ip", "-n", space("br"), "link", "set", port, "mtu", "9000", "master", "br0", "up")
+
+    def remove_network(self) -> None:
+        """Remove them; links go with the namespaces."""
+        for line in call("ip", "netns", "list").stdout.splitlines():
+            name = line.split()[0]
+            if name in {space(node) for node in [*range(MAX_WORKERS + 1), "c", "br"]}:
+                call("ip", "netns", "delete", name)
+                shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+
+    def shape(self, fabric_mbit: int | None, control_mbit: int | None) -> None:
+        """Give every link its rate, in both directions."""
+        for node in [*range(MAX_WORKERS + 1), "c"]:
+            rate = control_mbit if node == "c" else fabric_mbit
+            for name, device in ((space(node), "eth0"), (space("br"), f"p{node}")):
+                call("tc", "-n", name, "qdisc", "del", "dev", device, "root", check=False)
+                if rate:
+                    burst = max(131072, rate * 1000000 // 8 // 250)
+                    call(
+                        "tc", "-n", name, "qdisc", "add", "dev", device, "root", "tbf",
+                        "rate", f"{rate}mbit", "burst", f"{burst}b", "latency", "20ms",
+                    )  # fmt: skip
+
+    def received_bytes(self, node: int) -> int:
+        """Return what a node's port has counted."""
+        words = ("ip", "-n", space(node), "-s", "-j", "link", "show", "eth0")
+        return int(json.loads(call(*words).stdout)[0]["stats64"]["rx"]["bytes"])
+
+    def spawn(self, node: int | str, *words: str, **environment: str) -> Child:
+        """Start a command in a namespace."""
+        log = (self.folder / f"log-{node}").open("ab")
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", space(node), *words],
+            env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+        child = Child(process)
+        self.children.append(child)
+        return child
+
+    # The files.
+
+    def make_source(self, total_bytes: int) -> None:
+        """Make shards of mixed sizes, from 1 to 100 parts, and small files."""
+        noise = random.Random(97)
+        self.source.mkdir(parents=True)
+        parts = [noise.randint(1, 100) for _shard in range(22)]
+        sizes = [total_bytes * part // sum(parts) for part in parts]
+        block = noise.randbytes(2**20)
+        for number, size in enumerate(sizes):
+            with (self.source / f"model-{number:05d}.safetensors").open("wb") as handle:
+                left = size
+                while left > 0:
+                    handle.write(noise.randbytes(16) + block[: min(left, 2**20) - 16] if left > 16 else b"x" * left)
+                    left -= min(left, 2**20)
+        for name in ("config.json", "tokenizer.json", "merges.txt"):
+            (self.source / name).write_bytes(noise.randbytes(5000))
+        files, pieces = [], b""
+        paths = sorted(self.source.iterdir())
+        piece_bytes = weights.piece_bytes_for(sum(path.stat().st_size for path in paths))
+        for path in paths:
+            digest, parts_of = weights_mover.hash_file(path, piece_bytes)
+            files.append({"path": path.name, "size": path.stat().st_size, "sha256": digest})
+            pieces += parts_of
+        self.manifest = weights.make_manifest(MANIFEST_NAME, "main", files, piece_bytes, pieces)
+        pieces_path = self.folder / "pieces"
+        pieces_path.write_bytes(pieces)
+        self.origin_arguments = json.dumps(
+            {"manifest": self.manifest, "folder": str(self.source), "pieces": str(pieces_path)}
+        )
+        (self.folder / "origin.json").write_text(self.origin_arguments, encoding="utf-8")
+
+    def clear(self) -> None:
+        """Remove every node's copy, and let the disk come to rest."""
+        for node in range(MAX_WORKERS + 1):
+            shutil.rmtree(self.folder / f"node{node}", ignore_errors=True)
+        os.sync()
+
+    def place_on_head(self) -> None:
+        """Make the head whole, as after an earlier transfer."""
+        tree = self.root(0) / MANIFEST_NAME
+        shutil.copytree(self.source, tree)
+        weights_mover.write(tree / weights.PIECES, (self.folder / "pieces").read_bytes())
+        weights_mover.stamp(tree, self.manifest)
+
+    def assert_whole(self, node: int) -> None:
+        """Compare a node's files with the source's, byte by byte."""
+        tree = self.root(node) / MANIFEST_NAME
+        for path in self.source.iterdir():
+            if not filecmp.cmp(path, tree / path.name, shallow=False):
+                raise SystemExit(f"{tree / path.name} is not what the source has.")
+
+    # Our way.
+
+    def start_mover(self, node: int, workers: int, complete: bool = False, tunnels: int = 0) -> Child:
+        """Start a node's mover, as the role does."""
+        run_dir = self.folder / f"node{node}" / "run"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "lease").touch()
+        (run_dir / "status.json").unlink(missing_ok=True)
+        chain = [str(member) for member in range(workers + 1)]
+        addresses = {str(member): address(member) for member in range(workers + 1)}
+        job = {
+            **weights.plan_node(chain, str(node), addresses, PORT, tunnels),
+            "manifest": self.manifest, "root": str(self.root(node)), "complete": complete, "port": PORT,
+            "lacking": [] if complete else [file["path"] for file in self.manifest["files"]], "token": TOKEN,
+            "streams": 4, "patience_s": 120, "lease_s": 600, "run": "1", "run_dir": str(run_dir),
+        }  # fmt: skip
+        (run_dir / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        return self.spawn(
+            node, sys.executable, "-B", "-m", MODULE, str(run_dir / "job.json"), PYTHONPATH=str(REPO / ".collections")
+        )
+
+    def status(self, node: int) -> dict[str, Any]:
+        """Return what a node's mover says of itself."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / f"node{node}" / "run" / "status.json").read_text())
+        except (OSError, ValueError):
+            return {"state": "none"}
+        return found
+
+    def wait_whole(self, nodes: Sequence[int]) -> None:
+        """Wait until the nodes say that they are whole."""
+        deadline = time.monotonic() + 900
+        while True:
+            states = {node: self.status(node) for node in nodes}
+            failed = [f"{node}: {state['message']}" for node, state in states.items() if state["state"] == "failed"]
+            if failed or time.monotonic() > deadline:
+                raise SystemExit(f"The transfer did not end: {failed or states}")
+            if all(state["state"] == "whole" for state in states.values()):
+                return
+            time.sleep(0.05)
+
+    # ssh, for rsync and for the way from the control node.
+
+    def start_sshd(self, node: int) -> Child:
+        """Start an sshd in a node's namespace."""
+        keys = self.folder / "ssh"
+        if not keys.is_dir():
+            keys.mkdir(mode=0o700)
+            for name in ("host", "user"):
+                call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
+            shutil.copy(keys / "user.pub", keys / "authorized")
+        (keys / "sshd_config").write_text(
+            f"HostKey {keys}/host\nAuthorizedKeysFile {keys}/authorized\nStrictModes no\nUsePAM no\nPidFile none\n"
+            "PermitRootLogin yes\nPasswordAuthentication no\nAllowTcpForwarding yes\n",
+            encoding="utf-8",
+        )
+        # sshd wants a user for its unprivileged half; `ip netns exec` lays this over the namespace's own /etc.
+        etc = Path("/etc/netns") / space(node)
+        etc.mkdir(parents=True, exist_ok=True)
+        passwd = Path("/etc/passwd").read_text(encoding="utf-8")
+        if "\nsshd:" not in passwd:
+            passwd += "sshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"
+        (etc / "passwd").write_text(passwd, encoding="utf-8")
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        child = self.spawn(
+            node, self.sshd, "-D", "-e", "-f", str(keys / "sshd_config"), "-o", f"ListenAddress={address(node)}",
+            LD_LIBRARY_PATH=self.library_path,
+        )  # fmt: skip
+        for _attempt in range(100):
+            probe = self.spawn("c" if node == 0 else 0, *self.ssh(), address(node), "true")
+            if probe.wait() == 0:
+                return child
+            time.sleep(0.1)
+        raise SystemExit(f"sshd did not come up: {(self.folder / f'log-{node}').read_text()[-500:]}")
+
+    def ssh(self) -> list[str]:
+        """Return the ssh command."""
+        options = (
+            "StrictHostKeyChecking=no",
+            f"UserKnownHostsFile={self.folder}/ssh/known",
+            "BatchMode=yes",
+            "LogLevel=ERROR",
+        )
+        return [
+            "ssh",
+            "-F",
+            "none",
+            "-i",
+            f"{self.folder}/ssh/user",
+            *(word for each in options for word in ("-o", each)),
+        ]
+
+    def rsync(self, node: int) -> Child:
+        """Send the head's files to a worker, as owners do."""
+        target = self.root(node) / MANIFEST_NAME
+        target.mkdir(parents=True, exist_ok=True)
+        return self.spawn(
+            0,
+            "rsync",
+            "-a",
+            "-e",
+            shlex.join(self.ssh()),
+            f"{self.root(0) / MANIFEST_NAME}/",
+            f"{address(node)}:{target}/",
+        )
+
+    def stop_all(self) -> None:
+        """End whatever of this benchmark still runs."""
+        for child in self.children:
+            if not child.ended:
+                child.stop(signal.SIGKILL)
+        self.children.clear()
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of one way: CPU seconds per GB that a node received."""
+
+    seconds: float
+    head_cpu: float
+    worker_cpu: float
+
+
+def rsync_parallel(bench: Bench, workers: int) -> Result:
+    """rsync over ssh from the head to every worker at once."""
+    bench.place_on_head()
+    daemons = [bench.start_sshd(node) for node in range(1, workers + 1)]
+    began = time.monotonic()
+    senders = [bench.rsync(node) for node in range(1, workers + 1)]
+    codes = [sender.wait() for sender in senders]
+    seconds = time.monotonic() - began
+    if any(codes):
+        raise SystemExit(f"rsync ended with {codes}: {(bench.folder / 'log-0').read_text()[-500:]}")
+    for daemon in daemons:
+        daemon.stop()
+    size_gb = bench.manifest["bytes"] / 1e9
+    return Result(
+        seconds, sum(sender.cpu_s for sender in senders) / size_gb, statistics.mean(d.cpu_s for d in daemons) / size_gb
+    )
+
+
+def chain(bench: Bench, workers: int) -> Result:
+    """The role's way, from a head that is whole."""
+    bench.place_on_head()
+    began = time.monotonic()
+    movers = [bench.start_mover(node, workers, complete=node == 0) for node in range(workers + 1)]
+    bench.wait_whole(range(1, workers + 1))
+    seconds = time.monotonic() - began
+    return finish(bench, movers, seconds)
+
+
+def finish(bench: Bench, movers: Sequence[Child], seconds: float) -> Result:
+    """Stop the movers and return what they cost."""
+    for mover in movers:
+        mover.stop()
+    size_gb = bench.manifest["bytes"] / 1e9
+    return Result(seconds, movers[0].cpu_s / size_gb, statistics.mean(m.cpu_s for m in movers[1:]) / size_gb)
+
+
+def pipeline(bench: Bench, workers: int) -> Result:
+    """The role's way from the control node, over ssh to the head, through all workers."""
+    daemon = bench.start_sshd(0)
+    origin = bench.spawn(
+        "c", sys.executable, str(Path(__file__).resolve()), "--origin", str(bench.folder / "origin.json")
+    )
+    began = time.monotonic()
+    tunnel = bench.spawn(
+        "c", *bench.ssh(), "-n", "-N", "-T", "-o", "ExitOnForwardFailure=yes",
+        "-R", f"127.0.0.1:{PORT + 1}:127.0.0.1:{PORT + 1}", address(0),
+    )  # fmt: skip
+    movers = [bench.start_mover(node, workers, tunnels=1 if node == 0 else 0) for node in range(workers + 1)]
+    bench.wait_whole(range(workers + 1))
+    seconds = time.monotonic() - began
+    for child in (tunnel, origin, daemon):
+        child.stop()
+    return finish(bench, movers, seconds)
+
+
+def kill_and_resume(bench: Bench, workers: int, victim: int) -> tuple[float, float]:
+    """Kill a node at a random instant, start it again; return (bytes moved ÷ bytes that were missing, seconds)."""
+    bench.place_on_head()
+    moments = random.Random(time.time_ns())
+    movers = {node: bench.start_mover(node, workers, complete=node == 0) for node in range(workers + 1)}
+    expected_s = bench.manifest["bytes"] * 8 / bench.rate_mbit / 1e6
+    began = time.monotonic()
+    time.sleep(1 + moments.random() * expected_s * 0.8)
+    killed = range(workers + 1) if victim < 0 else [victim]
+    for node in killed:
+        movers[node].stop(signal.SIGKILL)
+    have = {node: bench.status(node).get("have_bytes", 0) for node in range(1, workers + 1)}
+    before = {node: bench.received_bytes(node) for node in range(1, workers + 1)}
+    time.sleep(1.5)
+    for node in killed:
+        movers[node] = bench.start_mover(node, workers, complete=node == 0)
+    bench.wait_whole(range(1, workers + 1))
+    seconds = time.monotonic() - began
+    worst = 0.0
+    for node in range(1, workers + 1):
+        missing = bench.manifest["bytes"] - have[node]
+        moved = bench.received_bytes(node) - before[node]
+        worst = max(worst, moved / missing if missing > 50e6 else 0.0)
+    for mover in movers.values():
+        mover.stop()
+    return worst, seconds
+
+
+def serve_origin(path: str) -> None:
+    """Be the control node's end, as the role's watcher is; until killed."""
+    given = json.loads(Path(path).read_text(encoding="utf-8"))
+    manifest = given["manifest"]
+    paths = [Path(given["folder"]) / file["path"] for file in manifest["files"]]
+    store = weights_mover.Store(manifest, paths, [True] * len(paths))
+    store.load_hashes(Path(given["pieces"]).read_bytes(), given["pieces"])
+    weights_mover.Server(store, TOKEN, ["127.0.0.1"]).listen("127.0.0.1", PORT + 1)
+    signal.pause()
+
+
+def find_sshd(folder: Path) -> tuple[str, str]:
+    """Return (sshd, directory of its libraries); unpack the distribution's package where it is not installed."""
+    installed = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else "")
+    if installed:
+        return installed, ""
+    unpacked = folder / "sshd"
+    unpacked.mkdir()
+    done = subprocess.run(
+        ["apt-get", "download", "openssh-server", "libwrap0"], cwd=unpacked, check=False, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise SystemExit(
+            f"There is no sshd here and none can be fetched; install openssh-server. {done.stderr.strip()}"
+        )
+    for package in unpacked.glob("*.deb"):
+        call("dpkg", "-x", str(package), str(unpacked))
+    library = next(unpacked.glob("**/libwrap.so.0"))
+    return str(next(unpacked.glob("**/sbin/sshd"))), str(library.parent)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each way, of which the median is told")
+    parser.add_argument("--gb", type=float, default=1.0, help="size of the model, GB")
+    parser.add_argument("--rate", type=int, default=600, help="rate of the fabric, Mbit/s")
+    parser.add_argument("--slow", type=int, default=300, help="rate of the control node's link, Mbit/s")
+    parser.add_argument("--kills", type=int, default=3, help="kills of a worker, of the head and of all, each so often")
+    parser.add_argument("--only", default="", help="run the ways whose name contains this")
+    parser.add_argument("--dir", default="", help="working directory; by default one in memory if there is room")
+    parser.add_argument("--origin", default="", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.origin:
+        serve_origin(args.origin)
+        return
+    if os.geteuid() != 0:
+        raise SystemExit("Namespaces and shaping need root.")
+    need = (MAX_WORKERS + 3) * args.gb * 1e9
+    base = args.dir or ("/dev/shm" if shutil.disk_usage("/dev/shm").free > need else tempfile.gettempdir())
+    folder = Path(tempfile.mkdtemp(prefix="gb10-bench-", dir=base))
+    sshd, library_path = find_sshd(folder)
+    bench = Bench(folder, sshd, library_path, args.rate, args.slow)
+    try:
+        bench.make_network()
+        bench.make_source(int(args.gb * 1e9))
+        run(bench, args)
+    finally:
+        bench.stop_all()
+        bench.remove_network()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(bench: Bench, args: argparse.Namespace) -> None:
+    """Run every way in turn, as often as asked, and print the medians."""
+    size = bench.manifest["bytes"]
+    ways: list[tuple[str, int | None, int | None, Callable[[], Result], int]] = [
+        ("rsync over ssh, 3 workers in parallel", args.rate, None, lambda: rsync_parallel(bench, 3), 3),
+        ("ours, 3 workers", args.rate, None, lambda: chain(bench, 3), 3),
+        ("ours, 7 workers", args.rate, None, lambda: chain(bench, 7), 7),
+        ("ours, control → head → 3 workers", args.rate, args.slow, lambda: pipeline(bench, 3), 3),
+        ("rsync over ssh, 3 workers, unshaped", None, None, lambda: rsync_parallel(bench, 3), 3),
+        ("ours, 3 workers, unshaped", None, None, lambda: chain(bench, 3), 3),
+        ("rsync over ssh, 1 worker, unshaped", None, None, lambda: rsync_parallel(bench, 1), 1),
+        ("ours, 1 worker, unshaped", None, None, lambda: chain(bench, 1), 1),
+    ]
+    chosen = [way for way in ways if args.only in way[0]]
+    print(
+        f"{size / 1e9:.2f} GB in {len(bench.manifest['files'])} files, pieces of "
+        f"{bench.manifest['piece_bytes'] // 2**20} MiB, {os.cpu_count()} CPUs, in {bench.folder.parent}; fabric "
+        f"{args.rate} Mbit/s, control {args.slow} Mbit/s; median of {args.repeat}",
+        flush=True,
+    )
+    found: dict[str, list[Result]] = {way[0]: [] for way in chosen}
+    for number in range(args.repeat):
+        for name, fabric, control, way, workers in chosen:
+            bench.clear()
+            bench.shape(fabric, control)
+            result = way()
+            found[name].append(result)
+            if number == 0:
+                for node in range(1, workers + 1):
+                    bench.assert_whole(node)
+            print(f"  {number + 1} {name}: {result.seconds:.2f} s", file=sys.stderr, flush=True)
+    for name, fabric, control, _way, _workers in chosen:
+        seconds = statistics.median(result.seconds for result in found[name])
+        rate = control or fabric
+        shown = f"ratio {seconds * rate * 1e6 / 8 / size:.2f}" if rate else f"{size / 1e9 / seconds:.2f} GB/s to each"
+        head = statistics.median(result.head_cpu for result in found[name])
+        worker = statistics.median(result.worker_cpu for result in found[name])
+        print(f"{name:42} {seconds:7.2f} s  {shown:18}  CPU s/GB: head {head:5.2f}, worker {worker:5.2f}", flush=True)
+    for what, victim in (("a worker", 2), ("the head", 0), ("all of them", -1)):
+        if not args.only or args.only in "killed":
+            bench.shape(args.rate, None)
+            runs = []
+            for _number in range(args.kills):
+                bench.clear()
+                runs.append(kill_and_resume(bench, 3, victim))
+                for node in (1, 2, 3):
+                    bench.assert_whole(node)
+            if runs:
+                moved, seconds = max(each[0] for each in runs), max(each[1] for each in runs)
+                print(
+                    f"{f'killed: {what}, {args.kills} times':42} always whole; moved at most {moved:.2f} of what was "
+                    f"missing; at most {seconds:.1f} s",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
