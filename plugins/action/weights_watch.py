@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ansible import constants
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -21,6 +22,11 @@ from ansible_collections.gb10.cluster.plugins.module_utils import weights, weigh
 _POLL_S = 4
 _LOOPBACK = "127.0.0.1"
 _display = Display()
+
+
+def _say(line: str) -> None:
+    """Print a warning now: Ansible's own warnings wait for the end of the task."""
+    _display.display(f"STALLED {line}", color=constants.COLOR_WARN)
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -101,10 +107,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "-S", "none", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-o", "Compression=no",
                 # A hardware cipher: the default one is bound by a core at a third of its rate.
                 "-o", "Ciphers=^aes128-gcm@openssh.com",
-                "-n", "-N", "-T", "-R", f"{_LOOPBACK}:{args['port'] + number}:{_LOOPBACK}:{port}", host,
+                # It ends with its standard input, thus with this process, however that ends.
+                "-T", "-R", f"{_LOOPBACK}:{args['port'] + number}:{_LOOPBACK}:{port}", host, "cat > /dev/null",
             )  # fmt: skip
             running.append(
-                subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             )
         return running
 
@@ -114,7 +121,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Ask the node until it is at an end; print lines meanwhile."""
         parent = os.getppid()
         name, printed_at, stalled = args["name"], 0.0, False
-        seen: list[tuple[float, int]] = []
         while True:
             status = self._ask(name, args["stalled_s"], task_vars)
             moment = time.monotonic()
@@ -122,7 +128,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 raise AnsibleActionFail("The play that this belongs to has ended.")
             gone = [tunnel for tunnel in tunnels if tunnel.poll() is not None]
             if status["state"] in ("whole", "failed"):
-                _display.display(weights.progress_line(name, status, 0.0))
+                _display.display(weights.progress_line(name, status))
                 return status
             if gone:
                 said = (gone[0].stderr.read() if gone[0].stderr else b"").decode(errors="replace").strip()
@@ -132,16 +138,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                     "message": f"the SSH connection that carries the files ended: {said[-500:]} "
                     "Does the node's sshd allow it (AllowTcpForwarding)? What arrived is kept.",
                 }
-            seen = [*seen[-8:], (moment, status["have_bytes"])]
             if moment - printed_at >= args["every_s"]:
-                span = moment - seen[0][0]
-                _display.display(
-                    weights.progress_line(name, status, (seen[-1][1] - seen[0][1]) / span if span > 0 else 0.0)
-                )
+                _display.display(weights.progress_line(name, status))
                 printed_at = moment
             line = weights.stall_line(name, status, args["stalled_s"])
             if line and not stalled:
-                _display.warning(line)
+                _say(line)
             stalled = bool(line)
 
     def _ask(self, name: str, stalled_s: int, task_vars: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
         def complain() -> None:
             if not answered.wait(_POLL_S + stalled_s):
-                _display.warning(f"{name} has not answered for {stalled_s} s, or longer.")
+                _say(f"{name} has not answered for {stalled_s} s, or longer.")
 
         threading.Thread(target=complain, daemon=True).start()
         try:

@@ -304,15 +304,16 @@ def amount(size_bytes: float) -> str:
     return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.1f} MiB"
 
 
-def progress_line(name: str, status: Mapping[str, Any], rate_bytes_per_s: float) -> str:
+def progress_line(name: str, status: Mapping[str, Any]) -> str:
     """Return the line that tells how far a node is."""
     have, total = status["have_bytes"], status["total_bytes"]
     line = f"{name}: {amount(have)} of {amount(total)}"
     if status["state"] != "moving":
         return f"{line}, {status['state']}"
-    left = f"{duration((total - have) / rate_bytes_per_s)} left" if rate_bytes_per_s > 0 else "no estimate yet"
+    rate = status.get("rate_bytes_per_s", 0)
+    left = f"{duration((total - have) / rate)} left" if rate > 0 else "no estimate yet"
     origin = f", from {status['source']}" if status.get("source") else ""
-    return f"{line}, {rate_bytes_per_s / 1e6:.0f} MB/s, {left}{origin}"
+    return f"{line}, {rate / 1e6:.0f} MB/s, {left}{origin}"
 
 
 def stall_line(name: str, status: Mapping[str, Any], stalled_s: float) -> str | None:

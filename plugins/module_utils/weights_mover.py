@@ -44,6 +44,9 @@ DOWN_S = 20.0
 GRACE_S = 10.0
 IDLE_CONNECTION_S = 300
 WRONG_TWICE = 2
+STATUS_EVERY_S = 0.3
+#: The rate that is told is that of about ten seconds.
+RATE_SAMPLES = 33
 
 
 class MoveError(Exception):
@@ -426,6 +429,7 @@ class Mover:
         self.local_bytes = 0
         self.wrong_pieces = 0
         self.by_source: dict[str, int] = {}
+        self._seen: list[tuple[float, int]] = []
         self.progress_at = self.started_at = now()
         self.stopping = threading.Event()
         self._lock = threading.Lock()
@@ -750,8 +754,11 @@ class Mover:
                 break
 
     def status(self) -> dict[str, Any]:
-        """Return how far this node is."""
+        """Return how far this node is; the rate is that of the last calls."""
+        self._seen = [*self._seen[-RATE_SAMPLES:], (now(), self.store.have_bytes)]
+        (first_at, first), (last_at, last) = self._seen[0], self._seen[-1]
         return {
+            "rate_bytes_per_s": round((last - first) / (last_at - first_at)) if last_at > first_at else 0,
             "run": self.job["run"],
             "state": self.state,
             "message": self.message,
@@ -818,7 +825,7 @@ def main() -> int:
     threading.Thread(target=work, daemon=True).start()
     lease = folder / "lease"
     while True:
-        stopped = mover.stopping.wait(0.3)
+        stopped = mover.stopping.wait(STATUS_EVERY_S)
         temporary = folder / "status.tmp"
         temporary.write_text(json.dumps(mover.status()), encoding="utf-8")
         temporary.replace(status)

@@ -232,11 +232,11 @@ STATUS = {"state": "moving", "have_bytes": 2**30, "total_bytes": 3 * 2**30, "sou
 
 
 def test_a_line_tells_bytes_rate_and_time_left() -> None:
-    line = weights.progress_line("gx10-2", STATUS, 2**30 / 30)
+    line = weights.progress_line("gx10-2", {**STATUS, "rate_bytes_per_s": 2**30 / 30})
     assert line == "gx10-2: 1.0 GiB of 3.0 GiB, 36 MB/s, 1 min 00 s left, from gx10-1"
-    assert weights.progress_line("gx10-2", STATUS, 0.0).endswith("0 MB/s, no estimate yet, from gx10-1")
+    assert weights.progress_line("gx10-2", STATUS).endswith("0 MB/s, no estimate yet, from gx10-1")
     whole = {**STATUS, "state": "whole", "have_bytes": 3 * 2**30}
-    assert weights.progress_line("gx10-2", whole, 0.0) == "gx10-2: 3.0 GiB of 3.0 GiB, whole"
+    assert weights.progress_line("gx10-2", whole) == "gx10-2: 3.0 GiB of 3.0 GiB, whole"
 
 
 def test_a_node_that_receives_nothing_is_named_with_what_it_waits_for() -> None:

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kill a worker, the head and the run itself at random instants while weights move; thirty times in all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e import harness
+from tests.e2e.harness import HEAD, NODES, REPO
+
+pytestmark = pytest.mark.soak
+
+REPO_NAME = "gb10-lab/kills"
+TREE = f"/var/lib/gb10/weights/{REPO_NAME}"
+INCOMING = f"/var/lib/gb10/weights/.incoming/{REPO_NAME}"
+SIZE_BYTES = 64_000_000
+#: What Ansible itself sends to a node for one run of the role.
+OVERHEAD_BYTES = 4_000_000
+#: What was on its way in the streams of a node when it was killed, and a header of TCP on every packet.
+IN_FLIGHT_BYTES = 8 * 2**20
+ADDRESSES = {node: f"10.211.0.{10 + number}" for number, node in enumerate(NODES, 1)}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a model of three shards, with an index."""
+    root = tmp_path_factory.mktemp("models")
+    model = root / REPO_NAME
+    model.mkdir(parents=True)
+    noise = random.Random(40)
+    names = {}
+    for number, share in enumerate((1, 6, 3)):
+        size = SIZE_BYTES * share // 10
+        header = json.dumps({f"w{number}": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+        name = f"model-{number}.safetensors"
+        (model / name).write_bytes(len(header).to_bytes(8, "little") + header + noise.randbytes(size))
+        names[f"w{number}"] = name
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}), encoding="utf-8")
+    for name in ("config.json", "tokenizer.json"):
+        (model / name).write_text("{}", encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def playbook(source: Path) -> Path:
+    """Write a playbook that brings this model to all nodes."""
+    variables = {
+        "weights_repo": REPO_NAME, "weights_revision": "main", "weights_head": HEAD, "weights_members": list(NODES),
+        "weights_addresses": ADDRESSES, "weights_source_root": str(source), "weights_root": "/var/lib/gb10/weights",
+        "weights_reserve_gib": 0.1,
+    }  # fmt: skip
+    play = {
+        "name": "Bring the weights", "hosts": "gx10", "become": True, "gather_facts": False, "any_errors_fatal": True,
+        "vars": variables, "tasks": [{"ansible.builtin.import_role": {"name": "gb10.cluster.weights"}}],
+    }  # fmt: skip
+    path = source / "play.yml"
+    path.write_text(yaml.safe_dump([play]), encoding="utf-8")
+    return path
+
+
+def start(playbook: Path) -> subprocess.Popen[bytes]:
+    """Start a run in a process group of its own."""
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", harness.INVENTORY, str(playbook)]
+    env = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg")}
+    log = (playbook.parent / "run.log").open("wb")
+    return subprocess.Popen(command, cwd=REPO, env=env, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(playbook: Path) -> str:
+    """Run it to its end, which must be a good one, and return its output."""
+    process = start(playbook)
+    code = process.wait(timeout=600)
+    output = (playbook.parent / "run.log").read_text(encoding="utf-8", errors="replace")
+    assert code == 0, output[-4000:]
+    return output
+
+
+def clean() -> None:
+    for node in NODES:
+        harness.node_exec(node, f"rm -rf {TREE} {INCOMING}")
+
+
+def arrived_bytes(node: str) -> int:
+    """Return what a node holds of the model, as its disk accounts for it."""
+    lines = harness.node_exec(node, f"du -sB1 {TREE} {INCOMING} 2>/dev/null | cut -f1", check=False).lines
+    return sum(int(line) for line in lines)
+
+
+def received_bytes(node: str) -> int:
+    lines = harness.node_exec(node, "cat /sys/class/net/eth[01]/statistics/rx_bytes").lines
+    return sum(int(line) for line in lines)
+
+
+def hashes(source: Path) -> str:
+    files = sorted((source / REPO_NAME).iterdir(), key=lambda path: path.name)
+    return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+
+
+def kill(victim: str, process: subprocess.Popen[bytes]) -> None:
+    """Cut a node's power and give it back, or kill the run."""
+    if victim == "control":
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+        return
+    harness.lab("kill", victim)
+    process.wait(timeout=300)
+    harness.lab("boot", victim)
+
+
+@pytest.mark.parametrize("victim", ["gx10-3", HEAD, "control"])
+@pytest.mark.parametrize("attempt", range(10))
+def test_a_kill_at_any_instant_ends_whole_and_moves_little_more_than_was_missing(
+    victim: str, attempt: int, source: Path, playbook: Path
+) -> None:
+    clean()
+    process = start(playbook)
+    moment = random.Random(time.time_ns()).uniform(4.0, 22.0)
+    time.sleep(moment)
+    kill(victim, process)
+
+    for node in NODES:
+        stamped = harness.node_exec(node, f"test -e {TREE}/.gb10-manifest.json", check=False).rc == 0
+        if stamped:
+            assert harness.node_exec(node, f"cd {TREE} && sha256sum [cmt]*").stdout == hashes(source)
+    arrived = {node: arrived_bytes(node) for node in NODES}
+    before = {node: received_bytes(node) for node in NODES}
+    finish(playbook)
+    after = {node: received_bytes(node) for node in NODES}
+
+    for node in NODES:
+        assert harness.node_exec(node, f"cd {TREE} && sha256sum [cmt]*").stdout == hashes(source), f"{node}, {moment} s"
+        missing = max(0, SIZE_BYTES - arrived[node])
+        moved = after[node] - before[node]
+        allowed = 1.1 * missing + OVERHEAD_BYTES + IN_FLIGHT_BYTES
+        assert moved <= allowed, (
+            f"{attempt}, {node}: {moved} bytes for {missing} missing, killed {victim} after {moment:.1f} s"
+        )
+        ports = harness.node_exec(node, "ss -Hltn").stdout
+        assert ":508" not in ports
+
+
+def named(log: str) -> bool:
+    """Return whether the run has said that gx10-3 is silent or gone."""
+    return any(
+        "gx10-3" in line and ("STALLED" in line or "UNREACHABLE" in line or "does not answer" in line)
+        for line in log.splitlines()
+    )
+
+
+def test_a_dead_middle_node_is_named_and_the_others_end_whole(source: Path, playbook: Path) -> None:
+    clean()
+    process = start(playbook)
+    harness.wait_until(
+        "the last node receives", lambda: arrived_bytes("gx10-4") > 2_000_000, timeout_s=120, every_s=0.5
+    )
+    harness.lab("kill", "gx10-3")
+    killed_at = time.monotonic()
+    try:
+        log = playbook.parent / "run.log"
+        harness.wait_until(
+            "the silent node is named",
+            lambda: named(log.read_text(errors="replace")),
+            timeout_s=25,
+            every_s=0.3,
+        )
+        named_s = time.monotonic() - killed_at
+        process.wait(timeout=300)
+    finally:
+        harness.lab("boot", "gx10-3")
+    assert named_s < 17, f"named after {named_s:.1f} s"
+    for node in (HEAD, "gx10-2", "gx10-4"):
+        assert harness.node_exec(node, f"cd {TREE} && sha256sum [cmt]*").stdout == hashes(source)
+    finish(playbook)
+    assert harness.node_exec("gx10-3", f"cd {TREE} && sha256sum [cmt]*").stdout == hashes(source)
