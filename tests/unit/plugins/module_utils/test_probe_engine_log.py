@@ -10,6 +10,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import Log
 
 START = """\
 gb10: vllm-qwen397 starts as rank 0 on enp1s0f0np0
+gb10: ranks gathered 3 of 4; waiting for rank 2, gx10-3 (10.211.0.13)
+gb10: all 4 ranks are here, with the same environment
 gb10: ray nodes joined 1 of 4
 gb10: ray nodes joined 3 of 4
 gb10: ray nodes joined 4 of 4
@@ -59,6 +61,7 @@ def position(part: str) -> int:
     ("after", "phase", "done", "total"),
     [
         ("starts as rank 0", "prepare", 0, 0),
+        ("ranks gathered 3", "gather", 3, 4),
         ("joined 3 of 4", "ray_join", 3, 4),
         ("gb10: exec vllm", "ray_join", 4, 4),
         ("Resolved architecture", "configure", 0, 0),

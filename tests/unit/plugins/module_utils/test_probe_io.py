@@ -163,6 +163,20 @@ def test_a_refused_start_is_a_death_before_systemd_gives_up() -> None:
     assert report["findings"][0]["name"] == "start_refused"
 
 
+def test_a_unit_that_gave_up_is_explained_by_the_run_before() -> None:
+    node = Node(
+        show={"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "NRestarts": "5"},
+        inspect=[],
+        logs={
+            BEFORE: [entry("OSError: [Errno 98] Address already in use", invocation=BEFORE)],
+            RUN: [entry("gb10: gave up: 5 starts in 3 min, and at most 5 in 60 min are allowed")],
+        },
+    )
+    report = reader(node).report()
+    assert report["state"] == "dead"
+    assert [each["name"] for each in report["findings"]] == ["port_in_use", "gave_up"]
+
+
 def test_systemds_own_lines_are_told_apart() -> None:
     killed = "vllm-t.service: Main process exited, code=killed, status=9/KILL"
     node = Node(

@@ -56,7 +56,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 def call(node: Node, capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]:
     """Run the module as Ansible does and return what it prints."""
-    given = {"units_dir": str(node.folder), "record_path": str(node.folder / "etc" / "active.json"), **arguments}
+    places = {"record_path": str(node.folder / "etc" / "active.json"), "run_dir": str(node.folder / "run")}
+    given = {"units_dir": str(node.folder), **places, **arguments}
     with patch_module_args(given), pytest.raises(SystemExit):
         engine_units.main()
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -80,6 +81,15 @@ def test_alone_with_restart_stops_the_unit_itself(node: Node, capsys: pytest.Cap
 def test_a_failed_unit_is_stopped_too(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     node.active[B] = "failed"
     assert call(node, capsys, state="stopped")["stopped"] == [A, B]
+
+
+def test_what_the_starts_of_a_stopped_engine_left_goes_with_it(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    run = node.folder / "run"
+    run.mkdir()
+    for name in ("a.env", "a.starts", "b.env"):
+        (run / name).touch()
+    call(node, capsys, state="stopped", unit=A)
+    assert [path.name for path in run.iterdir()] == ["b.env"]
 
 
 def test_started_enables_and_starts_once(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
