@@ -21,6 +21,8 @@ from typing import Any
 STATES = ("absent", "starting", "ready", "wrong_model", "degraded", "wedged", "dead", "unknown")
 #: sysfs counts what crosses an InfiniBand or RoCE port in units of four bytes.
 BYTES_PER_WORD = 4
+#: What the watch has not looked at for so long is not known; a look may take minutes.
+WATCH_OLD_S = 1800.0
 HELP = {
     "gb10_collector_time_seconds": "When this node's figures were read.",
     "gb10_limit_memory_floor_bytes": "MemAvailable below this is too little.",
@@ -31,6 +33,7 @@ HELP = {
     "gb10_watch_present": "Whether there is a readable state of the watch on this node.",
     "gb10_watch_state": "1 for the state that the watch reports.",
     "gb10_watch_since_seconds": "When the watch's state was entered.",
+    "gb10_watch_looked_seconds": "When the watch has looked last.",
     "gb10_fabric_link_up": "Whether a port of the fabric has a link.",
     "gb10_fabric_bytes_total": "What crossed a port of the fabric, by who counts it: the network stack, or RDMA.",
     "gb10_rdma_events_total": "Errors and congestion that an RDMA port has counted.",
@@ -128,17 +131,21 @@ def since_seconds(value: Any) -> float | None:
         return None
 
 
-def watch(figures: Figures, state: Mapping[str, Any]) -> None:
-    """Add what the watch keeps of the cluster's state."""
+def watch(figures: Figures, state: Mapping[str, Any], now_s: float) -> None:
+    """Add what the watch keeps of the cluster's state; one that it has not looked at for long is unknown."""
     figures.add("gb10_watch_present", 1 if state.get("state") else 0)
     if not state.get("state"):
         return
-    told = state["state"] if state["state"] in STATES else "unknown"
+    looked = since_seconds(state.get("looked"))
+    old = looked is not None and now_s - looked > WATCH_OLD_S
+    told = state["state"] if state["state"] in STATES and not old else "unknown"
     for each in STATES:
         figures.add("gb10_watch_state", each == told, state=each)
     since = since_seconds(state.get("since"))
     if since is not None:
         figures.add("gb10_watch_since_seconds", since)
+    if looked is not None:
+        figures.add("gb10_watch_looked_seconds", looked)
 
 
 def engine(figures: Figures, record: Mapping[str, Any], node: str, unit: Mapping[str, str]) -> None:
@@ -269,7 +276,7 @@ def collect(told: Mapping[str, Any], now_s: float) -> str:
     record = read_json(Path(told["active"]))
     unit = unit_properties(str(record["unit"]), "ActiveState", "NRestarts") if record.get("unit") else {}
     engine(figures, record, told["node"], unit)
-    watch(figures, read_json(Path(told["watch"])))
+    watch(figures, read_json(Path(told["watch"])), now_s)
     listing = addresses_json()
     devices = rdma(figures, Path(told["infiniband"]))
     netdevs(figures, Path("/sys/class/net"), [*holders(told["fabric_addresses"], listing), *devices])

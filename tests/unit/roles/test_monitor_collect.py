@@ -92,15 +92,24 @@ def test_a_node_without_a_rank_tells_nothing_of_the_engine() -> None:
 
 
 def test_the_watch_state_is_one_of_the_known_ones() -> None:
-    found = lines(collector.watch, {"state": "wedged", "since": 1763726400})
+    found = lines(collector.watch, {"state": "wedged", "since": 1763726400, "looked": 1763726500.5}, 1763726510.0)
     assert 'gb10_watch_state{state="wedged"} 1.0' in found
     assert 'gb10_watch_state{state="ready"} 0.0' in found
     assert "gb10_watch_since_seconds 1763726400.0" in found
+    assert "gb10_watch_looked_seconds 1763726500.5" in found
     assert sum(line.endswith(" 1.0") for line in found) == 2
 
 
 def test_a_word_that_the_watch_does_not_know_is_unknown_not_lost() -> None:
-    assert 'gb10_watch_state{state="unknown"} 1.0' in lines(collector.watch, {"state": "puzzled"})
+    assert 'gb10_watch_state{state="unknown"} 1.0' in lines(collector.watch, {"state": "puzzled"}, 0.0)
+
+
+def test_a_state_that_was_not_looked_at_for_long_is_unknown() -> None:
+    state = {"state": "ready", "since": 1.0, "looked": 100.0}
+    assert 'gb10_watch_state{state="ready"} 1.0' in lines(collector.watch, state, 100.0 + collector.WATCH_OLD_S)
+    found = lines(collector.watch, state, 101.0 + collector.WATCH_OLD_S)
+    assert 'gb10_watch_state{state="ready"} 0.0' in found
+    assert 'gb10_watch_state{state="unknown"} 1.0' in found
 
 
 def test_a_time_may_be_seconds_or_iso() -> None:
@@ -114,9 +123,9 @@ def test_a_time_may_be_seconds_or_iso() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"ready"'])
 def test_an_absent_or_damaged_watch_is_told_as_absent(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state.json"
-    assert lines(collector.watch, collector.read_json(path)) == ["gb10_watch_present 0.0"]
+    assert lines(collector.watch, collector.read_json(path), 0.0) == ["gb10_watch_present 0.0"]
     path.write_text(text, encoding="ascii")
-    assert lines(collector.watch, collector.read_json(path)) == ["gb10_watch_present 0.0"]
+    assert lines(collector.watch, collector.read_json(path), 0.0) == ["gb10_watch_present 0.0"]
 
 
 def test_rdma_ports_are_read_in_words_of_four_bytes(tmp_path: Path) -> None:
