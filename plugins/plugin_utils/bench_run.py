@@ -205,6 +205,7 @@ async def client_overhead(concurrency: Sequence[int], say: Say) -> list[dict[str
         paced = bench_server.Behaviour(ttft_s=OVERHEAD_LEAD_S, gap_s=OVERHEAD_GAP_S)
         async with zero_work_server(paced) as url, connect(Endpoint(url, bench_server.MODEL, stall_s=60)) as client:
             asked = [Asked(OVERHEAD_PROMPT, OVERHEAD_TOKENS, request_id=str(number)) for number in range(count)]
+            await client.burst([Asked(WARM_UP, 2, request_id="warm-up")])
             heard = await client.burst(asked)
             handled = {each["request_id"]: each for each in await client.log()}
             begun_s = client.started_s

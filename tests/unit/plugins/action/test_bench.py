@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gb10.cluster.bench as a task: what it measures, keeps, compares, refuses and fails for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+import yaml
+
+from ansible_collections.gb10.cluster.plugins.action.bench import concurrencies, too_long, wrong_arguments
+from ansible_collections.gb10.cluster.plugins.plugin_utils import bench_server
+from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_report import load_runs
+
+REPO = Path(__file__).parents[4]
+SPEC: dict[str, Any] = {
+    "name": "zero",
+    "repo": "a/zero",
+    "served_name": bench_server.MODEL,
+    "mods": [],
+    "serve": {"max-num-seqs": 2},
+    "expected": {
+        "sweep": [{"concurrency": 2, "decode_tokens_per_s": 80, "ttft_s": 0.1, "source": "[T]"}],
+        "shape": {"input_tokens": 400, "output_tokens": 12},
+        "decode_ceiling_tokens_per_s": {"value": 64, "source": "calculated for this test"},
+    },
+}
+NODE = {"os": {"arch": "x", "kernel": "6.1"}, "gpu": {"driver": "580"}, "memory_gib": {"total": 119.2}}
+
+
+class Server:
+    """A server without work, as a process."""
+
+    def __init__(self, ttft_s: float, gap_s: float, slots: int = 2) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, bench_server.__file__, "--ttft", str(ttft_s), "--gap", str(gap_s), "--slots", str(slots)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.url = f"http://127.0.0.1:{json.loads(self.process.stdout.readline())['port']}"
+
+    def stop(self) -> None:
+        self.process.communicate(timeout=10)
+
+
+@pytest.fixture
+def quick() -> Iterator[Server]:
+    server = Server(0.2, 0.02)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def slow() -> Iterator[Server]:
+    server = Server(0.2, 0.06)
+    yield server
+    server.stop()
+
+
+def play(folder: Path, url: str, *words: str, **arguments: Any) -> subprocess.CompletedProcess[str]:
+    """Run the task with these arguments, its results below `folder`."""
+    given = {
+        "spec": SPEC, "url": url, "concurrency": [1, 2, 4], "input_tokens": 400, "output_tokens": 12, "slots": 2,
+        "client_overhead": False, "results_dir": str(folder / "results"), "nodes": {"n1": NODE}, "image": "sha256:1",
+        **arguments,
+    }  # fmt: skip
+    tasks = [{"name": "Measure", "gb10.cluster.bench": given, "register": "out"}]
+    tasks.append({"name": "Show", "ansible.builtin.debug": {"var": "out"}})
+    path = folder / "play.yml"
+    path.write_text(
+        yaml.safe_dump([{"name": "p", "hosts": "localhost", "gather_facts": False, "tasks": tasks}]), encoding="utf-8"
+    )
+    (folder / "hosts").write_text("localhost ansible_connection=local\n", encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(folder / "hosts"), str(path), *words]
+    env = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    return subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    runs, problems = load_runs(folder / "results" / "zero")
+    assert problems == []
+    return runs
+
+
+class Page(HTMLParser):
+    """Collects what a page would fetch, and its words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.words = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "img", "iframe", "object", "embed"):
+            self.fetched.append(tag)
+        self.fetched += [f"{tag} {name}" for name, _value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_a_run_is_kept_reported_compared_and_can_fail(tmp_path: Path, quick: Server, slow: Server) -> None:
+    done = play(
+        tmp_path, quick.url, client_overhead=True, needles=[{"tokens": 900, "depth": 0.5}], needle_output_tokens=5
+    )
+    assert done.returncode == 0, done.stdout
+    assert "changed=0" in done.stdout
+    assert "N=4: 4 of 4 answered" in done.stdout
+    assert "2 waited for a slot" in done.stdout
+    (first,) = results(tmp_path)
+    assert [point["concurrency"] for point in first["sweep"]["points"]] == [1, 2, 4]
+    assert [row["concurrency"] for row in first["client"]["overhead"]] == [1, 2, 4]
+    assert first["needles"][0]["verdict"] == "absent"
+    assert first["fingerprint"]["image"] == "sha256:1"
+    assert first["fingerprint"]["driver"] == ["580"]
+    assert first["regressions"] == []
+
+    page = Page()
+    base = tmp_path / "results" / "zero" / first["run"]
+    html = base.with_suffix(".html").read_text(encoding="utf-8")
+    page.feed(html)
+    assert page.fetched == []
+    assert "url(" not in html
+    assert "@import" not in html
+    plots = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(plots) == 5 + 3  # five charts, and the bars of each concurrency
+    for plot in plots:
+        ET.fromstring(plot)
+    assert "ceiling of one sequence: 64" in page.words
+    assert "calculated for this test" in page.words
+    assert "adds a median of at most" in page.words
+    markdown = base.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| 4 | 4/4 | 0 |" in markdown
+    assert "With the published figures:" in markdown
+    assert "| 2 | decode_tokens_per_s | 80 |" in markdown
+
+    again = play(tmp_path, slow.url, baseline="last", regression_share=0.3)
+    assert again.returncode == 0, again.stdout  # nobody asked for more than to be told
+    second = results(tmp_path)[-1]
+    assert second["fingerprint"]["digest"] == first["fingerprint"]["digest"]
+    assert second["comparisons"][1]["with"] == f"run {first['run']}"
+    assert second["comparisons"][1]["changed"] == []
+    assert any("decode_tokens_per_s is 1" in sentence for sentence in second["regressions"])
+
+    worse = play(
+        tmp_path, slow.url, baseline=first["run"], regression_share=0.3, fail_on_regression=True, image="sha256:2"
+    )
+    assert worse.returncode != 0
+    assert "At 1 requests decode_tokens_per_s is 1" in worse.stdout
+    assert "worse than" in worse.stdout
+    third = results(tmp_path)[-1]
+    assert 'image: "sha256:1" -> "sha256:2"' in third["comparisons"][1]["changed"]
+    told = (tmp_path / "results" / "zero" / f"{third['run']}.html").read_text(encoding="utf-8")
+    assert "Over time" in told
+    assert third["fingerprint"]["digest"] in told
+
+
+def test_check_mode_looks_and_measures_nothing(tmp_path: Path, quick: Server) -> None:
+    done = play(tmp_path, quick.url, "--check")
+    assert done.returncode == 0, done.stdout
+    assert "nothing is measured in check mode" in " ".join(done.stdout.split())
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path: Path, quick: Server) -> None:
+    other = play(tmp_path, quick.url, spec={**SPEC, "served_name": "lab/other"})
+    assert "serves bench/zero-work, not lab/other: measure what is served with -e model=" in " ".join(
+        other.stdout.split()
+    )
+    silent = play(tmp_path, "http://127.0.0.1:9")
+    assert "http://127.0.0.1:9/v1/models does not answer" in silent.stdout
+    unknown = play(tmp_path, quick.url, baseline="2024", concurrency=[1])
+    assert unknown.returncode != 0
+    assert "No earlier run is named '2024'" in unknown.stdout
+    assert len(results(tmp_path)) == 1  # what was measured is kept nevertheless
+    short = play(tmp_path, quick.url, input_tokens=40, concurrency=[1])
+    assert "The sweep could not be measured: A prompt of 40 tokens cannot be made" in " ".join(short.stdout.split())
+
+
+ARGUMENTS: dict[str, Any] = {
+    "rounds": 1, "input_tokens": 10, "output_tokens": 2, "needle_output_tokens": 1, "trace_concurrency": 1,
+    "trace_block_tokens": 512, "stall_seconds": 1.0, "trace_speed": 1.0, "needles": [], "trace": "", "sweep": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "counts", "words"),
+    [
+        ({}, [0], "Concurrency 0 is not possible"),
+        ({}, [2, 2], "Concurrency 2 is named twice"),
+        ({"rounds": 0}, [1], "rounds is 0; it must be 1 or more"),
+        ({"output_tokens": 1}, [1], "output_tokens is 1; it must be 2 or more"),
+        ({"stall_seconds": 0.0}, [1], "stall_seconds is 0; it must be above 0"),
+        ({"trace_speed": -1.0}, [1], "trace_speed is -1; it must be above 0"),
+        ({"needles": [{"tokens": 5, "depth": 2.0}]}, [1], "A needle's depth is between 0"),
+        ({"trace": "/nonexistent/t"}, [1], "The trace /nonexistent/t is no file"),
+    ],
+)
+def test_arguments_that_cannot_be(change: dict[str, Any], counts: list[int], words: str) -> None:
+    (sentence,) = wrong_arguments({**ARGUMENTS, **change}, counts)
+    assert words in sentence
+    assert wrong_arguments(ARGUMENTS, [1, 2]) == []
+
+
+def test_more_than_the_model_serves_is_refused_with_what_fits() -> None:
+    args = {
+        **ARGUMENTS,
+        "input_tokens": 10006,
+        "output_tokens": 1024,
+        "needles": [{"tokens": 4000, "depth": 0.5}],
+        "needle_output_tokens": 200,
+    }
+    sweep, needle = too_long(args, 4096)
+    assert "10006 tokens in and 1024 out are more than the 4096" in sweep
+    assert "set bench_input_tokens to 3072 or less" in sweep
+    assert "A needle in 4000 tokens and 200 for the answer are more than the 4096" in needle
+    assert too_long(args, None) == []
+    assert too_long({**args, "sweep": False, "needles": []}, 4096) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "slots", "counts"),
+    [
+        ([3, 5], {"sweep": [{"concurrency": 1}]}, 6, [3, 5]),
+        ([], {"sweep": [{"concurrency": 1}, {"concurrency": 16}]}, 6, [1, 16]),
+        ([], {}, 6, [1, 2, 4, 6, 8]),
+        ([], {}, 16, [1, 2, 4, 8, 16, 18]),
+        ([], {}, 1, [1, 3]),
+        ([], {}, 0, [1, 2, 4, 8, 10]),
+    ],
+)
+def test_numbers_of_requests(asked: list[int], expected: dict[str, Any], slots: int, counts: list[int]) -> None:
+    assert concurrencies(asked, expected, slots) == counts
+
+
+def test_files_that_hold_no_results_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    (tmp_path / "b.json").write_text('{"format": 99}', encoding="utf-8")
+    (tmp_path / "c.json").write_text('{"format": 1}', encoding="utf-8")
+    runs, problems = load_runs(tmp_path)
+
+    assert runs == []
+    assert [problem.split(" ", 1)[0] for problem in problems] == [
+        str(tmp_path / name) for name in ("a.json", "b.json", "c.json")
+    ]
+    assert "has format 99, not 1" in problems[1]
+    assert load_runs(tmp_path / "none") == ([], [])
