@@ -134,11 +134,15 @@ def aiperf_command(  # one argument for each thing that AIPerf is told
     url: str,
     artifacts: str,
     concurrency: int,
+    requests: int,
     block_tokens: int = BLOCK_TOKENS,
     scheduled: bool = False,
 ) -> list[str]:
     """Return the command that replays a trace with AIPerf, with the options of the published replays [S3]."""
     timing = ["--fixed-schedule"] if scheduled else ["--concurrency", str(concurrency), "--random-seed", "42"]
+    if not scheduled:
+        # AIPerf's own default is ten requests or twice the concurrency, whatever the length of the trace.
+        timing += ["--request-count", str(requests), "--dataset-sampling-strategy", "sequential"]
     return [
         *(program, "profile", "-m", model, "--tokenizer", tokenizer, "--tokenizer-trust-remote-code"),
         *("--input-file", trace, "--custom-dataset-type", "mooncake_trace"),

@@ -446,7 +446,9 @@ async def run_replay(client: Client, replay: Replay, say: Say) -> dict[str, Any]
         return {
             **about,
             "by": "aiperf",
-            "figures": await _replay_with_aiperf(client.endpoint, replay, program, scheduled, say),
+            "figures": await _replay_with_aiperf(
+                client.endpoint, replay, program, len(rows) if not scheduled else None, say
+            ),
         }
     say(f"the trace is replayed by this client: {why_not}")
     return {
@@ -498,7 +500,7 @@ async def _still(say: Say, what: str) -> None:
 
 
 async def _replay_with_aiperf(
-    endpoint: Endpoint, replay: Replay, program: str, scheduled: bool, say: Say
+    endpoint: Endpoint, replay: Replay, program: str, requests: int | None, say: Say
 ) -> dict[str, Any]:
     artifacts = Path(tempfile.mkdtemp(prefix="gb10-aiperf-"))
     trace = replay.path
@@ -517,8 +519,9 @@ async def _replay_with_aiperf(
             url=endpoint.url,
             artifacts=str(artifacts),
             concurrency=replay.concurrency,
+            requests=requests or 0,
             block_tokens=replay.block_tokens,
-            scheduled=scheduled,
+            scheduled=requests is None,
         )
         say("the trace is replayed by AIPerf")
         process = await asyncio.create_subprocess_exec(

@@ -112,7 +112,8 @@ class ZeroWorkServer:
         """Stream as many tokens as are asked for, then the usage."""
         entry = Handled(request_id, time.monotonic())
         self.handled.append(entry)
-        wanted, chat = int(asked.get("max_tokens") or 16), "messages" in asked
+        wanted, chat = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 16), "messages" in asked
+        form = {"object": "chat.completion.chunk" if chat else "text_completion", "model": MODEL}
         async with self._slots:
             entry.admitted_s = due_s = time.monotonic()
             due_s += self.behaviour.ttft_s
@@ -123,11 +124,11 @@ class ZeroWorkServer:
                 piece: dict[str, Any] = {"delta": {"content": "x "}} if chat else {"text": "x "}
                 piece.update(index=0, finish_reason="length" if number == wanted else None)
                 entry.sent_s.append(time.monotonic())
-                await self.event(writer, json.dumps({"choices": [piece]}))
+                await self.event(writer, json.dumps({**form, "choices": [piece]}))
                 due_s += self.behaviour.gap_s
         prompt = self.count(asked)
         usage = {"prompt_tokens": prompt, "completion_tokens": wanted, "total_tokens": prompt + wanted}
-        await self.event(writer, json.dumps({"choices": [], "usage": usage}))
+        await self.event(writer, json.dumps({**form, "choices": [], "usage": usage}))
         await self.event(writer, "[DONE]")
 
     @staticmethod

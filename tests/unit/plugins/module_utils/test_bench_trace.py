@@ -95,7 +95,7 @@ def test_the_command_of_the_published_replays() -> None:
     """The options of the published replays [S3], and no dashboard."""
     command = aiperf_command(
         program="/opt/aiperf", model="nvidia/m", tokenizer="/models/m", trace="/t.jsonl", url="http://head:8000",
-        artifacts="/a", concurrency=18,
+        artifacts="/a", concurrency=18, requests=700,
     )  # fmt: skip
 
     line = " ".join(command)
@@ -108,6 +108,7 @@ def test_the_command_of_the_published_replays() -> None:
         "--streaming --use-server-token-count",
         "--extra-inputs ignore_eos:true",
         "--concurrency 18 --random-seed 42",
+        "--request-count 700 --dataset-sampling-strategy sequential",
     ):
         assert words in line
     assert "--fixed-schedule" not in line
@@ -115,7 +116,15 @@ def test_the_command_of_the_published_replays() -> None:
 
 def test_a_schedule_is_kept_instead_of_a_concurrency() -> None:
     command = aiperf_command(
-        program="aiperf", model="m", tokenizer="t", trace="f", url="u", artifacts="a", concurrency=18, scheduled=True
+        program="aiperf",
+        model="m",
+        tokenizer="t",
+        trace="f",
+        url="u",
+        artifacts="a",
+        concurrency=18,
+        requests=0,
+        scheduled=True,
     )
     assert "--fixed-schedule" in command
     assert "--concurrency" not in command
