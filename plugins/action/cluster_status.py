@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Merge what the nodes told into one state of the cluster, and print it for people or programs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ansible_collections.gb10.cluster.plugins.module_utils.cluster_status import document, screen
+
+#: What asks for JSON on the terminal; anything else that is not empty is a path.
+PRINTED = ("-", "true", "yes", "1")
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """See the module of the same name for the documentation."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Merge and print."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        del tmp
+        _validation, arguments = self.validate_argument_spec(
+            argument_spec={
+                "nodes": {"type": "list", "elements": "str", "required": True},
+                "head": {"type": "str", "required": True},
+                "told": {"type": "dict", "required": True},
+                "problems": {"type": "dict", "default": {}},
+                "json": {"type": "str", "default": ""},
+            },
+        )
+        found = document(
+            arguments["nodes"], arguments["head"], arguments["told"], arguments["problems"], round(time.time(), 3)
+        )
+        text = json.dumps(found, indent=2, sort_keys=True)
+        wish = arguments["json"].strip()
+        printed = wish.lower() in PRINTED
+        Display().display(text if printed else "\n".join(screen(found)))
+        if not printed and wish.lower() not in ("", "false", "no", "0"):
+            target = Path(wish)
+            temporary = target.with_name(f".{target.name}.tmp")
+            try:
+                temporary.write_text(text + "\n", encoding="utf-8")
+                temporary.replace(target)
+            except OSError as error:
+                result.update(failed=True, msg=f"{target} could not be written: {error.strerror}")
+                return result
+        result.update(changed=False, cluster=found)
+        return result

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make one log of what the nodes' journals told, and print it or write it to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ansible_collections.gb10.cluster.plugins.module_utils.journal_merge import merged
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """See the module of the same name for the documentation."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Merge, and print or write."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        del tmp
+        _validation, arguments = self.validate_argument_spec(
+            argument_spec={
+                "told": {"type": "dict", "required": True},
+                "problems": {"type": "dict", "default": {}},
+                "file": {"type": "str"},
+            },
+        )
+        absent = [
+            f"# {node} told nothing: {' '.join(str(why).split())}"
+            for node, why in sorted(arguments["problems"].items())
+        ]
+        lines = merged(arguments["told"])
+        result.update(changed=False, lines=len(lines))
+        text = "\n".join([*absent, *(lines or ["# No line matches."])])
+        if not arguments["file"]:
+            Display().display(text)
+            return result
+        target = Path(arguments["file"]).expanduser()
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(target)
+        except OSError as error:
+            result.update(failed=True, msg=f"{target} could not be written: {error.strerror}")
+            return result
+        Display().display("\n".join([*absent, f"{len(lines)} lines in {target}"]))
+        return result

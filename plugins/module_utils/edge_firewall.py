@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a node may be reached from where, as one nftables table of our own; pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+FAMILY = "inet"
+TABLE = "gb10"
+
+_SSHD = re.compile(r'"(?:sshd|dropbear)"')
+_INTERFACE = re.compile(r"^[\w.@+:-]{1,15}\*?$")
+
+
+class FirewallError(ValueError):
+    """What was asked for cannot become a table; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A network device: its name, driver and addresses, link-local ones left out."""
+
+    name: str
+    driver: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """The devices of a node that are the fabric's, what is theirs alone, and the node's addresses on them."""
+
+    devices: tuple[str, ...]
+    closed: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Who may reach what. ``closed``: devices on which the open ports are open to members alone."""
+
+    ssh_ports: Sequence[int]
+    open_ports: Sequence[int] = ()
+    fabric: Sequence[str] = ()
+    closed: Sequence[str] = ()
+    members: Sequence[str] = ()
+    bridges: Sequence[str] = ()
+    mdns: bool = True
+    rules: Sequence[str] = field(default=())
+
+
+def parse_devices(addresses_json: str, drivers: Mapping[str, str]) -> list[Device]:
+    """Return the devices of ``ip -json address show``; ``drivers`` is the driver by device."""
+    return [
+        Device(
+            name=str(link["ifname"]),
+            driver=drivers.get(str(link["ifname"]), ""),
+            addresses=tuple(
+                str(each["local"])
+                for each in link.get("addr_info", [])
+                if "local" in each and each.get("scope") not in ("link", "host")
+            ),
+        )
+        for link in json.loads(addresses_json or "[]")
+        if link.get("ifname")
+    ]
+
+
+def default_devices(routes_json: str) -> set[str]:
+    """Return the devices of the default routes in ``ip -json route show default``."""
+    return {str(route["dev"]) for route in json.loads(routes_json or "[]") if route.get("dev")}
+
+
+def find_fabric(
+    devices: Sequence[Device], named: Sequence[str], drivers: Sequence[str], fabric_address: str, management: set[str]
+) -> Fabric:
+    """Return which devices are the fabric's.
+
+    Those that are named (an address stands for the device that carries it), or else those with one of the drivers;
+    and always the one with the node's fabric address. A device that the node is managed over as well, because one
+    of ``management`` (names or addresses) is or lies on it, is open to both sides.
+    """
+    found = [
+        device
+        for device in devices
+        if fabric_address in device.addresses
+        or ((device.name in named or set(named) & set(device.addresses)) if named else device.driver in drivers)
+    ]
+    shared = {device.name for device in found if device.name in management or management & set(device.addresses)}
+    return Fabric(
+        devices=tuple(sorted(device.name for device in found)),
+        closed=tuple(sorted(device.name for device in found if device.name not in shared)),
+        addresses=tuple(sorted({address for device in found for address in device.addresses})),
+    )
+
+
+def listening_ssh_ports(ss_output: str, sockets: str) -> set[int]:
+    """Return the ports on which an SSH server waits.
+
+    From ``ss -Hltnp``, where its process is named, and from ``systemctl show --property=Listen`` of ssh.socket, where
+    systemd waits in its place.
+    """
+    ports = set()
+    for line in ss_output.splitlines():
+        words = line.split()
+        if len(words) > 3 and _SSHD.search(line):
+            ports.add(int(words[3].rpartition(":")[2]))
+    for line in sockets.splitlines():
+        found = re.match(r"Listen=.*?:?(\d+) \(Stream\)$", line.strip())
+        if found:
+            ports.add(int(found.group(1)))
+    return ports
+
+
+def connection_port(environ: bytes) -> int:
+    """Return the port of this machine that an SSH session came in by, from a process's environment; 0 when none did."""
+    for entry in environ.split(b"\0"):
+        name, _sign, value = entry.partition(b"=")
+        words = value.split()
+        if name == b"SSH_CONNECTION" and len(words) == 4 and words[3].isdigit():
+            return int(words[3])
+    return 0
+
+
+def _ports(ports: Sequence[int], what: str) -> str:
+    wrong = [port for port in ports if not 0 < port < 65536]
+    if wrong:
+        raise FirewallError(f"{', '.join(map(str, wrong))} in {what} is no TCP port; ports are 1 to 65535.")
+    return ", ".join(str(port) for port in sorted(set(ports)))
+
+
+def _names(names: Sequence[str]) -> str:
+    for name in names:
+        if not _INTERFACE.match(name):
+            raise FirewallError(f"{name!r} cannot be the name of a network device.")
+    return ", ".join(f'"{name}"' for name in sorted(set(names)))
+
+
+def _by_family(members: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"ip": [], "ip6": []}
+    for member in members:
+        try:
+            address = ipaddress.ip_address(member)
+        except ValueError:
+            raise FirewallError(
+                f"{member!r} is no address of a cluster member; see gb10_fabric_address in the inventory."
+            ) from None
+        found["ip" if address.version == 4 else "ip6"].append(str(address))
+    return {family: sorted(set(each), key=ipaddress.ip_address) for family, each in found.items()}
+
+
+def table_text(wanted: Wanted) -> str:
+    """Return the file for ``nft -f`` that puts the table in place of an earlier one in one transaction.
+
+    Raises FirewallError when no port of SSH is known, or what is wanted cannot be written down.
+    """
+    if not wanted.ssh_ports:
+        raise FirewallError(
+            "No port of an SSH server was found on this node, and closing it would lock everybody out. "
+            "Name it with edge_ssh_ports."
+        )
+    rules = [
+        'iif "lo" accept',
+        "ct state established,related accept",
+        f"tcp dport {{ {_ports(wanted.ssh_ports, 'edge_ssh_ports')} }} accept",
+        *wanted.rules,
+        "meta l4proto { icmp, ipv6-icmp } accept",
+        "ip protocol igmp accept",
+        "udp sport 67 udp dport 68 accept",
+        "udp sport 547 udp dport 546 accept",
+    ]
+    if wanted.mdns:
+        rules.append("udp dport 5353 accept")
+    rules += [f"iifname {_names([name])} accept" for name in wanted.bridges]
+    by_family = _by_family(wanted.members)
+    if wanted.fabric:
+        inside = f"iifname {{ {_names(wanted.fabric)} }}"
+        rules += [
+            f"{inside} {family} saddr {{ {', '.join(members)} }} accept"
+            for family, members in by_family.items()
+            if members
+        ]
+    if wanted.open_ports:
+        outside = f"iifname != {{ {_names(wanted.closed)} }} " if wanted.closed else ""
+        rules.append(f"{outside}tcp dport {{ {_ports(wanted.open_ports, 'the open ports')} }} accept")
+    rules.append("counter reject")
+    body = "".join(f"\t\t{rule}\n" for rule in rules)
+    return (
+        "#!/usr/sbin/nft -f\n"
+        "# Written by gb10.cluster: what of this node may be reached from where. All of it is one transaction.\n"
+        f"table {FAMILY} {TABLE}\n"
+        f"delete table {FAMILY} {TABLE}\n"
+        f"table {FAMILY} {TABLE} {{\n"
+        "\tchain input {\n"
+        "\t\ttype filter hook input priority filter; policy drop;\n"
+        f"{body}"
+        "\t}\n"
+        "}\n"
+    )
+
+
+def normal(listing: str) -> str:
+    """Return what ``nft --stateless list table`` prints, with its sets in order: the kernel keeps them unordered."""
+
+    def in_order(found: re.Match[str]) -> str:
+        return "{ " + ", ".join(sorted(word.strip() for word in found.group(1).split(","))) + " }"
+
+    return re.sub(r"\{ ([^{};]*?) \}", in_order, re.sub(r"\s+", " ", listing)).strip()
+
+
+def rollback_script(directory: str, nft: str, before: str) -> str:
+    """Return the shell script that puts the table back as it was: ``before`` is its file, empty when there was none."""
+    back = f"{nft} -f {before}" if before else f"{nft} 'add table {FAMILY} {TABLE}; delete table {FAMILY} {TABLE}'"
+    return (
+        "#!/bin/sh\n"
+        "# Written by gb10.cluster before it changed the firewall; runs unless the change is confirmed.\n"
+        f"{back}\n"
+        f"rm --force {directory}/pending.nft\n"
+        f"date --iso-8601=seconds > {directory}/rolled-back\n"
+    )
+
+
+def refusal(nft_output: str) -> str:
+    """Return nft's first complaint without the path of the copy that it was shown."""
+    lines = [line.strip() for line in nft_output.splitlines() if line.strip()]
+    if not lines:
+        return "it said nothing"
+    complaint = re.sub(r"^\S+?:(\d+):\S+ ", r"line \1: ", lines[0])
+    return f"{complaint} {lines[1]}" if len(lines) > 1 and not lines[1].startswith("^") else complaint
+
+
+def told(fabric: Fabric, ssh_ports: set[int]) -> dict[str, Any]:
+    """Return what a node tells of itself, as plain data."""
+    return {
+        "devices": list(fabric.devices),
+        "closed": list(fabric.closed),
+        "addresses": list(fabric.addresses),
+        "ssh_ports": sorted(ssh_ports),
+    }

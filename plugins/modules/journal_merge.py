@@ -1,0 +1,62 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: journal_merge
+short_description: Print the journals of several nodes as one
+version_added: 0.1.0
+description:
+  - Puts what M(gb10.cluster.node_journal) told of each node in the order of time, each line with its node, and prints
+    it or writes it to a file. Instants are those of the nodes' own clocks, in UTC.
+  - Runs on the control node alone.
+options:
+  told:
+    description: RV(gb10.cluster.node_journal#module:entries) by node.
+    type: dict
+    required: true
+  problems:
+    description: Why nodes told nothing, by node; printed above the lines.
+    type: dict
+    default: {}
+  file:
+    description: File on the control node that gets the lines instead of the terminal.
+    type: path
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+  - ansible.builtin.action_common_attributes.flow
+attributes:
+  action:
+    support: full
+  async:
+    support: none
+  become:
+    support: none
+    description: Nothing is run on a host with other rights.
+  bypass_host_loop:
+    support: none
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+  platform:
+    platforms: all
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Print one log of all ranks
+  gb10.cluster.journal_merge:
+    told: "{{ told }}"
+  run_once: true
+"""
+
+RETURN = r"""
+lines:
+  description: How many lines there were.
+  returned: success
+  type: int
+"""

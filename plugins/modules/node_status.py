@@ -1,0 +1,201 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_status
+short_description: Read what a node serves and how well
+version_added: 0.1.0
+description:
+  - Reads the record of the active model, this node's rank as M(gb10.cluster.rank_state) does, memory, and the last
+    failure that was kept; on the node that serves the API also health, models, a completion and, from two looks at
+    its metrics, the load.
+  - Asks the node alone, nothing of what an inventory says. A node without any of it says so.
+  - Changes nothing.
+options:
+  node:
+    description: Name of this node in the inventory.
+    type: str
+    required: true
+  api_key:
+    description: Key of the API.
+    type: str
+  canary:
+    description: Ask for a completion.
+    type: bool
+    default: true
+  silence_seconds:
+    description: So long a completion may stay silent before it counts as wedged.
+    type: int
+    default: 30
+  window_seconds:
+    description: Time between the two looks at the metrics.
+    type: float
+    default: 2
+  record_path:
+    description: Where the active model is kept.
+    type: path
+    default: /etc/gb10/engine/active.json
+  state_dir:
+    description: Directory of the project's state on the node.
+    type: path
+    default: /var/lib/gb10
+extends_documentation_fragment:
+  - ansible.builtin.action_common_attributes
+attributes:
+  check_mode:
+    description: Reads the same in check mode.
+    support: full
+  diff_mode:
+    description: Changes nothing.
+    support: none
+  idempotent:
+    description: Changes nothing.
+    support: full
+  platform:
+    platforms: linux
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Look at the node
+  gb10.cluster.node_status:
+    node: "{{ inventory_hostname }}"
+    api_key: "{{ vllm_api_key }}"
+  become: true
+  register: status
+"""
+
+RETURN = r"""
+status:
+  description: What M(gb10.cluster.cluster_status) reads.
+  returned: always
+  type: dict
+  contains:
+    record:
+      description: The active model as it is kept; empty when nothing is served.
+      type: dict
+    units:
+      description: Engine units that run here.
+      type: list
+      elements: str
+    rank:
+      description: This node's rank, as M(gb10.cluster.rank_state) returns it; empty on a node that takes no part.
+      type: dict
+    api:
+      description: As M(gb10.cluster.health_probe) returns it; on the head alone.
+      type: dict
+    load:
+      description: Requests, KV cache and tokens per second; on the head alone.
+      type: dict
+    mem_available_gib:
+      description: MemAvailable in GiB.
+      type: float
+    mem_total_gib:
+      description: MemTotal in GiB.
+      type: float
+    mem_floor_gib:
+      description: What a start must leave of it, from the rank's launch description; null when there is none.
+      type: float
+    last_failure:
+      description: Time, unit and reason, as the engine's program kept them.
+      type: dict
+    watch:
+      description: State of the watch, where there is one.
+      type: dict
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.cluster_status import load_of
+from ansible_collections.gb10.cluster.plugins.module_utils.probe_client import OpenUrlClient
+from ansible_collections.gb10.cluster.plugins.module_utils.probe_http import Wanted, parse_metrics, probe_api
+from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import (
+    LogLimits,
+    RankReader,
+    meminfo_gib,
+    rank_names,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils.probe_run import runner
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty when it is absent or something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def ask(params: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the API's report and its load."""
+    url = f"http://127.0.0.1:{record.get('api_port', 8000)}"
+    client = OpenUrlClient(url, api_key=params["api_key"], silence_s=float(params["silence_seconds"]))
+    before, began_s = client.get("/metrics"), time.monotonic()
+    load: dict[str, Any] = {}
+    if before.status == 200:
+        time.sleep(params["window_seconds"])
+        after, ended_s = client.get("/metrics"), time.monotonic()
+        if after.status == 200:
+            load = load_of(parse_metrics(before.body), parse_metrics(after.body), ended_s - began_s)
+    wanted = Wanted(served_name=str(record.get("served_name", "")), canary=params["canary"], metrics=False)
+    return {**probe_api(client, url, wanted), "canary_wanted": params["canary"]}, load
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "node": {"type": "str", "required": True},
+            "api_key": {"type": "str", "no_log": True},
+            "canary": {"type": "bool", "default": True},
+            "silence_seconds": {"type": "int", "default": 30},
+            "window_seconds": {"type": "float", "default": 2},
+            "record_path": {"type": "path", "default": "/etc/gb10/engine/active.json"},
+            "state_dir": {"type": "path", "default": "/var/lib/gb10"},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    run = runner(module)
+    record_path, state_dir = Path(params["record_path"]), Path(params["state_dir"])
+    record = read_object(record_path)
+    members = [str(each) for each in record.get("members", [])]
+    status: dict[str, Any] = {
+        "record": record,
+        "units": [],
+        "rank": {},
+        "api": {},
+        "load": {},
+        "mem_available_gib": None,
+        "mem_total_gib": None,
+        "mem_floor_gib": None,
+        "last_failure": read_object(state_dir / "engine" / "last_failure.json"),
+        "watch": read_object(state_dir / "watch" / "state.json"),
+    }
+    status.update(meminfo_gib(Path("/proc/meminfo").read_text(encoding="ascii")))
+    code, out, _err = run(
+        ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "vllm-*.service"]
+    )
+    status["units"] = [line.split()[0] for line in out.splitlines() if line.strip()] if code == 0 else []
+    if params["node"] in members:
+        launch = read_object(record_path.parent / f"{record.get('model', '')}.json")
+        floors = [launch[name] for name in ("memory_floor_gib", "memory_needed_gib") if name in launch]
+        status["mem_floor_gib"] = floors[0] if floors else None
+        names = rank_names({**record, "name": record.get("model", ""), "node": params["node"]}, params["node"])
+        status["rank"] = RankReader(run, names, LogLimits(shown_lines=5)).report()
+        if params["node"] == members[0]:
+            status["api"], status["load"] = ask(params, record)
+    module.exit_json(changed=False, status=status)
+
+
+if __name__ == "__main__":
+    main()
