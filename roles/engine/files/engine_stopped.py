@@ -50,6 +50,8 @@ def reason_of(lines: Sequence[str], result: str, code: str, status: str) -> str:
             return own.group(1)
     if status in ("137", "KILL", "9"):
         return "the container was killed with SIGKILL, and its log does not say why"
+    if status == "125":
+        return "docker run lost the Docker Engine, or could not start the container (status 125)"
     return f"systemd: {result}, {code or 'no process'} {status}".strip()
 
 

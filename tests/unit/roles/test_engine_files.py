@@ -340,6 +340,7 @@ def test_the_reason_of_an_end_is_the_likeliest_line(lines: list[str], reason: st
 
 def test_a_killed_container_is_called_so() -> None:
     assert "killed with SIGKILL" in stopped.reason_of([], "exit-code", "exited", "137")
+    assert "lost the Docker Engine" in stopped.reason_of([], "exit-code", "exited", "125")
 
 
 def test_the_reason_is_kept_on_the_node_and_no_secret_with_it(
