@@ -273,6 +273,20 @@ def _grown(before: Mapping[str, float], after: Mapping[str, float], name: str) -
     return after[name] - before[name]
 
 
+def merge_views(views: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what the engine says of several rounds: the most of what is a most, the sum of counts, else the mean."""
+    found: dict[str, float] = {}
+    for name in sorted({key for view in views for key in view}):
+        values = [view[name] for view in views if name in view]
+        if name.endswith("_most"):
+            found[name] = max(values)
+        elif name == "preemptions":
+            found[name] = math.fsum(values)
+        else:
+            found[name] = math.fsum(values) / len(values)
+    return found
+
+
 def server_view(
     before: Mapping[str, float], after: Mapping[str, float], looks: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:

@@ -25,6 +25,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils import bench_prompt a
 from ansible_collections.gb10.cluster.plugins.module_utils import bench_trace as traces
 from ansible_collections.gb10.cluster.plugins.module_utils.bench_stats import (
     burst_figures,
+    merge_views,
     parse_samples,
     server_view,
     summary,
@@ -317,7 +318,7 @@ async def run_sweep(client: Client, sweep: Sweep, say: Say) -> dict[str, Any]:
         point = {
             "concurrency": count,
             **burst_figures([[each.request for each in heard] for heard in rounds], sweep.slots),
-            "server": {key: statistics.fmean(view[key] for view in views if key in view) for key in views[-1]},
+            "server": merge_views(views),
             "warnings": _input_differs([each for heard in rounds for each in heard], sweep.input_tokens),
         }
         points.append(point)

@@ -9,6 +9,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils.bench_stats import (
     Request,
     burst_figures,
     covered_s,
+    merge_views,
     parse_samples,
     percentile,
     queueing,
@@ -215,6 +216,18 @@ def test_the_engines_own_figures() -> None:
         "waiting_most": 2.0,
     }
     assert server_view({}, {}, []) == {}
+
+
+def test_rounds_of_the_engines_own_figures() -> None:
+    one = {"queue_mean_s": 1.0, "running_most": 4.0, "preemptions": 1.0}
+    two = {"queue_mean_s": 3.0, "running_most": 6.0, "preemptions": 2.0, "waiting_most": 2.0}
+    assert merge_views([one, two]) == {
+        "queue_mean_s": 2.0,
+        "running_most": 6.0,
+        "preemptions": 3.0,
+        "waiting_most": 2.0,
+    }
+    assert merge_views([]) == {}
 
 
 def test_figures_are_summed_over_engines() -> None:

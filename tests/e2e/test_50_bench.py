@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The served model measured: exact prompts, waiting told by both sides, and the same figures as vLLM's own client.
+
+Runs on whatever model the tests before left served. `vllm bench serve` runs inside the engine's container on the head,
+between two runs of ours of the same load (so many requests under way, each prompt and answer as long), and its
+figures must lie within what the two runs of ours span, widened by what a few busy cores add.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e import harness
+from tests.e2e.harness import HEAD, NODES
+
+#: A span of our own two runs is widened by this share: five processes share a few cores, and no run is like another.
+NOISE = 0.35
+UNDER_WAY = 4
+REQUESTS = 16
+INPUT_TOKENS = 512
+OUTPUT_TOKENS = 32
+#: What the chat template of the lab's models adds to a prompt.
+TEMPLATE_TOKENS = 22
+#: More than the slots of the lab's models (max-num-seqs), so that some must wait.
+BEYOND_THE_SLOTS = 20
+SLOTS = 16
+
+
+@pytest.fixture(scope="module")
+def served() -> str:
+    """Return the model that is served now, as the catalogue names it."""
+    (served,) = harness.served_models()
+    return served.removeprefix("lab/")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bench")
+
+
+def bench(model: str, results: Path, **extravars: Any) -> dict[str, Any]:
+    """Run the playbook, and return the results that it kept."""
+    before = set(results.rglob("*.json"))
+    run = harness.run("playbooks/bench.yml", {"model": model, "bench_results_dir": str(results), **extravars})
+    harness.assert_converged(run)
+    (kept,) = set(results.rglob("*.json")) - before
+    for form in (".html", ".md"):
+        assert kept.with_suffix(form).stat().st_size > 1000
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_sweep_is_exact_and_tells_waiting_from_prefill(served: str, results: Path) -> None:
+    found = bench(
+        served,
+        results,
+        bench_concurrency=[1, BEYOND_THE_SLOTS],
+        bench_input_tokens=INPUT_TOKENS,
+        bench_output_tokens=OUTPUT_TOKENS,
+        bench_needles=[{"tokens": 2000, "depth": 0.5}],
+        bench_needle_output_tokens=24,
+    )
+
+    one, many = found["sweep"]["points"]
+    for point in (one, many):
+        assert point["failures"] == {}
+        assert point["warnings"] == []
+        for row in point["per_request"]:
+            assert (row["input_tokens"], row["output_tokens"]) == (INPUT_TOKENS, OUTPUT_TOKENS)
+    assert many["queue_problem"] == ""
+    assert many["queued"] == BEYOND_THE_SLOTS - SLOTS
+    # The engine's own gauges say the same: all slots taken, the others waiting.
+    assert many["server"]["running_most"] == SLOTS
+    assert many["server"]["waiting_most"] >= 1
+    waited = [row["queue_s"] for row in many["per_request"] if row["queue_s"]]
+    told_s = many["server"]["queue_mean_s"] * BEYOND_THE_SLOTS
+    assert sum(waited) == pytest.approx(told_s, rel=0.35, abs=0.5), "the engine's own histogram of waiting disagrees"
+    (needle,) = found["needles"]
+    assert needle["input_tokens"] == 2000
+    assert needle["verdict"] == "absent"  # the lab's models know one sentence
+    assert found["client"]["overhead"]
+
+
+def test_the_fingerprint_is_that_of_the_nodes(served: str, results: Path) -> None:
+    kept = sorted(results.rglob("*.json"))[0]
+    found = json.loads(kept.read_text(encoding="utf-8"))["fingerprint"]
+
+    container = f"vllm-{served}"
+    args = json.loads(harness.node_exec(HEAD, f"docker inspect {container} --format '{{{{json .Args}}}}'").stdout)
+    assert found["command"] == args
+    assert [node["name"] for node in found["nodes"]] == list(NODES)
+    assert {node["kernel"] for node in found["nodes"]} == {harness.node_exec(HEAD, "uname -r").stdout.strip()}
+    assert found["vllm_version"].startswith("0.32.0")
+    assert len(found["image"]) >= 12
+    assert found["model_spec"]["name"] == served
+
+
+def ours(model: str, results: Path, trace: Path) -> dict[str, float]:
+    """Return the figures of a closed loop of requests, measured by our client."""
+    found = bench(
+        model,
+        results,
+        bench_sweep=False,
+        bench_needles=[],
+        bench_trace=str(trace),
+        bench_trace_concurrency=UNDER_WAY,
+        bench_aiperf="never",
+    )["trace"]["figures"]
+    assert (found["succeeded"], found["failures"]) == (REQUESTS, {})
+    assert found["output_tokens"] == REQUESTS * OUTPUT_TOKENS
+    return {
+        "output tokens/s": found["output_tokens_per_s"],
+        "TTFT p50 ms": found["ttft_s"]["p50"] * 1000,
+        "TPOT p50 ms": found["tpot_s"]["p50"] * 1000,
+        "input tokens": found["input_tokens"],
+    }
+
+
+def theirs(model: str) -> dict[str, float]:
+    """Return the figures of the same load, measured by vLLM's own client in the head's container."""
+    command = [
+        *("docker", "exec", f"vllm-{model}", "/opt/vllm/bin/python", "-m", "vllm.entrypoints.cli.main"),
+        *("bench", "serve", "--backend", "openai-chat", "--endpoint", "/v1/chat/completions"),
+        *("--host", "127.0.0.1", "--port", "8000", "--model", f"lab/{model}"),
+        *("--tokenizer", f"/root/.cache/huggingface/gb10-lab/{model}", "--dataset-name", "random"),
+        *("--random-input-len", str(INPUT_TOKENS - TEMPLATE_TOKENS), "--random-output-len", str(OUTPUT_TOKENS)),
+        *("--num-prompts", str(REQUESTS), "--max-concurrency", str(UNDER_WAY), "--ignore-eos", "--temperature", "0"),
+        *("--disable-tqdm", "--save-result", "--result-dir", "/tmp", "--result-filename", "bench.json"),
+    ]
+    harness.node_exec(HEAD, shlex.join(command))
+    found = json.loads(harness.node_exec(HEAD, f"docker exec vllm-{model} cat /tmp/bench.json").stdout)
+    assert (found["completed"], found["failed"]) == (REQUESTS, 0)
+    assert found["total_output_tokens"] == REQUESTS * OUTPUT_TOKENS
+    return {
+        "output tokens/s": found["output_throughput"],
+        "TTFT p50 ms": found["median_ttft_ms"],
+        "TPOT p50 ms": found["median_tpot_ms"],
+        "input tokens": found["total_input_tokens"],
+    }
+
+
+def test_the_figures_are_those_of_vllms_own_client(served: str, results: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    row = json.dumps({"input_length": INPUT_TOKENS, "output_length": OUTPUT_TOKENS})
+    trace.write_text(f"{row}\n" * REQUESTS, encoding="utf-8")
+
+    before = ours(served, results, trace)
+    measured = theirs(served)
+    after = ours(served, results, trace)
+
+    table = "\n".join(
+        f"{name:<16} ours {before[name]:9.1f} {after[name]:9.1f}   vllm bench serve {measured[name]:9.1f}"
+        for name in before
+    )
+    print(table)
+    # The same load first: prompts of the same length, within what /tokenize and a random text differ by.
+    assert measured["input tokens"] == pytest.approx(before["input tokens"], rel=0.04), table
+    for name in ("output tokens/s", "TTFT p50 ms", "TPOT p50 ms"):
+        low, high = sorted((before[name], after[name]))
+        assert low * (1 - NOISE) <= measured[name] <= high * (1 + NOISE), f"{name} is outside of ours:\n{table}"
