@@ -150,6 +150,10 @@ class Bench:
         words = ("ip", "-n", space(node), "-s", "-j", "link", "show", "eth0")
         return int(json.loads(call(*words).stdout)[0]["stats64"]["rx"]["bytes"])
 
+    def arrived_bytes(self, node: int) -> int:
+        """Return what a node has of the model, as its file system accounts for it."""
+        return sum(path.stat().st_blocks * 512 for path in self.root(node).rglob("*") if path.is_file())
+
     def spawn(self, node: int | str, *words: str, **environment: str) -> Child:
         """Start a command in a namespace."""
         log = (self.folder / f"log-{node}").open("ab")
@@ -227,7 +231,7 @@ class Bench:
             **weights.plan_node(chain, str(node), addresses, PORT, tunnels),
             "manifest": self.manifest, "root": str(self.root(node)), "complete": complete, "port": PORT,
             "lacking": [] if complete else [file["path"] for file in self.manifest["files"]], "token": TOKEN,
-            "streams": 4, "patience_s": 120, "lease_s": 600, "run": "1", "run_dir": str(run_dir),
+            "streams": 8, "patience_s": 120, "lease_s": 600, "run": "1", "run_dir": str(run_dir),
         }  # fmt: skip
         (run_dir / "job.json").write_text(json.dumps(job), encoding="utf-8")
         return self.spawn(
@@ -402,7 +406,7 @@ def kill_and_resume(bench: Bench, workers: int, victim: int) -> tuple[float, flo
     killed = range(workers + 1) if victim < 0 else [victim]
     for node in killed:
         movers[node].stop(signal.SIGKILL)
-    have = {node: bench.status(node).get("have_bytes", 0) for node in range(1, workers + 1)}
+    have = {node: bench.arrived_bytes(node) for node in range(1, workers + 1)}
     before = {node: bench.received_bytes(node) for node in range(1, workers + 1)}
     time.sleep(1.5)
     for node in killed:

@@ -119,6 +119,11 @@ def piece_bytes_for(total_bytes: int) -> int:
     return size
 
 
+def streams_for(wanted: int, pieces: int) -> int:
+    """Return how many pieces to fetch side by side: few where there are few, as each one adds to a chain's lag."""
+    return max(2, min(wanted, pieces // 120))
+
+
 def layout(manifest: Mapping[str, Any]) -> list[Piece]:
     """Return the pieces of a model: file by file in the manifest's order, none across two files."""
     step = manifest["piece_bytes"]

@@ -636,9 +636,10 @@ class Mover:
 
     def _load_hashes(self) -> None:
         """Get the pieces' hashes, from here or from where the pieces come."""
-        for folder in (self.tree, self.incoming):
+        given = [Path(self.job["pieces"])] if self.job.get("pieces") else []
+        for path in (self.tree / weights.PIECES, self.incoming / weights.PIECES, *given):
             with suppress(OSError, ValueError):
-                self.store.load_hashes((folder / weights.PIECES).read_bytes(), str(folder))
+                self.store.load_hashes(path.read_bytes(), str(path))
                 return
         while not self.stopping.is_set():
             for place in self._alive(range(len(self.sources))):
@@ -710,7 +711,7 @@ class Mover:
     def _bring_all(self) -> None:
         """Bring what is missing, with all streams."""
         self._queue()
-        streams = self.job["streams"]
+        streams = weights.streams_for(self.job["streams"], len(self.store.pieces))
         kinds = [False] * streams + ([True] * streams if self.scatter["of"] else [])
         threads = [
             threading.Thread(target=self._work, args=(stream, own), daemon=True) for stream, own in enumerate(kinds)

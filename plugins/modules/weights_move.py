@@ -62,10 +62,13 @@ options:
     description: Whether each member takes its share from the control node and the rest from the other members.
     type: bool
     default: false
+  pieces:
+    description: A file on this node with the pieces' hashes, where the manifest was made here.
+    type: path
   streams:
     description: How many pieces are fetched side by side.
     type: int
-    default: 4
+    default: 8
   token:
     description: What those who ask must know.
     type: str
@@ -169,7 +172,19 @@ def lay_out(run_dir: Path, job: dict[str, Any]) -> list[str]:
 def start(module: AnsibleModule) -> None:
     """Start the unit, unless the one of this run is there."""
     want = module.params
-    names = ("root", "manifest", "complete", "lacking", "port", "token", "streams", "patience_s", "lease_s", "run")
+    names = (
+        "root",
+        "manifest",
+        "complete",
+        "lacking",
+        "port",
+        "token",
+        "pieces",
+        "streams",
+        "patience_s",
+        "lease_s",
+        "run",
+    )
     place = (want["chain"], want["name"], want["addresses"], want["port"], want["tunnels"], want["scatter"])
     job = {**{name: want[name] for name in names}, **weights.plan_node(*place), "run_dir": str(RUN_DIR)}
     command = lay_out(RUN_DIR, job)
@@ -230,7 +245,8 @@ def main() -> None:
             "port": {"type": "int"},
             "tunnels": {"type": "int", "default": 0},
             "scatter": {"type": "bool", "default": False},
-            "streams": {"type": "int", "default": 4},
+            "pieces": {"type": "path"},
+            "streams": {"type": "int", "default": 8},
             "token": {"type": "str", "default": "", "no_log": True},
             "patience_s": {"type": "int", "default": 120},
             "lease_s": {"type": "int", "default": 300},

@@ -88,6 +88,10 @@ arrived_bytes:
   description: How much of it an earlier run left.
   returned: with O(manifest)
   type: int
+missing_bytes:
+  description: How much of it has to come.
+  returned: with O(manifest)
+  type: int
 free_bytes:
   description: Free space where the models live.
   returned: with O(manifest)
@@ -284,6 +288,7 @@ def main() -> None:
         "lacking": lacking,
         "lacking_bytes": lacking_bytes,
         "arrived_bytes": arrived,
+        "missing_bytes": lacking_bytes - arrived,
         "free_bytes": free,
         "leftovers": leftovers(root, repo),
         "evict": [],

@@ -126,6 +126,11 @@ def test_a_piece_is_a_small_part_of_the_whole(total_bytes: int, mib: int) -> Non
     assert weights.piece_bytes_for(total_bytes) == mib * 2**20
 
 
+@pytest.mark.parametrize(("pieces", "streams"), [(1, 2), (500, 4), (21_000, 8)])
+def test_a_small_model_has_few_streams(pieces: int, streams: int) -> None:
+    assert weights.streams_for(8, pieces) == streams
+
+
 @pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../b", "a//b", ".", "a\nb", "a\udcffb"])
 def test_names_that_lead_elsewhere_or_cannot_be_printed_are_refused(name: str) -> None:
     assert weights.path_error(name) is not None

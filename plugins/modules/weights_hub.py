@@ -1,0 +1,263 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: weights_hub
+short_description: Download a revision of a model from a hub, the files that vLLM needs
+version_added: 0.1.0
+description:
+  - Asks the hub for the commit that the revision names and for the files of that commit, and fetches those that vLLM
+    needs and that are not there, several side by side, each resumed where it stopped.
+  - A file takes its place when it has the hash that the hub publishes for it, sha256 for large files and git's own for
+    small ones.
+  - Needs nothing but the node's Python; the same on the control node and on a node that has a way out.
+options:
+  repo:
+    description: C(organisation/repository).
+    type: str
+    required: true
+  revision:
+    description: A commit, a branch or a tag. Only a commit is the same next time.
+    type: str
+    default: main
+  path:
+    description: The directory that the files go to.
+    type: path
+    required: true
+  endpoint:
+    description: Where the hub is.
+    type: str
+    default: https://huggingface.co
+  token:
+    description: Token for models that need one. It goes to the endpoint's own host only.
+    type: str
+    default: ""
+  streams:
+    description: How many files are fetched side by side.
+    type: int
+    default: 4
+  reserve_gib:
+    description: Free space that must remain on the file system.
+    type: float
+    default: 2.0
+attributes:
+  check_mode:
+    description: Can run in check mode, in which only the hub's list of files is read.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+  idempotent:
+    description: Files that are there with the right hash are left alone.
+    support: full
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Fetch the pinned revision
+  gb10.cluster.weights_hub:
+    repo: Qwen/Qwen3.5-397B-A17B-FP8
+    revision: 0123456789abcdef0123456789abcdef01234567
+    path: ~/models/Qwen/Qwen3.5-397B-A17B-FP8
+    token: "{{ gb10_hf_token }}"
+"""
+
+RETURN = r"""
+commit:
+  description: The commit that the revision names.
+  returned: success
+  type: str
+lacking:
+  description: Files that were not there.
+  returned: success
+  type: list
+  elements: str
+fetched_bytes:
+  description: Bytes that came over the network.
+  returned: success
+  type: int
+"""
+
+import hashlib
+import json
+import shutil
+import urllib.error
+import urllib.parse
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import open_url
+
+from ansible_collections.gb10.cluster.plugins.module_utils import weights
+
+INDEX = "model.safetensors.index.json"
+BLOCK = 4 * 2**20
+NOTES = ".cache/huggingface/download"
+
+
+class HubError(Exception):
+    """What went wrong, as a sentence."""
+
+
+class Hub:
+    """A model's revision on a hub."""
+
+    def __init__(self, endpoint: str, repo: str, revision: str, token: str) -> None:
+        self.base = endpoint.rstrip("/")
+        self.repo, self.revision = repo, revision
+        self._token = token
+
+    def open(self, path: str, start: int = 0) -> Any:
+        """Open a path of the hub, from a byte on."""
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        try:
+            # Not to another host than the hub's: large files are redirected to one that signs its addresses.
+            return open_url(f"{self.base}/{path}", headers=headers, timeout=60, unredirected_headers=["Authorization"])
+        except urllib.error.HTTPError as problem:
+            raise HubError(self._explain(problem.code)) from problem
+        except OSError as problem:
+            raise HubError(f"{self.base} does not answer: {getattr(problem, 'reason', problem)}.") from problem
+
+    def _explain(self, code: int) -> str:
+        what = f"{self.repo} at revision {self.revision}"
+        if code in (401, 403):
+            had = "The token that was given has no right to it" if self._token else "No token was given (gb10_hf_token)"
+            return f"The hub refuses {what}: {had}, or the model's licence has to be accepted on its page first."
+        if code == 404:
+            return f"The hub has no {what}; look at the name and the commit."
+        return f"The hub answers {code} for {what}; run again, what has arrived is kept."
+
+    def files(self) -> tuple[str, dict[str, Mapping[str, Any]]]:
+        """Return (commit, what the hub says of each file by its path)."""
+        revision = urllib.parse.quote(self.revision, safe="")
+        with self.open(f"api/models/{urllib.parse.quote(self.repo)}/revision/{revision}?blobs=true") as reply:
+            try:
+                told = json.loads(reply.read())
+                return str(told["sha"]), {str(file["rfilename"]): file for file in told["siblings"]}
+            except (ValueError, KeyError) as problem:
+                raise HubError(f"{self.base} answered something that is no list of files.") from problem
+
+    def fetch(self, commit: str, name: str, part: Path, size: int) -> int:
+        """Bring a partial file to its length; return the bytes received."""
+        part.parent.mkdir(parents=True, exist_ok=True)
+        have = part.stat().st_size if part.is_file() else 0
+        if have > size:
+            part.unlink()
+            have = 0
+        if have == size and part.is_file():
+            return 0
+        received = 0
+        path = f"{urllib.parse.quote(self.repo)}/resolve/{commit}/{urllib.parse.quote(name)}"
+        with self.open(path, have) as reply, part.open("ab" if have and reply.status == 206 else "wb") as handle:
+            while block := reply.read(BLOCK):
+                handle.write(block)
+                received += len(block)
+        return received
+
+
+def size_of(file: Mapping[str, Any]) -> int:
+    """Return a file's length as the hub tells it."""
+    return int((file.get("lfs") or file)["size"])
+
+
+def is_right(path: Path, file: Mapping[str, Any]) -> bool:
+    """Return whether a file has the length and the hash that the hub publishes."""
+    if not path.is_file() or path.stat().st_size != size_of(file):
+        return False
+    with path.open("rb") as handle:
+        if file.get("lfs"):
+            return bool(hashlib.file_digest(handle, "sha256").hexdigest() == file["lfs"]["sha256"])
+        data = handle.read()
+    blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False)
+    return bool(blob.hexdigest() == file["blobId"])
+
+
+def bring(hub: Hub, commit: str, name: str, file: Mapping[str, Any], folder: Path) -> int:
+    """Make one file whole; return the bytes received."""
+    part = folder / ".cache" / "gb10" / f"{name}.part"
+    received = 0
+    for _attempt in range(2):
+        received += hub.fetch(commit, name, part, size_of(file))
+        if is_right(part, file):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+            note = folder / NOTES / f"{name}.metadata"
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"{commit}\n", encoding="utf-8")
+            return received
+        if part.stat().st_size >= size_of(file):
+            part.unlink()
+    raise HubError(f"{name} did not come with the hash that the hub publishes for it, twice; run again.")
+
+
+def needed_files(hub: Hub, commit: str, files: Mapping[str, Mapping[str, Any]], folder: Path) -> list[str]:
+    """Return the files that vLLM needs; the index is fetched to know them."""
+    index = None
+    if INDEX in files:
+        if not is_right(folder / INDEX, files[INDEX]):
+            with hub.open(f"{urllib.parse.quote(hub.repo)}/resolve/{commit}/{INDEX}") as reply:
+                index = json.loads(reply.read())
+        else:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    needed, _left, errors = weights.choose(files, index)
+    errors += [error for error in map(weights.path_error, needed) if error]
+    if errors:
+        raise HubError("\n".join(f"{hub.repo} on the hub: {error}" for error in errors))
+    return needed
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "repo": {"type": "str", "required": True},
+            "revision": {"type": "str", "default": "main"},
+            "path": {"type": "path", "required": True},
+            "endpoint": {"type": "str", "default": "https://huggingface.co"},
+            "token": {"type": "str", "default": "", "no_log": True},
+            "streams": {"type": "int", "default": 4},
+            "reserve_gib": {"type": "float", "default": 2.0},
+        },
+        supports_check_mode=True,
+    )
+    want = module.params
+    folder = Path(want["path"])
+    hub = Hub(want["endpoint"], want["repo"], want["revision"], want["token"])
+    try:
+        commit, files = hub.files()
+        needed = needed_files(hub, commit, files, folder)
+        with ThreadPoolExecutor(max_workers=want["streams"]) as pool:
+            right = dict(zip(needed, pool.map(lambda name: is_right(folder / name, files[name]), needed), strict=True))
+        lacking = [name for name in needed if not right[name]]
+        if module.check_mode or not lacking:
+            module.exit_json(changed=bool(lacking), commit=commit, lacking=lacking, fetched_bytes=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = sum(size_of(files[name]) for name in lacking)
+        arrived = sum(path.stat().st_size for path in (folder / ".cache" / "gb10").rglob("*.part"))
+        short = missing - arrived + int(want["reserve_gib"] * 2**30) - shutil.disk_usage(folder).free
+        if short > 0:
+            raise HubError(
+                f"{folder} lacks {weights.amount(short)} of room for {want['repo']}, with {want['reserve_gib']} GiB to "
+                "remain. Make room there."
+            )
+        with ThreadPoolExecutor(max_workers=want["streams"]) as pool:
+            received = sum(pool.map(lambda name: bring(hub, commit, name, files[name], folder), lacking))
+    except HubError as problem:
+        module.fail_json(msg=str(problem))
+    except OSError as problem:
+        module.fail_json(msg=f"{want['repo']} into {folder}: {problem.filename or ''} {problem.strerror or problem}.")
+    module.exit_json(changed=True, commit=commit, lacking=lacking, fetched_bytes=received)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gb10.cluster.weights_hub against a hub of the test's own, over real HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils import basic
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.gb10.cluster.plugins.modules import weights_hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_secret"
+CONTENT = {
+    "config.json": b"{}",
+    "tokenizer.json": b"[]",
+    "README.md": b"read me",
+    "model.safetensors": bytes(range(256)) * 4000,
+    "pytorch_model.bin": b"the same again",
+}
+
+
+class FakeHub(ThreadingHTTPServer):
+    """Answers like a hub; `seen` has (path, range, authorization) of each request."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.seen: list[tuple[str, str | None, str | None]] = []
+        self.files = dict(CONTENT)
+        self.token = ""
+        #: Files whose first answer is cut or damaged.
+        self.flip: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: FakeHub
+
+    def log_message(self, *_args: object) -> None:
+        """Say nothing."""
+
+    def answer(self, code: int, body: bytes, **headers: str) -> None:
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        hub = self.server
+        hub.seen.append((self.path, self.headers["Range"], self.headers["Authorization"]))
+        if hub.token and self.headers["Authorization"] != f"Bearer {hub.token}" and "/cdn/" not in self.path:
+            self.answer(401, b"")
+        elif self.path == f"/api/models/org/model/revision/{COMMIT}?blobs=true":
+            siblings: list[dict[str, Any]] = []
+            for name, data in CONTENT.items():
+                blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
+                entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": blob}
+                if name.endswith(".safetensors"):
+                    entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+                siblings.append(entry)
+            self.answer(200, json.dumps({"sha": COMMIT, "siblings": siblings}).encode())
+        elif self.path.startswith(f"/org/model/resolve/{COMMIT}/"):
+            name = self.path.rsplit("/", 1)[1]
+            data = hub.files[name]
+            if name in hub.flip:
+                hub.flip.discard(name)
+                data = b"\0" + data[1:]
+            start = int((self.headers["Range"] or "bytes=0-")[6:-1])
+            self.answer(206 if start else 200, data[start:])
+        else:
+            self.answer(404, b"")
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    server = FakeHub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+class EndedError(Exception):
+    """Carries what a module would have printed."""
+
+
+def run(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, folder: Path, **changes: Any) -> dict[str, Any]:
+    def end(_self: object, **result: Any) -> None:
+        raise EndedError(result)
+
+    monkeypatch.setattr(basic.AnsibleModule, "exit_json", end)
+    monkeypatch.setattr(basic.AnsibleModule, "fail_json", end)
+    args = {
+        "repo": "org/model", "revision": COMMIT, "path": str(folder), "endpoint": hub.url, "reserve_gib": 0.0,
+        **changes,
+    }  # fmt: skip
+    with patch_module_args(args), pytest.raises(EndedError) as ended:
+        weights_hub.main()
+    result: dict[str, Any] = ended.value.args[0]
+    return result
+
+
+NEEDED = ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_what_vllm_needs_comes_with_its_commit_noted_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path
+) -> None:
+    result = run(monkeypatch, hub, tmp_path / "model")
+    assert (result["changed"], result["commit"], result["lacking"]) == (True, COMMIT, NEEDED)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir() if path.is_file()) == NEEDED
+    for name in NEEDED:
+        assert (tmp_path / "model" / name).read_bytes() == CONTENT[name]
+    note = tmp_path / "model" / weights_hub.NOTES / "model.safetensors.metadata"
+    assert note.read_text(encoding="utf-8").startswith(COMMIT)
+
+    again = run(monkeypatch, hub, tmp_path / "model")
+    assert (again["changed"], again["fetched_bytes"]) == (False, 0)
+
+
+def test_check_mode_only_tells(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path) -> None:
+    result = run(monkeypatch, hub, tmp_path / "model", _ansible_check_mode=True)
+    assert (result["changed"], result["lacking"]) == (True, NEEDED)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_stopped_download_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path) -> None:
+    part = tmp_path / "model/.cache/gb10/model.safetensors.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(CONTENT["model.safetensors"][:1000000])
+    result = run(monkeypatch, hub, tmp_path / "model")
+    assert result["fetched_bytes"] == 1024000 - 1000000 + 4
+    assert (f"/org/model/resolve/{COMMIT}/model.safetensors", "bytes=1000000-", None) in hub.seen
+
+
+def test_a_flipped_byte_on_the_way_is_found_and_the_file_fetched_again(
+    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.flip.add("config.json")
+    run(monkeypatch, hub, tmp_path / "model")
+    assert (tmp_path / "model/config.json").read_bytes() == b"{}"
+
+
+def test_a_file_that_never_has_its_hash_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.files["model.safetensors"] = b"x" * len(CONTENT["model.safetensors"])
+    result = run(monkeypatch, hub, tmp_path / "model")
+    assert "model.safetensors did not come with the hash that the hub publishes for it, twice" in result["msg"]
+    assert not (tmp_path / "model/model.safetensors").exists()
+
+
+def test_the_token_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path) -> None:
+    hub.token = TOKEN
+    without = run(monkeypatch, hub, tmp_path / "model")
+    assert "No token was given (gb10_hf_token)" in without["msg"]
+    wrong = run(monkeypatch, hub, tmp_path / "model", token="hf_wrong")
+    assert "The token that was given has no right to it" in wrong["msg"]
+    right = run(monkeypatch, hub, tmp_path / "model", token=TOKEN)
+    assert right["changed"]
+    assert not [found for found in (without, wrong, right) if "hf_" in json.dumps(found).replace("gb10_hf_token", "")]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"revision": "gone"}, "The hub has no org/model at revision gone; look at the name and the commit."),
+        ({"endpoint": "http://127.0.0.1:1"}, "http://127.0.0.1:1 does not answer"),
+        ({"reserve_gib": 1e9}, "Make room there."),
+    ],
+)
+def test_what_cannot_be_had_gets_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in run(monkeypatch, hub, tmp_path / "model", **changes)["msg"]
+
+
+def test_a_model_that_lacks_a_file_on_the_hub_is_refused(
+    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(CONTENT, "tokenizer.json")
+    assert "org/model on the hub: no tokenizer file is there" in run(monkeypatch, hub, tmp_path / "model")["msg"]
