@@ -12,6 +12,9 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils import probe
 
+#: The state as long as the head says nothing, beside those of the probe.
+UNKNOWN = "unknown"
+
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
@@ -143,6 +146,10 @@ def document(
     if not members:
         if result["unreachable"]:
             result["summary"] = "No node that answers has a record of what is served."
+        return result
+    if serving_head not in told:
+        why = " ".join(problems.get(serving_head, "it told nothing").split())
+        result.update(state=UNKNOWN, summary=f"{serving_head}, which serves the API, does not answer: {why}")
         return result
     reports = [
         told[name].get("rank") or {"node": name, "state": probe.ABSENT}

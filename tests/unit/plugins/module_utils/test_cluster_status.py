@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.module_utils.cluster_status import (
+    document,
+    instant,
+    last_failure,
+    load_of,
+    rate,
+    screen,
+    since_text,
+    time_text,
+)
+
+NOW_S = 1_795_264_000.0
+NODES = ["gx10-1", "gx10-2", "gx10-3"]
+RECORD = {
+    "model": "qwen397",
+    "unit": "vllm-qwen397.service",
+    "served_name": "qwen/qwen3.5-397b",
+    "api_port": 8000,
+    "members": ["gx10-1", "gx10-2"],
+}
+
+
+def rank(node: str, state: str = "running", **log: Any) -> dict[str, Any]:
+    return {
+        "node": node,
+        "state": state,
+        "unit": {"name": "vllm-qwen397.service", "active_state": "active", "seconds": 5000.0, "restarts": 1},
+        "log": {"phase": "ready", "phase_time_s": NOW_S - 3900, "complete": True, **log},
+        "findings": [],
+    }
+
+
+def member(node: str, **more: Any) -> dict[str, Any]:
+    return {
+        "record": RECORD,
+        "units": ["vllm-qwen397.service"],
+        "rank": rank(node),
+        "mem_available_gib": 17.42,
+        "mem_total_gib": 119.7,
+        "mem_floor_gib": 12.0,
+        "last_failure": {},
+        "watch": {},
+        **more,
+    }
+
+
+API = {
+    "url": "http://127.0.0.1:8000",
+    "health": 200,
+    "models": ["qwen/qwen3.5-397b"],
+    "models_status": 200,
+    "canaries": [{"name": "completion", "ok": True, "tokens": 8}],
+    "canary_wanted": True,
+}
+LOAD = load_of(
+    {"generation_tokens_total": 1000, "prompt_tokens_total": 50},
+    {
+        "generation_tokens_total": 1083,
+        "prompt_tokens_total": 50,
+        "num_requests_running": 2,
+        "num_requests_waiting": 1,
+        "kv_cache_usage_perc": 0.1251,
+        "num_preemptions_total": 0,
+    },
+    2.0,
+)
+IDLE = {**member("gx10-3", units=[], rank={}, mem_floor_gib=None), "record": {}}
+
+
+def told(**changed: Any) -> dict[str, Any]:
+    whole = {"gx10-1": member("gx10-1", api=API, load=LOAD), "gx10-2": member("gx10-2"), "gx10-3": IDLE}
+    return {name: each for name, each in {**whole, **changed}.items() if each is not None}
+
+
+def shown(found: dict[str, Any]) -> str:
+    return "\n".join(screen(found))
+
+
+def test_rates_of_counters() -> None:
+    assert rate({"a": 10}, {"a": 30}, "a", 2) == 10.0
+    # Began anew, told once, or no time between: no figure rather than a wrong one.
+    assert rate({"a": 30}, {"a": 10}, "a", 2) is None
+    assert rate({}, {"a": 10}, "a", 2) is None
+    assert rate({"a": 1}, {"a": 2}, "a", 0) is None
+
+
+def test_load() -> None:
+    assert LOAD == {
+        "running": 2,
+        "waiting": 1,
+        "kv_cache_percent": 12.5,
+        "generated_tokens_per_s": 41.5,
+        "prompt_tokens_per_s": 0.0,
+        "preemptions": 0,
+        "window_s": 2.0,
+    }
+    assert load_of({}, {}, 1.0)["kv_cache_percent"] is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (3900, "1 h 5 min"), (200_000, "2 d 7 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert since_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (12.5, 12.5),
+        ("1970-01-01T00:01:00+00:00", 60.0),
+        ("1970-01-01T00:01:00", 60.0),
+        ("1970-01-01T00:01:00Z", 60.0),
+        ("yesterday", 0.0),
+        (None, 0.0),
+        (True, 0.0),
+    ],
+)
+def test_instants(value: object, seconds: float) -> None:
+    assert instant(value) == seconds
+    assert time_text(60.0) == "1970-01-01 00:01:00 UTC"
+
+
+def test_a_healthy_cluster_on_one_screen() -> None:
+    found = document(NODES, "gx10-1", told(), {}, NOW_S)
+    assert (found["state"], found["model"], found["since"]) == ("ready", "qwen397", NOW_S - 3900)
+    assert [each["rank"] for each in found["nodes"]] == [0, 1, None]
+    assert found["unreachable"] == []
+    lines = screen(found)
+    assert lines[0] == "qwen/qwen3.5-397b (qwen397): ready since 2026-11-21 11:21:40 UTC (1 h 5 min)"
+    assert "0     gx10-1  running  1 h 23 min  1         17.4       119.7  12.0" in lines
+    assert "-     gx10-3  idle     -           -         17.4       119.7  -" in lines
+    assert "requests 2 running, 1 waiting   KV cache 12.5 %   tokens/s 41.5 generated, 0.0 read (over 2 s)" in lines
+    assert max(len(line) for line in lines) < 100
+    assert len(lines) < 24
+
+
+def test_a_node_that_is_down_is_named_with_the_reason() -> None:
+    found = document(NODES, "gx10-1", told(**{"gx10-2": None}), {"gx10-2": "Connection\n timed out"}, NOW_S)
+    assert found["unreachable"] == ["gx10-2"]
+    assert found["state"] == "degraded"
+    assert "gx10-2 does not answer: Connection timed out" in shown(found)
+    assert "1     gx10-2  unreachable" in shown(found)
+
+
+def test_without_the_head_the_state_is_unknown() -> None:
+    found = document(NODES, "gx10-1", told(**{"gx10-1": None}), {"gx10-1": "No route to host"}, NOW_S)
+    assert (found["state"], found["model"], found["load"]) == ("unknown", "qwen397", {})
+    assert "gx10-1, which serves the API, does not answer: No route to host" in shown(found)
+
+
+def test_nothing_is_served_and_nobody_answers() -> None:
+    idle = dict.fromkeys(NODES, IDLE)
+    assert screen(document(NODES, "gx10-1", idle, {}, NOW_S))[0] == "Nothing is served."
+    none = document(NODES, "gx10-1", {}, {}, NOW_S)
+    assert none["summary"] == "No node that answers has a record of what is served."
+    assert none["unreachable"] == NODES
+    assert "gx10-3 does not answer: it told nothing" in shown(none)
+
+
+def test_a_rank_that_is_gone_is_diagnosed() -> None:
+    gone = member("gx10-2", rank=rank("gx10-2", "dead"))
+    found = document(NODES, "gx10-1", told(**{"gx10-2": gone}), {}, NOW_S)
+    assert found["state"] == "degraded"
+    assert found["diagnosis"][0]["node"] == "gx10-2"
+
+
+def test_without_a_completion_the_api_is_believed() -> None:
+    head = member("gx10-1", api={**API, "canaries": [], "canary_wanted": False}, load=LOAD)
+    assert document(NODES, "gx10-1", told(**{"gx10-1": head}), {}, NOW_S)["state"] == "ready"
+
+
+def test_a_start_is_dated_from_the_unit() -> None:
+    head = member("gx10-1", rank=rank("gx10-1", phase="load"), api={"health": 0, "canary_wanted": True})
+    found = document(NODES, "gx10-1", told(**{"gx10-1": head}), {}, NOW_S)
+    assert (found["state"], found["since"]) == ("starting", NOW_S - 5000)
+
+
+def test_memory_under_the_floor_and_other_units_are_named() -> None:
+    low = member("gx10-2", mem_available_gib=9.5, units=["vllm-qwen397.service", "vllm-old.service"])
+    text = shown(document(NODES, "gx10-1", told(**{"gx10-2": low}), {}, NOW_S))
+    assert "gx10-2 has 9.5 GiB available, 2.5 below its floor." in text
+    assert "gx10-2 also runs vllm-old.service" in text
+
+
+def test_the_last_failure_of_all_nodes() -> None:
+    first = {"time": "2026-11-20T10:00:00+00:00", "unit": "vllm-a.service", "reason": "port 8000 is held"}
+    second = {"time": 1_795_260_000, "unit": "vllm-b.service", "reason": "below the floor"}
+    nodes = {"gx10-1": member("gx10-1", last_failure=first, api=API), "gx10-2": member("gx10-2", last_failure=second)}
+    failure = last_failure(nodes)
+    assert failure is not None
+    assert (failure["node"], failure["reason"]) == ("gx10-2", "below the floor")
+    assert last_failure({"gx10-1": member("gx10-1")}) is None
+    text = shown(document(NODES, "gx10-1", told(**nodes), {}, NOW_S))
+    assert "last failure: 2026-11-21 11:20:00 UTC on gx10-2, vllm-b.service: below the floor" in text
+
+
+def test_the_watch_is_shown_where_there_is_one() -> None:
+    watch = {"state": "ready", "since": NOW_S - 100, "looked": NOW_S - 20}
+    head = member("gx10-1", api=API, watch=watch)
+    text = shown(document(NODES, "gx10-1", told(**{"gx10-1": head}), {}, NOW_S))
+    assert "watch: ready since 2026-11-21 12:25:00 UTC, last look 20 s ago" in text

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program of the watch: what it keeps, what it tells whom, and that it runs with what the role ships alone."""
+
+from __future__ import annotations
+
+import fcntl
+import http.server
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[3]
+ROLE = REPO / "roles" / "watch"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("watch", ROLE / "files" / "watch.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["watch"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+watch = load()
+READY = {"model": "a", "state": "ready", "summary": "It serves.", "diagnosis": []}
+DEAD = {
+    "model": "a",
+    "state": "dead",
+    "summary": "It does not.",
+    "diagnosis": [{"name": "oom", "cause": "c", "cure": "d"}],
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "state").mkdir()
+    return {
+        "record": str(tmp_path / "engine" / "active.json"),
+        "engine_dir": str(tmp_path / "engine"),
+        "state_dir": str(tmp_path / "state"),
+        "canary": True,
+        "canary_tokens": 4,
+        "silence_s": 5,
+        "look_s": 20,
+        "hook": [],
+        "hook_s": 5,
+        "log_max_bytes": 10_000,
+        "log_keep": 2,
+    }
+
+
+def lines(config: dict[str, Any]) -> list[dict[str, Any]]:
+    text = (Path(config["state_dir"]) / "transitions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_only_changes_are_transitions(config: dict[str, Any]) -> None:
+    first = watch.note(config, READY, 100.0)
+    assert (first["before"], first["before_seconds"]) == ("", 0.0)
+    assert watch.note(config, READY, 160.0) is None
+    second = watch.note(config, DEAD, 220.0)
+    assert (second["before"], second["before_seconds"], second["state"]) == ("ready", 120.0, "dead")
+    # Another model in the same state is a change too.
+    third = watch.note(config, {**DEAD, "model": "b"}, 300.0)
+    assert (third["before_model"], third["model"]) == ("a", "b")
+    assert [each["state"] for each in lines(config)] == ["ready", "dead", "dead"]
+    state = json.loads((Path(config["state_dir"]) / "state.json").read_text())
+    assert (state["state"], state["model"], state["since"], state["looked"]) == ("dead", "b", 300.0, 300.0)
+    watch.note(config, {**DEAD, "model": "b"}, 360.0)
+    state = json.loads((Path(config["state_dir"]) / "state.json").read_text())
+    assert (state["since"], state["looked"]) == (300.0, 360.0)
+    assert sorted(path.name for path in Path(config["state_dir"]).iterdir()) == ["state.json", "transitions.jsonl"]
+
+
+def test_a_state_that_was_cut_short_begins_anew(config: dict[str, Any]) -> None:
+    (Path(config["state_dir"]) / "state.json").write_text('{"state": "rea')
+    assert watch.note(config, READY, 100.0)["before"] == ""
+
+
+def test_the_log_is_put_aside_and_the_oldest_forgotten(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for number in range(8):
+        watch.append(log, {"n": number}, 1, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
+    assert [json.loads((tmp_path / name).read_text())["n"] for name in ("log", "log.1", "log.2")] == [7, 6, 5]
+
+
+def test_a_line_without_its_end_does_not_swallow_the_next(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text('{"n": 1}\n{"n": 2, "summ')
+    watch.append(log, {"n": 3}, 1000, 2)
+    assert log.read_text().splitlines() == ['{"n": 1}', '{"n": 2, "summ', '{"n": 3}']
+
+
+def test_the_hook_is_told_on_its_input_and_in_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "never")
+    entry = {**DEAD, "before": "ready", "time": 5.0, "summary": "$(touch x); it is dead"}
+    script = f'cat > {tmp_path}/input; env > {tmp_path}/env; echo "$1" > {tmp_path}/arguments'
+    assert watch.run_hook(["/bin/sh", "-c", script, "hook", "a b"], entry, 5.0) == ""
+    assert json.loads((tmp_path / "input").read_text()) == entry
+    told = (tmp_path / "env").read_text()
+    assert "GB10_STATE=dead\n" in told
+    assert "GB10_BEFORE=ready\n" in told
+    assert "GB10_SUMMARY=$(touch x); it is dead\n" in told
+    assert "never" not in told
+    assert (tmp_path / "arguments").read_text() == "a b\n"
+    assert watch.run_hook([], entry, 5.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        (["/nonexistent/hook"], "/nonexistent/hook cannot be started: No such file"),
+        (["/bin/sh", "-c", "echo no mail >&2; exit 3"], "/bin/sh ended with 3: no mail"),
+        (["/bin/sleep", "30"], "/bin/sleep did not end within 0 s and was killed"),
+    ],
+)
+def test_a_hook_that_fails_is_told_and_does_not_last(hook: list[str], said: str) -> None:
+    begun = time.monotonic()
+    assert said in watch.run_hook(hook, {**DEAD, "before": "", "time": 0}, 0.3)
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [("A=b\nVLLM_API_KEY=se=cret\n", "se=cret"), ("MY_VLLM_API_KEY=x\n", ""), ("", "")]
+)
+def test_the_key_is_the_engines(text: str, key: str) -> None:
+    assert watch.key_of(text) == key
+
+
+def test_without_a_record_nothing_is_to_be_served(config: dict[str, Any]) -> None:
+    assert watch.in_time(config, {})["state"] == "absent"
+
+
+def test_a_look_that_lasts_counts_as_wedged(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def forever(*_given: object) -> dict[str, Any]:
+        time.sleep(30)
+        return {}
+
+    monkeypatch.setattr(watch, "look", forever)
+    begun = time.monotonic()
+    found = watch.in_time({**config, "look_s": 0.2}, {"model": "a"})
+    assert time.monotonic() - begun < 10
+    assert (found["state"], found["model"]) == ("wedged", "a")
+    assert "not over within 0.2 s" in found["summary"]
+
+
+def test_commands_do_not_last_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "COMMAND_S", 0.2)
+    assert watch.run(["sleep", "30"]) == (124, "", "sleep did not end within 0 s")
+    assert watch.run(["/nonexistent/x"])[0] == 127
+    assert watch.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == (3, "out\n", "err\n")
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    """An API with a key, which yields tokens."""
+
+    keys: ClassVar[list[str]] = []
+
+    def log_message(self, *_given: object) -> None:
+        """Stay silent."""
+
+    def _answer(self, body: str, status: int = 200) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_GET(self) -> None:
+        """Answer /health and /v1/models."""
+        if self.path == "/health":
+            return self._answer("")
+        if self.headers["Authorization"] != "Bearer secret-5309":
+            return self._answer("{}", 401)
+        return self._answer('{"data": [{"id": "served/a"}]}')
+
+    def do_POST(self) -> None:
+        """Yield two tokens."""
+        self.keys.append(str(self.headers["Authorization"]))
+        self._answer('data: {"choices": [{"text": "x"}], "usage": {"completion_tokens": 4}}\n\ndata: [DONE]\n')
+
+
+@pytest.fixture
+def api() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_client_of_the_look(api: int) -> None:
+    client = watch.LocalClient(f"http://127.0.0.1:{api}", "secret-5309", 5.0)
+    assert client.get("/v1/models").status == 200
+    assert watch.LocalClient(f"http://127.0.0.1:{api}", "", 5.0).get("/v1/models").status == 401
+    assert any("completion_tokens" in line for line in client.stream("/v1/completions", {}))
+    nobody = watch.LocalClient("http://127.0.0.1:1", "", 1.0)
+    assert (nobody.get("/health").status, nobody.get("/health").error) == (0, "refused")
+    with pytest.raises(watch.ProbeHttpError, match="refused"):
+        list(nobody.stream("/x", {}))
+
+
+def shipped(directory: Path) -> Path:
+    """Lay the program out as the role does."""
+    constants = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
+    package = directory / "ansible_collections" / "gb10" / "cluster" / "plugins" / "module_utils"
+    package.mkdir(parents=True)
+    for name in constants["_watch_modules"]:
+        shutil.copy(REPO / "plugins" / "module_utils" / f"{name}.py", package)
+    shutil.copy(ROLE / "files" / "watch.py", directory)
+    return directory / "watch.py"
+
+
+def fake_node(directory: Path) -> dict[str, str]:
+    """Programs that say that unit and container run."""
+    answers = {
+        "systemctl": "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nInvocationID=abc",
+        "docker": '[{"State": {"Running": true, "Pid": 1}, "Config": {"Image": "i"}}]',
+        "journalctl": "",
+    }
+    directory.mkdir()
+    for name, answer in answers.items():
+        (directory / name).write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n", encoding="utf-8")
+        (directory / name).chmod(0o755)
+    return {"PATH": f"{directory}:/usr/bin:/bin"}
+
+
+def test_it_runs_with_what_is_shipped_alone_and_shows_no_key(config: dict[str, Any], api: int, tmp_path: Path) -> None:
+    program = shipped(tmp_path / "shipped")
+    environment = fake_node(tmp_path / "bin")
+    engine = Path(config["engine_dir"])
+    record = {"model": "a", "served_name": "served/a", "members": ["gx10-1"], "api_port": api}
+    (engine / "active.json").write_text(json.dumps(record))
+    (engine / "a.env").write_text("VLLM_API_KEY=secret-5309\n")
+    settings = tmp_path / "watch.json"
+    settings.write_text(json.dumps({**config, "hook": ["/bin/sh", "-c", f"env > {tmp_path}/hook.env"]}))
+
+    def look() -> str:
+        # -I: no PYTHONPATH, no user site; the program's own directory is put back by hand, as a script has it.
+        code = (
+            f"import sys, runpy; sys.path.insert(0, {str(program.parent)!r}); sys.argv = ['watch', {str(settings)!r}]; "
+        )
+        code += f"runpy.run_path({str(program)!r}, run_name='__main__')"
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code],
+            check=False, capture_output=True, text=True, timeout=60, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    said = look()
+    assert said.startswith("<5>a is ready. 1 rank(s) up, served/a answered with 4 token(s).")
+    assert Api.keys[-1] == "Bearer secret-5309"
+    assert "GB10_STATE=ready\n" in (tmp_path / "hook.env").read_text()
+    assert look() == ""
+    (engine / "a.env").write_text("VLLM_API_KEY=another-6410\n")
+    assert look().startswith("<4>a is degraded, was ready for ")
+    everything = [path.read_text() for path in [*Path(config["state_dir"]).iterdir(), tmp_path / "hook.env"]]
+    assert not [text for text in [*everything, said] if "5309" in text or "6410" in text]
+
+    with (Path(config["state_dir"]) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert look() == "another look is going on\n"
+
+
+def test_looks_do_not_overlap_and_are_bounded() -> None:
+    unit = (ROLE / "templates" / "gb10-watch.service.j2").read_text(encoding="utf-8")
+    assert "Type=oneshot" in unit
+    assert "TimeoutStartSec={{ watch_look_s + watch_hook_s + 30 }}" in unit
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    # The completion's own limit must come first, or its reason is never told.
+    assert defaults["watch_silence_s"] < defaults["watch_look_s"]
