@@ -323,7 +323,8 @@ async def run_sweep(client: Client, sweep: Sweep, say: Say) -> dict[str, Any]:
         }
         points.append(point)
         say(describe_point(point))
-    return {"shape": sweep.shape, "rounds": sweep.rounds, "slots": sweep.slots, "points": points}
+    shape = {**sweep.shape, "api": "chat" if client.endpoint.chat else "completions", "request": client.endpoint.extra}
+    return {"shape": shape, "rounds": sweep.rounds, "slots": sweep.slots, "points": points}
 
 
 def describe_point(point: Mapping[str, Any]) -> str:

@@ -87,7 +87,13 @@ def test_a_sweep_asks_what_it_says_and_says_what_it_found() -> None:
     assert [point["queued"] for point in found["points"]] == [0, 0, 6]
     assert all(point["requests"] == 2 * point["concurrency"] == point["succeeded"] for point in found["points"])
     assert all(point["warnings"] == [] for point in found["points"])
-    assert found["shape"] == {"input_tokens": 10_000, "output_tokens": 6, "distinct_prompts": True}
+    assert found["shape"] == {
+        "input_tokens": 10_000,
+        "output_tokens": 6,
+        "distinct_prompts": True,
+        "api": "chat",
+        "request": {},
+    }
     assert "16 prompts of exactly 10000 tokens made" in said
     assert any(line.startswith("N=5: 10 of 10 answered in") and "6 waited for a slot" in line for line in said)
 
