@@ -12,13 +12,15 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import clean
 
 
-def parse_entries(output: str) -> list[dict[str, Any]]:
+def parse_entries(output: str, *, newest_first: bool = False) -> list[dict[str, Any]]:
     """Return time (microseconds of the epoch), unit and text of what ``journalctl --output=json`` printed.
 
-    A line that is not whole JSON is left out: the journal may be written while it is read.
+    A line that is not whole JSON is left out: the journal may be written while it is read. ``newest_first`` is how
+    journalctl prints when it is given both --grep and --lines; what is returned begins with the oldest in any case.
     """
     found = []
-    for line in output.splitlines():
+    lines = output.splitlines()
+    for line in reversed(lines) if newest_first else lines:
         try:
             entry = json.loads(line)
             time_us = int(entry["__REALTIME_TIMESTAMP"])

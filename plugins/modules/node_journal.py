@@ -91,7 +91,7 @@ def main() -> None:
     # With --grep, no match is an exit status of 1 and no words.
     if code != 0 and err.strip():
         module.fail_json(msg=f"journalctl refuses since={want['since']!r} or grep={want['grep']!r}: {err.strip()}")
-    module.exit_json(changed=False, entries=parse_entries(out))
+    module.exit_json(changed=False, entries=parse_entries(out, newest_first=bool(want["grep"])))
 
 
 if __name__ == "__main__":

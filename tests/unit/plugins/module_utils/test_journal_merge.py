@@ -35,6 +35,11 @@ def test_entries_of_a_journal() -> None:
     ]
 
 
+def test_what_comes_newest_first_is_turned_round() -> None:
+    output = "\n".join([entry(2, "b\nc"), entry(1, "a")])
+    assert [each["text"] for each in parse_entries(output, newest_first=True)] == ["a", "b", "c"]
+
+
 def test_a_token_is_masked() -> None:
     (found,) = parse_entries(entry(1, "non-default args: {'api_key': ['sk-very-secret']}"))
     assert "sk-very-secret" not in found["text"]

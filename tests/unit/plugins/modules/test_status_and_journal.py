@@ -131,6 +131,12 @@ def test_the_journal_is_asked_for_what_is_wanted(commands: Commands, capsys: pyt
         "--output-fields=MESSAGE,UNIT,_SYSTEMD_UNIT", "--lines=7", "--unit=x*", "--unit=y.service",
         "--since=1 hour ago", "--grep=a|b",
     ]  # fmt: skip
+    lines = "\n".join(f'{{"__REALTIME_TIMESTAMP": "{at}", "MESSAGE": "{at}"}}' for at in (3, 2))
+    commands.answers["journalctl"] = (0, lines, "")
+    # With --grep and --lines journalctl begins with the newest.
+    assert [each["text"] for each in call(node_journal, capsys, grep="x")["entries"]] == ["2", "3"]
+    commands.asked.clear()
+    commands.asked.append([])
     call(node_journal, capsys)
     assert not [word for word in commands.asked[1] if word.startswith(("--since", "--grep"))]
     assert "--unit=vllm-*.service" in commands.asked[1]
