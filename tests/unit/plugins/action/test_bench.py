@@ -29,7 +29,7 @@ SPEC: dict[str, Any] = {
     "mods": [],
     "serve": {"max-num-seqs": 2},
     "expected": {
-        "sweep": [{"concurrency": 2, "decode_tokens_per_s": 80, "ttft_s": 0.1, "source": "[T]"}],
+        "sweep": [{"concurrency": 4, "decode_tokens_per_s": 80, "ttft_s": 0.1, "source": "[T]"}],
         "shape": {"input_tokens": 400, "output_tokens": 12},
         "decode_ceiling_tokens_per_s": {"value": 64, "source": "calculated for this test"},
     },
@@ -69,7 +69,7 @@ def slow() -> Iterator[Server]:
 def play(folder: Path, url: str, *words: str, **arguments: Any) -> subprocess.CompletedProcess[str]:
     """Run the task with these arguments, its results below `folder`."""
     given = {
-        "spec": SPEC, "url": url, "concurrency": [1, 2, 4], "input_tokens": 400, "output_tokens": 12, "slots": 2,
+        "spec": SPEC, "url": url, "concurrency": [1, 4], "input_tokens": 400, "output_tokens": 12, "slots": 2,
         "client_overhead": False, "results_dir": str(folder / "results"), "nodes": {"n1": NODE}, "image": "sha256:1",
         **arguments,
     }  # fmt: skip
@@ -117,8 +117,8 @@ def test_a_run_is_kept_reported_compared_and_can_fail(tmp_path: Path, quick: Ser
     assert "N=4: 4 of 4 answered" in done.stdout
     assert "2 waited for a slot" in done.stdout
     (first,) = results(tmp_path)
-    assert [point["concurrency"] for point in first["sweep"]["points"]] == [1, 2, 4]
-    assert [row["concurrency"] for row in first["client"]["overhead"]] == [1, 2, 4]
+    assert [point["concurrency"] for point in first["sweep"]["points"]] == [1, 4]
+    assert [row["concurrency"] for row in first["client"]["overhead"]] == [1, 4]
     assert first["needles"][0]["verdict"] == "absent"
     assert first["fingerprint"]["image"] == "sha256:1"
     assert first["fingerprint"]["driver"] == ["580"]
@@ -132,7 +132,7 @@ def test_a_run_is_kept_reported_compared_and_can_fail(tmp_path: Path, quick: Ser
     assert "url(" not in html
     assert "@import" not in html
     plots = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(plots) == 5 + 3  # five charts, and the bars of each concurrency
+    assert len(plots) == 5 + 2  # five charts, and the bars of each concurrency
     for plot in plots:
         ET.fromstring(plot)
     assert "ceiling of one sequence: 64" in page.words
@@ -141,7 +141,7 @@ def test_a_run_is_kept_reported_compared_and_can_fail(tmp_path: Path, quick: Ser
     markdown = base.with_suffix(".md").read_text(encoding="utf-8")
     assert "| 4 | 4/4 | 0 |" in markdown
     assert "With the published figures:" in markdown
-    assert "| 2 | decode_tokens_per_s | 80 |" in markdown
+    assert "| 4 | decode_tokens_per_s | 80 |" in markdown
 
     again = play(tmp_path, slow.url, baseline="last", regression_share=0.3)
     assert again.returncode == 0, again.stdout  # nobody asked for more than to be told
