@@ -160,7 +160,7 @@ def line_chart(
 
 def timeline(title: str, bars: Sequence[Bar], legend: Sequence[tuple[str, str]], *, x_name: str = "") -> str:
     """Return horizontal bars over one axis from 0 on; the legend is (class, name)."""
-    levels = ticks(max((end for bar in bars for _kind, _begin, end in bar.parts), default=1.0), 6)
+    levels = ticks(max((end for row in bars for _kind, _begin, end in row.parts), default=1.0), 6)
     top = TOP + 12
     height = top + len(bars) * (BAR_HEIGHT + BAR_GAP) + BOTTOM
     bottom = height - BOTTOM
@@ -175,12 +175,12 @@ def timeline(title: str, bars: Sequence[Bar], legend: Sequence[tuple[str, str]],
         out.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 4}" y2="{bottom}" class="grid"/>')
         out.append(_text(x, bottom + 16, number(level), "tick"))
     out.append(_text(LEFT + room / 2, height - 8, x_name, "axis"))
-    for index, bar in enumerate(bars):
+    for index, row in enumerate(bars):
         y = top + index * (BAR_HEIGHT + BAR_GAP)
-        out.append(_text(LEFT - 6, y + BAR_HEIGHT - 4, bar.label[:LABEL_CHARS], "tick", "end"))
-        for kind, begin, end in bar.parts:
+        out.append(_text(LEFT - 6, y + BAR_HEIGHT - 4, row.label[:LABEL_CHARS], "tick", "end"))
+        for kind, begin, end in row.parts:
             left, width = LEFT + room * begin / levels[-1], max(1.0, room * (end - begin) / levels[-1])
-            words = escape(f"{bar.label}: {kind} {number(end - begin)} s{', ' + bar.note if bar.note else ''}")
+            words = escape(f"{row.label}: {kind} {number(end - begin)} s{', ' + row.note if row.note else ''}")
             box = f'<rect x="{left:.1f}" y="{y}" width="{width:.1f}" height="{BAR_HEIGHT}" class="{kind}">'
             out.append(f"{box}<title>{words}</title></rect>")
     return "\n".join([*out, "</svg>"])
