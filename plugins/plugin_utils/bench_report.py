@@ -203,12 +203,10 @@ def client_sentence(result: Mapping[str, Any]) -> str:
 
 def verdict(result: Mapping[str, Any], regression_share: float) -> str:
     """Say how this run stands to what it was compared with, where nothing is worse."""
-    compared = [str(each["with"]) for each in result["comparisons"] if each["rows"]]
-    if not compared:
-        return "There was nothing to compare with."
-    return (
-        f"Nothing that is judged is worse by more than {regression_share:.0%} (compared with {' and '.join(compared)})."
-    )
+    judged = [str(each["with"]) for each in result["comparisons"] if each["rows"] and each["judged"]]
+    if not judged:
+        return "There was nothing to judge this run by."
+    return f"Nothing is worse than in {' and '.join(judged)} by more than {regression_share:.0%}."
 
 
 def seconds(value: float | None) -> str:

@@ -163,3 +163,17 @@ def test_the_figures_are_those_of_vllms_own_client(served: str, results: Path, t
     for name in ("output tokens/s", "TTFT p50 ms", "TPOT p50 ms"):
         low, high = sorted((before[name], after[name]))
         assert low * (1 - NOISE) <= measured[name] <= high * (1 + NOISE), f"{name} is outside of ours:\n{table}"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("model", ["tiny-qwen3", "tiny-nemotronh"])
+def test_both_models_are_measured_with_the_labs_defaults(model: str, tmp_path: Path) -> None:
+    """Twice each, so that the page has a comparison and a history."""
+    harness.run("site.yml", {"model": model})
+    first = bench(model, tmp_path)
+    second = bench(model, tmp_path)
+
+    assert second["fingerprint"]["digest"] == first["fingerprint"]["digest"]
+    assert [point["failures"] for point in second["sweep"]["points"]] == [{}, {}]
+    assert second["comparisons"][1]["with"] == f"run {first['run']}"
+    assert second["comparisons"][1]["rows"]
