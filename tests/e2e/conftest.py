@@ -27,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def lab_of_four(request: pytest.FixtureRequest) -> Iterator[None]:
     """Bring up the default lab, its wheels and its models."""
+    if all(getattr(getattr(item, "module", None), "OWN_LAB", False) for item in request.session.items):
+        yield
+        return
     reuse = bool(request.config.getoption("--reuse-lab"))
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():

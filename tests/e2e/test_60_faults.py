@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fault on the stand-in engine: what the probe says within how many seconds, and what serves again.
+
+It has a lab of its own, `faults`, of three nodes, prepared by the playbooks of molecule/engine. What is measured goes
+to .lab/runs/faults.json; docs/decisions/faults.md shows it. While writing tests, keep the lab with `--reuse-lab`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from lab.plan import container_name
+from tests.e2e import harness
+from tests.e2e.harness import REPO
+
+pytestmark = pytest.mark.soak
+
+#: tests/e2e/conftest.py makes no lab of four for a run of modules that have one of their own.
+OWN_LAB = True
+LAB = "faults"
+NODES = (1, 2, 3)
+STATE = REPO / ".lab" / LAB
+FIGURES = REPO / ".lab" / "runs" / "faults.json"
+KEY = "molecule-key-5309"
+UNIT = "vllm-stand-native"
+READY_S = 90.0
+#: engine_silence_seconds of molecule/engine/vars/main.yml, and what the restart adds to it.
+SILENCE_S = 10.0
+
+
+def play_command(*playbooks: str, **extra: str) -> list[str]:
+    """Return the command that runs playbooks of molecule/engine on this lab."""
+    words = [str(Path(sys.executable).with_name("ansible-playbook"))]
+    words += ["-i", "molecule/shared/inventory", "-i", str(STATE / "inventory.yml"), "-e", f"gb10_lab_dir={STATE}"]
+    for name, value in extra.items():
+        words += ["-e", f"{name}={value}"]
+    return [*words, *(f"molecule/engine/{name}.yml" for name in playbooks)]
+
+
+def play_environment() -> dict[str, str]:
+    """Return the environment that the scenario's playbooks read."""
+    own = {"MOLECULE_PROJECT_DIRECTORY": str(REPO), "GB10_LAB": LAB, "GB10_LAB_NODES": str(len(NODES))}
+    return {**os.environ, **own, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+
+
+def play(*playbooks: str, ok: bool = True, **extra: str) -> str:
+    """Run playbooks to their end, which must be as expected; return what they printed."""
+    done = subprocess.run(
+        play_command(*playbooks, **extra), cwd=REPO, env=play_environment(), capture_output=True, text=True, check=False
+    )
+    text = done.stdout + done.stderr
+    assert (done.returncode == 0) is ok, f"{playbooks} {extra} ended with {done.returncode}:\n{text[-4000:]}"
+    return text
+
+
+def lab(*words: str) -> None:
+    """Run `python -m lab <verb>` on this lab."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lab", words[0], "--name", LAB, *words[1:]],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"lab {words}: {done.stdout}{done.stderr}"
+
+
+def act(node: int, script: str) -> None:
+    """Do something as root to a node, once, past Ansible and SSH; what it printed may be lost on its way."""
+    code, out = harness.docker_client().containers.get(container_name(LAB, node)).exec_run(["sh", "-c", script])
+    assert code == 0, f"on node {node}: {script}: {code} {out.decode()}"
+
+
+def on(node: int, script: str, *, check: bool = True) -> str:
+    """Run a script that bears repetition as root on a node; return what it printed.
+
+    Now and then an exec's output is lost on its way, whole or in part; so its end is marked.
+    """
+    container = harness.docker_client().containers.get(container_name(LAB, node))
+    for _try in range(5):
+        _code, out = container.exec_run(["sh", "-c", f"( {script}\n); printf '\\n<end %s>' $?"])
+        text, _newline, end = str(out.decode()).rpartition("\n")
+        if end.startswith("<end "):
+            assert not check or end == "<end 0>", f"on node {node}: {script}: {end} {text}"
+            return text
+    raise AssertionError(f"node {node} lost its answer to {script} five times in a row")
+
+
+def api() -> str:
+    """Return the URL of the head's API."""
+    hosts = json.loads((STATE / "hosts.json").read_text(encoding="utf-8"))
+    text = json.dumps(hosts)
+    found = re.search(r"10\.\d+\.\d+\.11", text)
+    assert found, text
+    return f"http://{found[0]}:8000"
+
+
+def tokens() -> int:
+    """Return how many tokens a completion yields now, from outside; 0 when none comes."""
+    session = requests.Session()
+    session.trust_env = False
+    try:
+        models = session.get(f"{api()}/v1/models", headers={"Authorization": f"Bearer {KEY}"}, timeout=3).json()
+        body = {"model": models["data"][0]["id"], "prompt": "x", "max_tokens": 3}
+        answer = session.post(
+            f"{api()}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=3
+        )
+        return int(answer.json()["usage"]["completion_tokens"]) if answer.status_code == 200 else 0
+    except (requests.RequestException, ValueError, KeyError):
+        return 0
+
+
+def until(what: str, ask: Callable[[], Any], seconds: float = READY_S) -> float:
+    """Wait until it is so; return after how many seconds."""
+    start = time.monotonic()
+    harness.wait_until(what, ask, timeout_s=seconds, every_s=0.25)
+    return time.monotonic() - start
+
+
+def restarts() -> list[int]:
+    """Return how often systemd has restarted each rank."""
+    return [int(on(node, f"systemctl show --property=NRestarts --value {UNIT}")) for node in NODES]
+
+
+def reason(node: int) -> dict[str, Any]:
+    """Return the last failure that a node has kept."""
+    found: dict[str, Any] = json.loads(on(node, "cat /var/lib/gb10/engine/last_failure.json"))
+    return found
+
+
+@dataclass
+class Watch:
+    """What the probe says again and again from the controller, with the seconds since the fault."""
+
+    folder: Path
+    since: float = 0.0
+    seen: list[tuple[float, str, str]] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def look(self, extra: Mapping[str, str] | None = None) -> tuple[str, str]:
+        """Let the probe look once; return its state and its sentence."""
+        into = self.folder / "look.json"
+        into.unlink(missing_ok=True)
+        done = subprocess.run(
+            play_command("look", into=str(into), which="native", **(extra or {})),
+            cwd=REPO,
+            env=play_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not into.exists():
+            return "none", done.stdout[-300:]
+        told = json.loads(into.read_text(encoding="utf-8"))
+        return str(told["state"]), str(told["summary"])
+
+    def run(self) -> None:
+        """Look until told to stop."""
+        while not self.stopped.wait(0.5):
+            state, summary = self.look()
+            self.seen.append((time.monotonic() - self.since, state, summary))
+
+    def first(self, *states: str) -> tuple[float, str, str]:
+        """Return when one of these states was first said, and with which words."""
+        return next((each for each in self.seen if each[1] in states), (0.0, "", ""))
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[Watch]:
+    """Let the probe look all the time that a fault lasts."""
+    watch = Watch(folder, since=time.monotonic())
+    thread = threading.Thread(target=watch.run, daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.stopped.set()
+        thread.join(120)
+
+
+def note(fault: str, watch: Watch | None, **figures: Any) -> None:
+    """Keep what was measured, for the table."""
+    kept = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    if watch:
+        changes: list[tuple[float, str, str]] = []
+        for each in watch.seen:
+            if not changes or changes[-1][1] != each[1]:
+                changes.append(each)
+        figures["said"] = [(round(at, 1), state, words[:300]) for at, state, words in changes]
+    kept[fault] = {key: round(value, 1) if isinstance(value, float) else value for key, value in figures.items()}
+    FIGURES.parent.mkdir(parents=True, exist_ok=True)
+    FIGURES.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lab_of_three(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Bring up the lab with the stand-in's image and weights on it."""
+    reuse = bool(request.config.getoption("--reuse-lab"))
+    if not reuse:
+        lab("down")
+        lab("up", "--nodes", str(len(NODES)))
+        play("prepare")
+    yield
+    if not reuse and not request.config.getoption("--keep-lab"):
+        lab("down")
+
+
+@pytest.fixture
+def served() -> Iterator[None]:
+    """Give three ranks that serve, and find them serving again at the end of the test."""
+    if not (tokens() and UNIT in on(1, "docker ps --format '{{.Names}}'")):
+        play("change", which="native")
+    until("served before the fault", tokens)
+    # Too many faults in an hour would make the units give up, as they should.
+    for node in NODES:
+        on(node, "rm -f /run/gb10/engine/stand-native.starts")
+    yield
+    until("served after the test", tokens)
+    for node in NODES:
+        assert on(node, "docker ps --all --format '{{.Names}}'").split() == [UNIT]
+
+
+#: The engine's own process is the child of the container's second process: init, engine_entry.py, vllm.
+KILL_ENGINE = (
+    "top=$(docker inspect --format '{{.State.Pid}}' " + UNIT + "); entry=$(cat /proc/$top/task/$top/children); "
+    "entry=${entry%% *}; engine=$(cat /proc/$entry/task/$entry/children); kill -9 ${engine%% *}"
+)
+KILL_DOCKERD = "kill -9 $(systemctl show --property=MainPID --value docker)"
+
+
+@pytest.mark.parametrize(
+    ("fault", "node", "script", "why"),
+    [
+        ("kill -9 of the head's engine", 1, KILL_ENGINE, "killed by signal 9"),
+        ("kill -9 of a worker's engine", 2, KILL_ENGINE, "killed by signal 9"),
+        ("kill -9 of a worker's container", 3, f"docker kill {UNIT}", "SIGKILL"),
+        ("kill -9 of the head's container", 1, f"docker kill {UNIT}", "SIGKILL"),
+        (
+            "kill -9 of docker run on a worker",
+            2,
+            f"kill -9 $(systemctl show --property=MainPID --value {UNIT})",
+            "systemd: signal|SIGKILL",
+        ),
+        ("kill -9 of dockerd on a worker", 2, KILL_DOCKERD, "lost the Docker Engine"),
+        ("kill -9 of dockerd on the head", 1, KILL_DOCKERD, "lost the Docker Engine"),
+    ],
+)
+@pytest.mark.usefixtures("served")
+def test_a_kill_restarts_all_ranks_and_its_reason_is_kept(
+    tmp_path: Path, fault: str, node: int, script: str, why: str
+) -> None:
+    before = restarts()
+    with watched(tmp_path) as watch:
+        act(node, script)
+        until("the restart of every rank", lambda: all(a > b for a, b in zip(restarts(), before, strict=True)))
+        until("served again", tokens)
+        again = time.monotonic() - watch.since
+        until("the probe sees it", lambda: watch.seen and watch.seen[-1][1] == "ready" and watch.seen[-1][0] > again)
+    note(fault, watch, again=again, reason=reason(node)["reason"])
+
+    assert re.search(why, reason(node)["reason"]), reason(node)
+    # A Docker Engine that comes back may end its containers with SIGTERM: a stop on request, which keeps no reason.
+    others = [reason(other)["reason"] for other in NODES if other != node and "dockerd" not in fault]
+    assert all("restarting with the others: rank" in each for each in others), others
+    assert [after - was for after, was in zip(restarts(), before, strict=True)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("node", [3, 1], ids=["worker", "head"])
+@pytest.mark.usefixtures("served")
+def test_a_node_without_power_stops_all_and_its_boot_serves_again(tmp_path: Path, node: int) -> None:
+    with watched(tmp_path) as watch:
+        lab("kill", str(node))
+        until("the probe says so", lambda: watch.first("dead", "degraded")[1] or watch.first("starting")[1])
+        rest = [other for other in NODES if other != node]
+        until("the others let go", lambda: all("ranks gathered" in tail(n) or "waiting for" in tail(n) for n in rest))
+        let_go = time.monotonic() - watch.since
+        assert tokens() == 0
+        booted = time.monotonic()
+        lab("boot", str(node))
+        until("served again", tokens)
+        again = time.monotonic() - booted
+    note(f"power-off of {'a worker' if node > 1 else 'the head'}", watch, let_go=let_go, again_after_boot=again)
+
+
+def tail(node: int) -> str:
+    """Return the newest lines of a rank's log."""
+    return on(node, f"journalctl --unit={UNIT} --output=cat --lines=3")
+
+
+@pytest.mark.usefixtures("served")
+def test_all_nodes_without_power_serve_again_whatever_the_order_of_their_boots() -> None:
+    for node in NODES:
+        lab("kill", str(node))
+    for node in (3, 2):
+        lab("boot", str(node))
+    time.sleep(5)
+    assert tokens() == 0
+    start = time.monotonic()
+    lab("boot", "1")
+    until("served again", tokens)
+    note("power-off of all, boot of workers first", None, again_after_boot=time.monotonic() - start)
+
+
+@pytest.mark.usefixtures("served")
+def test_a_cut_of_five_seconds_is_survived(tmp_path: Path) -> None:
+    before = restarts()
+    with watched(tmp_path) as watch:
+        lab("cut", "3", "--net", "fabric")
+        time.sleep(5)
+        lab("heal", "3", "--net", "fabric")
+        time.sleep(SILENCE_S + 5)
+    note("cut of the fabric for 5 s", watch, restarts=[a - b for a, b in zip(restarts(), before, strict=True)])
+    assert restarts() == before
+    assert tokens() == 3
+
+
+@pytest.mark.usefixtures("served")
+def test_a_lasting_cut_is_named_and_heals_with_the_cable(tmp_path: Path) -> None:
+    with watched(tmp_path) as watch:
+        lab("cut", "3", "--net", "fabric")
+        until(
+            "the cut rank names the cable", lambda: "has no carrier" in on(3, f"journalctl --unit={UNIT} -n 20 -o cat")
+        )
+        until("the head waits", lambda: "waiting for rank 2, gx10-3" in tail(1))
+        waits = time.monotonic() - watch.since
+        until("the probe says so", lambda: watch.first("dead", "degraded")[1])
+        # Refused starts cost nothing: the unit still tries after more of them than restarts are allowed.
+        time.sleep(25)
+        kept = reason(3)["reason"]
+        healed = time.monotonic()
+        lab("heal", "3", "--net", "fabric")
+        until("served again", tokens)
+        again = time.monotonic() - healed
+    note("cut of the fabric for good", watch, waits=waits, again_after_heal=again, reason=kept)
+    assert "has no carrier; check the cable" in kept
+
+
+@pytest.mark.usefixtures("served")
+def test_a_full_log_volume_stops_nothing(tmp_path: Path) -> None:
+    full = (
+        "mount -t tmpfs -o size=16m tmpfs /var/log/journal && systemctl restart systemd-journald && "
+        "dd if=/dev/zero of=/var/log/journal/filler bs=64k >/dev/null 2>&1; :"
+    )
+    state = "mkdir -p /var/lib/gb10/engine && mount -t tmpfs -o size=64k tmpfs /var/lib/gb10/engine; "
+    state += "dd if=/dev/zero of=/var/lib/gb10/engine/filler bs=4k >/dev/null 2>&1; :"
+    act(2, full)
+    assert "100%" in on(2, "df /var/log/journal")
+    act(2, state)
+    try:
+        with watched(tmp_path) as watch:
+            act(2, KILL_ENGINE)
+            until("the head's rank ends", lambda: tokens() == 0, 20)
+            until("served again", tokens)
+            again = time.monotonic() - watch.since
+            time.sleep(6)
+        note("full disk on the log and state volumes of a worker", watch, again=again)
+    finally:
+        act(2, "umount /var/lib/gb10/engine; umount -l /var/log/journal; systemctl restart systemd-journald")
+    assert watch.seen[-1][1] in ("ready", "starting")
+
+
+def test_the_lab_lets_nobody_jump_the_clock() -> None:
+    """What the lab cannot show is said: all waits of the engine's programs use clocks that do not jump."""
+    assert "not permitted" in on(2, "LC_ALL=C date --set='+1 hour' 2>&1 || true")
+    for name in ("engine_entry.py", "engine_prestart.py"):
+        text = (REPO / "roles" / "engine" / "files" / name).read_text(encoding="utf-8")
+        assert "time.time()" not in text
+
+
+@pytest.mark.parametrize(
+    ("fail", "state", "words"),
+    [
+        ("no-tokens", "wedged", "accepts a completion and yields no token"),
+        ("wrong-model", "wrong_model", "serves gb10-lab-stand-in/another-model"),
+        ("hang-at-load", "starting", "loading weights"),
+        ("die-after:1@2", "dead", "was told to die now"),
+    ],
+)
+def test_what_the_probe_says_of_each_way_to_fail(tmp_path: Path, fail: str, state: str, words: str) -> None:
+    # As after a reboot: the units are there, and an engine behaves otherwise than when it was proven.
+    if UNIT not in on(1, "docker ps --format '{{.Names}}'"):
+        play("change", which="native")
+    cache = "/var/lib/gb10/cache/*/gb10-standin-fail"
+    folder = on(1, "ls -d /var/lib/gb10/cache/*/ | head -1").strip()
+    for node in NODES:
+        on(node, f"mkdir -p {folder} && echo {fail} > {folder}/gb10-standin-fail")
+    try:
+        for node in NODES:
+            on(node, f"systemctl restart --no-block {UNIT}")
+        time.sleep(2)
+        with watched(tmp_path) as watch:
+            seen = until("the probe says so", lambda: watch.first(state)[1] and words in watch.first(state)[2], 60)
+        note(f"stand-in told to {fail}", watch, seen=seen)
+    finally:
+        for node in NODES:
+            on(node, f"rm -f {cache}; rm -f /run/gb10/engine/stand-native.starts; systemctl restart --no-block {UNIT}")
+    until("served again", tokens)
+
+
+@pytest.mark.usefixtures("served")
+def test_an_engine_that_always_dies_is_given_up_with_its_reason_and_starts_again_by_hand(tmp_path: Path) -> None:
+    folder = on(1, "ls -d /var/lib/gb10/cache/*/ | head -1").strip()
+    for node in NODES:
+        on(node, f"echo die-at-load@0 > {folder}/gb10-standin-fail")
+    act(1, KILL_ENGINE)
+    start = time.monotonic()
+    try:
+        until("the head gives up", lambda: "failed" in on(1, f"systemctl is-active {UNIT}", check=False), 180)
+        gave_up = time.monotonic() - start
+        state, words = Watch(tmp_path).look()
+        time.sleep(15)
+        assert on(1, f"systemctl is-active {UNIT}", check=False).strip() == "failed"
+        assert UNIT not in on(1, "docker ps --format '{{.Names}}'")
+    finally:
+        for node in NODES:
+            on(node, f"rm -f {folder}/gb10-standin-fail")
+    kept = reason(1)
+    note("an engine that always dies", None, gave_up=gave_up, state=state, words=words, reason=kept["reason"])
+    assert kept["reason"].startswith("gave up: 5 starts in ")
+    assert "was told to die while it loads weights" in json.dumps(kept["before"])
+    assert (state, "was told to die while it loads weights" in words) == ("dead", True), words
+    for node in NODES:
+        on(node, f"systemctl reset-failed {UNIT} 2>/dev/null; systemctl start --no-block {UNIT}")
+    until("served again", tokens)
+
+
+@pytest.mark.usefixtures("served")
+def test_degraded_is_said_of_an_engine_whose_parser_fails(tmp_path: Path) -> None:
+    start = time.monotonic()
+    state, words = Watch(tmp_path).look({"tool_call": "true"})
+    note("a parser's canary fails", None, state=state, words=words, seconds=time.monotonic() - start)
+    assert (state, "tool_call canary failed" in words) == ("degraded", True), words
+
+
+STEPS = (
+    "Write what this rank runs",
+    "Write the rank's environment",
+    "Stop every engine on every node",
+    "Start each rank",
+    "Prove every rank",
+    "Keep it as the active model",
+)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.usefixtures("served")
+def test_a_controller_that_dies_in_a_swap_leaves_what_the_next_run_heals(step: str) -> None:
+    with subprocess.Popen(
+        play_command("change", which="ray"),
+        cwd=REPO,
+        env=play_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("TASK") and step in line:
+                break
+        else:
+            raise AssertionError(f"the run has no step '{step}'")
+        time.sleep(0.5)
+        os.killpg(run.pid, signal.SIGKILL)
+    start = time.monotonic()
+    play("change", which="ray")
+    note(f"controller killed at: {step}", None, healed=time.monotonic() - start)
+    for node in NODES:
+        assert on(node, "docker ps --all --format '{{.Names}}'").split() == ["vllm-stand-ray"]
+        assert on(node, f"systemctl is-enabled {UNIT}", check=False).strip() == "disabled"
+    play("change", which="native")
+
+
+def leftovers(node: int) -> dict[str, str]:
+    """Return what a swap might leave behind on a node, told by programs that are not ours."""
+    return {
+        "containers": on(node, "docker ps --all --format '{{.Names}}' | sort"),
+        "units": on(node, "ls /etc/systemd/system | grep vllm- | sort; systemctl list-units --all 'vllm-*' --plain "
+                    "--no-legend | awk '{print $1, $3}' | sort"),
+        "mounts": on(node, "findmnt --raw --noheadings --output TARGET | sed 's#/[0-9a-f]\\{64\\}#/<id>#' | sort"),
+        "ports": on(node, "ss -Hltn | awk '{print $4}' | sort"),
+        "files": on(node, "find /tmp /run/gb10 /etc/gb10 /var/lib/gb10/engine /usr/local/lib/gb10 "
+                    "-not -path '*/systemd-private*' -not -name 'ansible*' | sort"),
+        "images": on(node, "docker images --quiet | sort"),
+        "volumes": on(node, "docker volume ls --quiet | sort"),
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("served")
+def test_twenty_swaps_leave_nothing() -> None:
+    play("change", which="ray")
+    play("change", which="native")
+    before = {node: leftovers(node) for node in NODES}
+    start = time.monotonic()
+    for _round in range(10):
+        play("change", which="ray")
+        play("change", which="native")
+    note("20 swaps", None, seconds=time.monotonic() - start)
+    assert {node: leftovers(node) for node in NODES} == before
