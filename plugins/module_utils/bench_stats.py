@@ -256,8 +256,11 @@ def parse_samples(text: str) -> dict[str, float]:
     """Return the figures of /metrics by name, summed over their labels, without the prefix of vLLM."""
     sums: dict[str, float] = {}
     for line in text.splitlines():
+        # Most lines are buckets of histograms, and this runs while tokens are timed.
+        if not line.startswith("vllm:") or "_bucket{" in line:
+            continue
         found = _SAMPLE.match(line)
-        if found and found.group("name").startswith("vllm:"):
+        if found:
             try:
                 value = float(found.group("value"))
             except ValueError:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 CONNECT_LIMIT_S = 30.0
 QUESTION_LIMIT_S = 120.0
 """For what the server answers without the engine: /tokenize of 200 000 tokens takes seconds, not minutes."""
-PAUSE_S = 0.25
+PAUSE_S = 0.5
 """Between two looks at /metrics."""
 
 

@@ -231,5 +231,6 @@ def test_rounds_of_the_engines_own_figures() -> None:
 
 
 def test_figures_are_summed_over_engines() -> None:
-    text = 'vllm:num_requests_running{engine="0"} 2\nvllm:num_requests_running{engine="1"} 3.5\n'
+    text = 'vllm:x_bucket{le="1"} 7\n'
+    text += 'vllm:num_requests_running{engine="0"} 2\nvllm:num_requests_running{engine="1"} 3.5\n'
     assert parse_samples(text) == {"num_requests_running": 5.5}

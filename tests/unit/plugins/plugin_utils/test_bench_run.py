@@ -157,7 +157,7 @@ def test_the_engines_figures_are_read_around_each_burst() -> None:
             again.feed_data(await reader.readexactly(int(length.group(1)) if length else 0))
             return await super()._request(again, writer)
 
-    server = Telling(Behaviour(0.7))
+    server = Telling(Behaviour(1.4))
 
     async def work() -> dict[str, Any]:
         async with recording(server) as client:
