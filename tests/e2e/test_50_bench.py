@@ -34,8 +34,9 @@ SLOTS = 16
 @pytest.fixture(scope="module")
 def served() -> str:
     """Return the model that is served now, as the catalogue names it."""
-    (served,) = harness.served_models()
-    return served.removeprefix("lab/")
+    models = harness.served_models()
+    assert len(models) == 1, f"a model must be served before it can be measured; the endpoint lists {models}"
+    return models[0].removeprefix("lab/")
 
 
 @pytest.fixture(scope="module")
