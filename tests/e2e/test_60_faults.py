@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -447,6 +447,16 @@ def test_degraded_is_said_of_an_engine_whose_parser_fails(tmp_path: Path) -> Non
     assert (state, "tool_call canary failed" in words) == ("degraded", True), words
 
 
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that it has started, itself first."""
+    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
+    parents = {int(row.split()[0]): int(row.split()[1]) for row in rows}
+    found = [pid]
+    for each in found:
+        found.extend(child for child, parent in parents.items() if parent == each)
+    return found
+
+
 STEPS = (
     "Write what this rank runs",
     "Write the rank's environment",
@@ -476,7 +486,10 @@ def test_a_controller_that_dies_in_a_swap_leaves_what_the_next_run_heals(step: s
         else:
             raise AssertionError(f"the run has no step '{step}'")
         time.sleep(0.5)
-        os.killpg(run.pid, signal.SIGKILL)
+        # Ansible's workers have sessions of their own; without power the controller has none of them.
+        for pid in descendants(run.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     start = time.monotonic()
     play("change", which="ray")
     note(f"controller killed at: {step}", None, healed=time.monotonic() - start)
