@@ -287,7 +287,8 @@ def plan_node(
     loopback = [["127.0.0.1", port + 1 + number] for number in range(tunnels)]
     origin = [{"name": "the control node", "rails": loopback, "position": None}] if tunnels else []
     return {
-        "listen": rails[name],
+        # One node alone has nobody to serve, and the address that it is known by need not be its own.
+        "listen": rails[name] if len(chain) > 1 else [],
         "allow": sorted({address for each in rails.values() for address in each} | {"127.0.0.1"}),
         "sources": origin + peers if scatter else peers + origin,
         "scatter": {"of": len(chain), "position": place} if scatter else {"of": 0, "position": 0},

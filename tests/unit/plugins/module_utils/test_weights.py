@@ -218,6 +218,12 @@ def test_each_node_of_a_chain_asks_the_one_before_it_and_falls_back_to_those_bef
         assert set(plan["allow"]) == {*addresses.values(), "127.0.0.1"}
 
 
+def test_one_node_alone_listens_nowhere() -> None:
+    plan = weights.plan_node(["n0"], "n0", {"n0": "spark.example"}, 5081, tunnels=1)
+    assert plan["listen"] == []
+    assert [source["name"] for source in plan["sources"]] == ["the control node"]
+
+
 def test_both_rails_are_listened_on_and_asked() -> None:
     addresses = {"a": ["10.0.0.1", "10.0.1.1"], "b": ["10.0.0.2", "10.0.1.2"]}
     plan = weights.plan_node(["a", "b"], "b", addresses, 5081)
