@@ -120,20 +120,19 @@ def queueing(requests: Sequence[Request], slots: int | None) -> Queueing:
         return Queueing({}, "the number of slots (max-num-seqs) is not known")
     waited: dict[int, float] = {}
     ends: list[float] = []
-    started = [each for each in requests if each.first_s is not None]
-    for each in sorted(started, key=lambda request: (request.first_s, request.sent_s)):
+    started = [(each.first_s, each.sent_s, each) for each in requests if each.first_s is not None]
+    for first_s, _sent_s, each in sorted(started, key=lambda entry: entry[:2]):
         admitted = each.sent_s
         if len(ends) >= slots:
             free = heapq.heappop(ends)
             admitted = max(each.sent_s, free)
-        assert each.first_s is not None
-        if admitted > each.first_s + SLOT_SLACK_S:
+        if admitted > first_s + SLOT_SLACK_S:
             return Queueing(
                 {},
-                f"request {each.number} had its first token {admitted - each.first_s:.2f} s before one of {slots} "
+                f"request {each.number} had its first token {admitted - first_s:.2f} s before one of {slots} "
                 "slots was free: the engine has more slots than that",
             )
-        admitted = min(admitted, each.first_s)
+        admitted = min(admitted, first_s)
         waited[each.number] = admitted - each.sent_s
         heapq.heappush(ends, each.ended_s)
     return Queueing(waited)

@@ -157,9 +157,8 @@ async def zero_work_server(behaviour: bench_server.Behaviour) -> AsyncIterator[s
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise BenchError("The local server that measures the client has no pipes.")
     try:
         line = await asyncio.wait_for(process.stdout.readline(), 30)
         try:

@@ -207,7 +207,7 @@ class Engine:
 
         :raises MemoryError: when all was taken and nobody did.
         """
-        taken = []
+        taken: list[bytes] = []
         while len(taken) * 32 < gib * 1024:
             taken.append(b"x" * (32 << 20))
             time.sleep(0.05)

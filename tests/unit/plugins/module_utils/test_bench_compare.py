@@ -30,14 +30,14 @@ SPEC: dict[str, Any] = {
 NODE = {"arch": "aarch64", "kernel": "6.14", "driver": "580.95", "memory_gib": 119}
 
 
-def print_of(spec: dict[str, Any] = SPEC, **changes: Any) -> dict[str, Any]:
+def print_of(spec: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
         "image": "i",
         "vllm_version": "0.22.1",
         "nodes": {"n1": NODE, "n2": NODE},
         "command": ["serve"],
     }
-    return fingerprint(spec, **{**given, **changes})
+    return fingerprint(SPEC if spec is None else spec, **{**given, **changes})
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,8 @@ def test_requests_with_the_same_hashes_begin_alike_and_end_apart() -> None:
 
 def test_a_request_shorter_than_its_blocks_is_cut() -> None:
     build = trace_prompt(row(1, 2, 3), 0, 0.8)
-    assert build(1100, "").startswith(build(100, "").split("\n\n")[0])
-    assert len(build(100, " a").split("\n\n")[0].split()) == 101
+    assert build(1100, "").startswith(build(100, "").partition("\n\n")[0])
+    assert len(build(100, " a").partition("\n\n")[0].split()) == 101
 
 
 def test_the_command_of_the_published_replays() -> None:
