@@ -91,6 +91,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils.image_assert import PROBE, verdict
 from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils.image_store import tag_file
 
 
 def inside(module: AnsibleModule, tag: str, python: str, code: str, *args: str) -> tuple[Any, ...]:
@@ -137,7 +138,7 @@ def main() -> None:
             module.exit_json(changed=True, msg=f"{tag} is not built yet; it would be checked.")
         module.fail_json(msg=f"{tag} is not on this node: {err.strip()}", errors=[err.strip()])
     mark = identity(json.loads(out)[0])
-    record = records / f"{tag.replace('/', '_').replace(':', '@')}.json"
+    record = records / tag_file(tag)
     known: dict[str, Any] = {}
     if record.is_file():
         try:

@@ -21,6 +21,10 @@ options:
     description: Where verified images are recorded.
     type: path
     required: true
+  units_dir:
+    description: Where units are rendered.
+    type: path
+    default: /etc/systemd/system
 attributes:
   check_mode:
     description: Can run in check mode.
@@ -64,6 +68,15 @@ size_mib:
   description: Unpacked size in MiB.
   returned: always
   type: float
+record:
+  description: What is recorded of this identity, such as the versions found inside; empty when it is not verified.
+  returned: always
+  type: dict
+needed:
+  description: Images that this node's engine units name, whether they run or not.
+  returned: always
+  type: list
+  elements: str
 """
 
 import json
@@ -73,11 +86,13 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils.image_store import tag_file, units_images
 
 
 def read_image(module: AnsibleModule, tag: str, records_dir: str) -> dict[str, Any]:
     """Return what this node knows of an image."""
     state: dict[str, Any] = {"docker": False, "present": False, "identity": "", "verified": False, "size_mib": 0.0}
+    state["record"] = {}
     docker = module.get_bin_path("docker")
     if docker is None:
         return state
@@ -90,13 +105,22 @@ def read_image(module: AnsibleModule, tag: str, records_dir: str) -> dict[str, A
         return state
     inspected = json.loads(out)[0]
     state.update(present=True, identity=identity(inspected), size_mib=round(inspected.get("Size", 0) / 2**20, 1))
-    record = Path(records_dir) / f"{tag.replace('/', '_').replace(':', '@')}.json"
+    record = Path(records_dir) / tag_file(tag)
     if record.is_file():
         try:
-            state["verified"] = json.loads(record.read_text(encoding="utf-8"))["identity"] == state["identity"]
+            known = json.loads(record.read_text(encoding="utf-8"))
+            state["verified"] = known["identity"] == state["identity"]
         except (ValueError, KeyError):
             state["verified"] = False
+        if state["verified"]:
+            state["record"] = known
     return state
+
+
+def unit_texts(folder: Path) -> list[str]:
+    """Return the text of each engine unit that this collection rendered."""
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("vllm-*.service"))]
+    return [text for text in texts if text.startswith("# Rendered by gb10.cluster")]
 
 
 def main() -> None:
@@ -105,10 +129,15 @@ def main() -> None:
         argument_spec={
             "tag": {"type": "str", "required": True},
             "records_dir": {"type": "path", "required": True},
+            "units_dir": {"type": "path", "default": "/etc/systemd/system"},
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, **read_image(module, module.params["tag"], module.params["records_dir"]))
+    module.exit_json(
+        changed=False,
+        needed=units_images(unit_texts(Path(module.params["units_dir"]))),
+        **read_image(module, module.params["tag"], module.params["records_dir"]),
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_prune
+short_description: Remove the images that nothing needs any more, by exact name
+version_added: 0.1.0
+description:
+  - Looks at the images that this collection built and at no other, and removes each that is neither current
+    nor named by a unit nor used by a container, running or stopped, nor among the newest O(retain) of its name.
+  - Refused images go as soon as nothing uses them.
+  - Removes exact names without force, and never prunes; layers of the store that no manifest names go as well.
+options:
+  current:
+    description: The image that is proven on every member.
+    type: str
+    required: true
+  needed:
+    description: Images that a unit on any node names.
+    type: list
+    elements: str
+    default: []
+  retain:
+    description: How many others of each name stay, the newest.
+    type: int
+    default: 1
+  records_dir:
+    description: Where verified images are recorded.
+    type: path
+    required: true
+  store_dir:
+    description: Where layers for other nodes are kept.
+    type: path
+    required: true
+attributes:
+  check_mode:
+    description: Can run in check mode.
+    support: full
+  diff_mode:
+    description: Shows the names before and after.
+    support: full
+  idempotent:
+    description: What is within the policy is left alone.
+    support: full
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Remove images that nothing needs
+  gb10.cluster.image_prune:
+    current: gb10/vllm-node:0123456789ab
+    needed: [gb10/vllm-node-mimo:ba9876543210]
+    retain: 1
+    records_dir: /var/lib/gb10/images
+    store_dir: /var/lib/gb10/image-store
+"""
+
+RETURN = r"""
+removed:
+  description: Exact names that were removed or would be.
+  returned: always
+  type: list
+  elements: str
+kept:
+  description: Name → why it stays.
+  returned: always
+  type: dict
+freed_mib:
+  description: What left the store, in MiB; what the Docker Engine freed is not counted.
+  returned: always
+  type: float
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.image_store import MIB, tag_file, to_remove, unreferenced
+
+
+def built_images(module: AnsibleModule) -> list[dict[str, Any]]:
+    """Return each name of each image that carries this collection's label."""
+    _code, out, _err = module.run_command(
+        ["docker", "image", "ls", "--quiet", "--no-trunc", "--filter", "label=gb10.image"]
+    )
+    ids = sorted(set(out.split()))
+    if not ids:
+        return []
+    _code, out, _err = module.run_command(["docker", "image", "inspect", *ids], check_rc=True)
+    images = []
+    for image in json.loads(out):
+        _code, used, _err = module.run_command(
+            ["docker", "ps", "--all", "--quiet", "--filter", f"ancestor={image['Id']}"]
+        )
+        images += [
+            {
+                "tag": tag,
+                "name": image["Config"]["Labels"]["gb10.image"],
+                "created": image["Created"],
+                "containers": len(used.split()),
+            }
+            for tag in image.get("RepoTags") or []
+        ]
+    return images
+
+
+def prune_store(store: Path, gone: list[str], check_mode: bool) -> int:
+    """Remove the manifests of images that are gone, then the layers that no manifest names; return the bytes."""
+    manifests = []
+    for path in sorted((store / "images").glob("*.json")):
+        if path.name in [tag_file(tag) for tag in gone]:
+            if not check_mode:
+                path.unlink()
+            continue
+        try:
+            manifests.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError:
+            continue
+    freed = 0
+    for name in unreferenced((path.name for path in (store / "layers").glob("*")), manifests):
+        path = store / "layers" / name
+        freed += path.stat().st_size
+        if not check_mode:
+            path.unlink()
+    return freed
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "current": {"type": "str", "required": True},
+            "needed": {"type": "list", "elements": "str", "default": []},
+            "retain": {"type": "int", "default": 1},
+            "records_dir": {"type": "path", "required": True},
+            "store_dir": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    want = module.params
+    if module.get_bin_path("docker") is None:
+        module.exit_json(changed=False, removed=[], kept={}, freed_mib=0.0)
+    images = built_images(module)
+    remove, kept = to_remove(images, want["current"], want["needed"], want["retain"])
+    if not module.check_mode:
+        for tag in remove:
+            code, _out, err = module.run_command(["docker", "rmi", tag])
+            if code != 0:
+                module.fail_json(msg=f"{tag} cannot be removed: {err.strip()}")
+            (Path(want["records_dir"]) / tag_file(tag)).unlink(missing_ok=True)
+    freed = prune_store(Path(want["store_dir"]), remove, module.check_mode)
+    names = sorted(image["tag"] for image in images)
+    module.exit_json(
+        changed=bool(remove or freed),
+        removed=remove,
+        kept=kept,
+        freed_mib=round(freed / MIB, 1),
+        diff={
+            "before": "".join(f"{name}\n" for name in names),
+            "after": "".join(f"{name}\n" for name in names if name not in remove),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+#!/usr/bin/python
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_room
+short_description: Refuse an image that does not fit a node's disk, before a byte moves
+version_added: 0.1.0
+description:
+  - Counts what the node lacks of an image, and what that takes while it arrives.
+  - Fails with the node's name and the shortfall when it does not fit.
+options:
+  tag:
+    description: The image.
+    type: str
+    required: true
+  node:
+    description: The node's name, for the message.
+    type: str
+    required: true
+  layers:
+    description: C(diff_id), C(bytes) and C(file_bytes) of each layer, from the base up.
+    type: list
+    elements: dict
+    required: true
+  transport:
+    description: How the image arrives.
+    type: str
+    choices: [layers, tarball]
+    default: layers
+  whole_mib:
+    description: The image's unpacked size in MiB, for O(transport=tarball).
+    type: float
+    default: 0
+  spool_dir:
+    description: Where compressed layers arrive.
+    type: path
+    required: true
+  reserve_gib:
+    description: What must stay free, in GiB.
+    type: float
+    default: 0
+attributes:
+  check_mode:
+    description: Can run in check mode.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+  idempotent:
+    description: Changes nothing.
+    support: full
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+"""
+
+EXAMPLES = r"""
+- name: Refuse what does not fit
+  gb10.cluster.image_room:
+    tag: gb10/vllm-node:0123456789ab
+    node: "{{ inventory_hostname }}"
+    layers: "{{ offer.layers }}"
+    spool_dir: /var/lib/gb10/incoming
+    reserve_gib: 10
+"""
+
+RETURN = r"""
+lacking:
+  description: Diff ids of the layers that the node lacks.
+  returned: success
+  type: list
+  elements: str
+lacking_mib:
+  description: What is to be sent to the node, in MiB.
+  returned: success
+  type: float
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils.image_store import (
+    GIB,
+    MIB,
+    chain_ids,
+    lacking,
+    no_room,
+    room_needed,
+)
+
+
+def held_chains(module: AnsibleModule, root: Path, wanted: list[str]) -> set[str]:
+    """Return the chain ids of layers that this node has, those of an interrupted pull included."""
+    layers = root / "image" / "overlay2" / "layerdb" / "sha256"
+    held = {chain for chain in wanted if (layers / chain.partition(":")[2]).is_dir()}
+    _code, out, _err = module.run_command(["docker", "image", "ls", "--quiet", "--no-trunc"])
+    if out.split():
+        _code, out, _err = module.run_command(["docker", "image", "inspect", *sorted(set(out.split()))])
+        for image in json.loads(out or "[]"):
+            held.update(chain_ids(image["RootFS"].get("Layers") or []))
+    return held
+
+
+def existing(path: Path) -> Path:
+    """Return the nearest directory above a path that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "tag": {"type": "str", "required": True},
+            "node": {"type": "str", "required": True},
+            "layers": {"type": "list", "elements": "dict", "required": True},
+            "transport": {"type": "str", "choices": ["layers", "tarball"], "default": "layers"},
+            "whole_mib": {"type": "float", "default": 0},
+            "spool_dir": {"type": "path", "required": True},
+            "reserve_gib": {"type": "float", "default": 0},
+        },
+        supports_check_mode=True,
+    )
+    want = module.params
+    if module.get_bin_path("docker") is None and module.check_mode:
+        module.exit_json(changed=False, lacking=[], lacking_mib=0.0)
+    code, out, err = module.run_command(["docker", "info", "--format", "{{.DockerRootDir}}"])
+    if code != 0:
+        module.fail_json(msg=f"{want['node']}: the Docker Engine does not answer: {err.strip()}")
+    root, spool = existing(Path(out.strip())), existing(Path(want["spool_dir"]))
+    held = held_chains(module, root, chain_ids(layer["diff_id"] for layer in want["layers"]))
+    missing = lacking(want["layers"], held)
+    below_docker, below_spool = room_needed(missing, want["transport"], int(want["whole_mib"] * MIB))
+    disks = [(str(root), below_docker, shutil.disk_usage(root).free)]
+    if root.stat().st_dev == spool.stat().st_dev:
+        disks = [(str(root), below_docker + below_spool, disks[0][2])]
+    else:
+        disks.append((str(spool), below_spool, shutil.disk_usage(spool).free))
+    problems = no_room(want["node"], want["tag"], disks, int(want["reserve_gib"] * GIB))
+    if problems:
+        module.fail_json(msg="\n".join(problems))
+    module.exit_json(
+        changed=False,
+        lacking=[layer["diff_id"] for layer in missing],
+        lacking_mib=round(sum(layer["file_bytes"] for layer in missing) / MIB, 1),
+    )
+
+
+if __name__ == "__main__":
+    main()

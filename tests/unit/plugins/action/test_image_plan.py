@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image is made of: its wheels, its fingerprint, its build context, and every reason to refuse it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.action import image_plan
+
+WHEEL = "vllm-0.32.0-py3-none-any.whl"
+IMAGES: dict[str, Any] = {
+    "vllm-node": {
+        "base": "ubuntu:24.04",
+        "vllm_version": "0.32.0",
+        "steps": [
+            {"name": "vllm", "wheels": ["vllm-0.32.0-*.whl"]},
+            {"name": "torch", "requirements": ["torch==2.11.0"], "pip_args": ["--no-deps", "--force-reinstall"]},
+        ],
+        "assertions": {"torch": "2.11.0+cu130"},
+    }
+}
+
+
+class Task:
+    check_mode = False
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    (folder / WHEEL).write_bytes(b"wheel")
+    return folder
+
+
+def plan(tmp_path: Path, images: dict[str, Any], check: bool = False, **more: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the plan and the errors, as the plugin makes them of a task's arguments."""
+    plugin = image_plan.ActionModule.__new__(image_plan.ActionModule)
+    plugin._task = Task()
+    plugin._task.check_mode = check
+    arguments = {
+        "name": "vllm-node",
+        "images": images,
+        "mods": [],
+        "mods_dir": str(Path(image_plan.__file__).parents[2] / "mods"),
+        "overlays_dir": str(tmp_path / "overlays"),
+        "wheels_dir": str(tmp_path / "wheels"),
+        "require_wheels": True,
+        "context_dir": str(tmp_path / "context"),
+        **more,
+    }
+    found: tuple[dict[str, Any], list[str]] = plugin._plan(arguments)
+    return found
+
+
+def changed(**step: Any) -> dict[str, Any]:
+    """Return the images with other values in the first step."""
+    images = copy.deepcopy(IMAGES)
+    images["vllm-node"]["steps"][0].update(step)
+    return images
+
+
+def test_a_plan_and_its_context(tmp_path: Path, wheels: Path) -> None:
+    found, errors = plan(tmp_path, IMAGES)
+    assert errors == []
+    assert found["tag"] == f"gb10/vllm-node:{found['fingerprint'][:12]}"
+    assert found["files"] == {f"wheels/vllm/{WHEEL}": hashlib.sha256(b"wheel").hexdigest()}
+    context = tmp_path / "context"
+    assert (context / "wheels" / "vllm" / WHEEL).resolve() == (wheels / WHEEL).resolve()
+    dockerfile = (context / "Dockerfile").read_text(encoding="utf-8")
+    assert dockerfile == found["dockerfile"]
+    assert f'gb10.fingerprint="{found["fingerprint"]}"' in dockerfile
+    # torch is forced in a layer of its own, after vLLM.
+    assert dockerfile.index("# vllm\n") < dockerfile.index("# torch\n") < dockerfile.index("torch==2.11.0")
+
+
+def test_the_same_inputs_have_the_same_fingerprint(tmp_path: Path, wheels: Path) -> None:
+    before = plan(tmp_path, IMAGES)[0]["fingerprint"]
+    (wheels / "unrelated-1.0-py3-none-any.whl").write_bytes(b"x")
+    assert plan(tmp_path, copy.deepcopy(IMAGES))[0]["fingerprint"] == before
+
+
+@pytest.mark.usefixtures("wheels")
+@pytest.mark.parametrize("what", ["wheel", "step", "base", "mod"])
+def test_other_inputs_have_another_fingerprint(tmp_path: Path, what: str) -> None:
+    before = plan(tmp_path, IMAGES)[0]["fingerprint"]
+    images = copy.deepcopy(IMAGES)
+    mods: list[str] = []
+    if what == "wheel":
+        (tmp_path / "wheels" / WHEEL).write_bytes(b"other")
+    elif what == "step":
+        images["vllm-node"]["steps"][1]["requirements"] = ["torch==2.11.1"]
+    elif what == "base":
+        images["vllm-node"]["base"] = "ubuntu:26.04"
+    else:
+        mods = ["gpu-mem-util-gb"]
+    found, errors = plan(tmp_path, images, mods=mods)
+    assert errors == []
+    assert found["fingerprint"] != before
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_mod_is_the_last_layer(tmp_path: Path) -> None:
+    found, errors = plan(tmp_path, IMAGES, mods=["gpu-mem-util-gb"])
+    assert errors == []
+    assert found["dockerfile"].index("apply_mods.py --mods-dir") > found["dockerfile"].index("torch==2.11.0")
+    assert set(found["probes"]) == {"gpu-mem-util-gb"}
+    assert (tmp_path / "context" / "mods" / "plan.json").is_file()
+
+
+@pytest.mark.usefixtures("wheels")
+def test_in_check_mode_nothing_is_laid_out(tmp_path: Path) -> None:
+    assert plan(tmp_path, IMAGES, check=True)[1] == []
+    assert not (tmp_path / "context").exists()
+
+
+def test_a_base_that_is_a_file_is_named_by_its_bytes(tmp_path: Path, wheels: Path) -> None:
+    del wheels
+    (tmp_path / "base.tar").write_bytes(b"root")
+    images = copy.deepcopy(IMAGES)
+    images["vllm-node"]["base_archive"] = str(tmp_path / "base.tar")
+    assert plan(tmp_path, images)[0]["base"] == f"gb10/base:{hashlib.sha256(b'root').hexdigest()[:12]}"
+    (tmp_path / "base.tar").unlink()
+    assert "base_archive" in plan(tmp_path, images)[1][0]
+
+
+def test_no_wheels_at_all_are_named_with_the_way_out(tmp_path: Path) -> None:
+    errors = plan(tmp_path, IMAGES)[1]
+    assert len(errors) == 1
+    assert errors[0].endswith("put those of image 'vllm-node' there, or set gb10_wheels_dir.")
+
+
+def test_an_image_can_be_shown_without_its_wheels(tmp_path: Path) -> None:
+    found, errors = plan(tmp_path, IMAGES, require_wheels=False)
+    assert errors == []
+    assert (found["tag"], len(found["lacking"])) == ("gb10/vllm-node:unbuilt", 1)
+    assert not (tmp_path / "context").exists()
+
+
+@pytest.mark.usefixtures("wheels")
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        ({"wheels": ["vllm-0.33.0-*.whl"]}, "wheel vllm-0.33.0-*.whl is missing. There is vllm-0.32.0"),
+        ({"wheel_hashes": {WHEEL: "0" * 64}}, "it is not the file that was proven"),
+        ({"overlays": ["patch.py"]}, "overlay patch.py is not in"),
+        ({"wheel": ["x"]}, "is not a known key. Did you mean 'wheels'"),
+        ({"name": "Bad Name"}, "must be lower-case letters"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_laid_out(tmp_path: Path, step: dict[str, Any], sentence: str) -> None:
+    errors = plan(tmp_path, changed(**step))[1]
+    assert any(sentence in error for error in errors), errors
+    assert not (tmp_path / "context").exists()
+
+
+@pytest.mark.usefixtures("wheels")
+def test_a_mod_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert any("nope" in error for error in plan(tmp_path, IMAGES, mods=["nope"])[1])
+
+
+def test_an_unknown_image_is_named_with_those_that_are_known(tmp_path: Path) -> None:
+    assert "Known: vllm-node" in plan(tmp_path, IMAGES, name="vllm-nod")[1][0]

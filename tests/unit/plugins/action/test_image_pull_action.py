@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control node's side of a pull: what it shows, and when it gives up."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.action import image_pull
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ('{"received": 5}\nactive\n', ({"received": 5}, True)),
+        ('{"received": 5}\ninactive\n', ({"received": 5}, False)),
+        ("\nactivating\n", ({}, True)),
+        ("{half\nactive\n", ({}, True)),
+        ("", ({}, False)),
+    ],
+)
+def test_a_look_at_a_node(text: str, parsed: tuple[dict[str, Any], bool]) -> None:
+    assert image_pull.parse_look(text) == parsed
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Screen:
+    """Keeps what would be shown."""
+
+    lines: list[str] = []  # noqa: RUF012
+
+    def display(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a plugin that looks at a node whose answers the test gives."""
+    monkeypatch.setattr(image_pull, "time", Clock())
+    monkeypatch.setattr(image_pull, "Display", Screen)
+    monkeypatch.setattr(Screen, "lines", [])
+    plugin = image_pull.ActionModule.__new__(image_pull.ActionModule)
+
+    def answer(looks: list[str]) -> list[str]:
+        commands: list[str] = []
+        left = iter(looks)
+        last = [""]
+
+        def execute(command: str) -> dict[str, str]:
+            commands.append(command)
+            if "image-pull.json" in command:
+                last[0] = next(left, last[0])
+                return {"stdout": last[0]}
+            return {"stdout": "Traceback: agent"}
+
+        monkeypatch.setattr(plugin, "_low_level_execute_command", execute, raising=False)
+        return commands
+
+    return plugin, answer
+
+
+def look(running: bool = True, **status: Any) -> str:
+    return f"{json.dumps(status)}\n{'active' if running else 'inactive'}\n"
+
+
+def test_bytes_are_shown_at_least_every_ten_seconds(watched: Any) -> None:
+    plugin, answer = watched
+    answer([look(received=n * 2**20, total=2**30) for n in range(30)] + [look(received=2**30, total=2**30, done=True)])
+    status, problem = plugin._watch("gx10-2", 600)
+    assert problem == ""
+    assert status["done"] is True
+    # 30 looks, 2 s apart: a line every 8 s, and the last one.
+    assert len(Screen.lines) == 8
+    assert Screen.lines[0].startswith("gx10-2: 4 of 1024 MiB received")
+    assert Screen.lines[-1].startswith("gx10-2: 1024 of 1024 MiB received")
+
+
+def test_a_pull_that_stands_still_is_given_up(watched: Any) -> None:
+    plugin, answer = watched
+    commands = answer([look(received=2**20, total=2**30)])
+    _status, problem = plugin._watch("gx10-2", 60)
+    assert problem.startswith("no byte was received or unpacked for 60 s (gx10-2: 1 of 1024 MiB received")
+    assert "systemctl stop gb10-image-pull.service" in commands
+
+
+def test_a_pull_that_only_unpacks_is_not_given_up(watched: Any) -> None:
+    plugin, answer = watched
+    answer([look(received=1, unpacked=n) for n in range(100)] + [look(done=True)])
+    assert plugin._watch("gx10-2", 60)[1] == ""
+
+
+def test_an_agent_that_died_is_quoted(watched: Any) -> None:
+    plugin, answer = watched
+    answer([look(running=False)])
+    _status, problem = plugin._watch("gx10-2", 60)
+    assert problem == "the image agent ended without a word; its journal says: Traceback: agent"
+
+
+def test_an_agent_that_failed_is_quoted(watched: Any) -> None:
+    plugin, answer = watched
+    answer([look(running=False, done=True, error="no room")])
+    assert plugin._watch("gx10-2", 60)[1] == "no room"

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image modules on directories of the test's own, with a docker that answers from a dictionary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils.image_store import chain_ids, units_images
+from ansible_collections.gb10.cluster.plugins.modules import (
+    image_backup,
+    image_info,
+    image_prune,
+    image_pull,
+    image_room,
+)
+
+TAG = "gb10/probe:0123456789ab"
+IMAGE = {"Id": "sha256:1", "Architecture": "arm64", "RootFS": {"Layers": ["sha256:a"]}, "Config": {"Env": ["A=1"]}}
+
+
+class EndedError(Exception):
+    """A module's last word."""
+
+    def __init__(self, failed: bool, result: dict[str, Any]) -> None:
+        super().__init__(result.get("msg", ""))
+        self.failed = failed
+        self.result = result
+
+
+class Module:
+    """Stands for AnsibleModule: given parameters, and a docker with images by name."""
+
+    check_mode = False
+
+    def __init__(self, params: dict[str, Any], images: dict[str, Any] | None = None) -> None:
+        self.params = params
+        self.images = images or {}
+        self.calls: list[list[str]] = []
+
+    def get_bin_path(self, name: str) -> str:
+        return name
+
+    def run_command(self, argv: list[str], **_options: Any) -> tuple[int, str, str]:
+        self.calls.append(argv)
+        if argv[1:3] == ["image", "ls"]:
+            return 0, "\n".join(str(image["Id"]) for image in self.images.values()), ""
+        if argv[1:3] == ["image", "inspect"]:
+            found = [image for name, image in self.images.items() if name in argv or image["Id"] in argv]
+            return (0, json.dumps(found), "") if found else (1, "", "No such image")
+        if argv[1] == "ps":
+            return (
+                0,
+                "\n".join(
+                    "c" for image in self.images.values() if argv[-1].endswith(image["Id"]) and image.get("used")
+                ),
+                "",
+            )
+        if argv[1] == "tag":
+            self.images[argv[3]] = self.images[argv[2]]
+        if argv[1] == "rmi":
+            self.images.pop(argv[2], None)
+        return 0, "", ""
+
+    def exit_json(self, **result: Any) -> None:
+        raise EndedError(False, result)
+
+    def fail_json(self, **result: Any) -> None:
+        raise EndedError(True, result)
+
+
+def run(module: Any, monkeypatch: pytest.MonkeyPatch, fake: Module) -> EndedError:
+    """Run a module's main() with a stand-in for AnsibleModule."""
+    monkeypatch.setattr(module, "AnsibleModule", lambda **_spec: fake)
+    with pytest.raises(EndedError) as ended:
+        module.main()
+    return ended.value
+
+
+# --- image_pull ----------------------------------------------------------------------------------------------
+
+
+def pull_params(tmp_path: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "tag": TAG,
+        "source": "http://192.0.2.1:5080",
+        "identity": identity(IMAGE),
+        "transport": "layers",
+        "spool_dir": str(tmp_path / "incoming"),
+        "records_dir": str(tmp_path / "records"),
+        "proof": {"versions": {"torch": "2.11.0"}},
+        "step": "finish",
+        "pulled": f"127.0.0.1:40000/{TAG}",
+        **more,
+    }
+
+
+def test_an_image_gets_its_name_after_it_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Module(pull_params(tmp_path), {f"127.0.0.1:40000/{TAG}": IMAGE})
+    assert not run(image_pull, monkeypatch, fake).failed
+    assert list(fake.images) == [TAG]
+    found = image_info.read_image(fake, TAG, str(tmp_path / "records"))
+    assert found["verified"] is True
+    assert found["record"]["versions"] == {"torch": "2.11.0"}
+
+
+def test_another_image_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {**IMAGE, "RootFS": {"Layers": ["sha256:b"]}}
+    fake = Module(pull_params(tmp_path), {f"127.0.0.1:40000/{TAG}": other})
+    ended = run(image_pull, monkeypatch, fake)
+    assert ended.failed
+    assert "it is not the same image. Nothing was named by it" in str(ended)
+    assert fake.images == {}
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_loaded_image_that_is_another_loses_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {**IMAGE, "RootFS": {"Layers": ["sha256:b"]}}
+    fake = Module(pull_params(tmp_path, transport="tarball", pulled=TAG), {TAG: other})
+    assert run(image_pull, monkeypatch, fake).failed
+    assert fake.images == {}
+
+
+def test_an_image_that_is_there_is_recorded_and_not_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Module(pull_params(tmp_path, step="start"), {TAG: IMAGE})
+    ended = run(image_pull, monkeypatch, fake)
+    assert ended.result["running"] is False
+    assert not [call for call in fake.calls if call[0] == "systemd-run"]
+    assert image_info.read_image(fake, TAG, str(tmp_path / "records"))["verified"] is True
+
+
+# --- image_info ----------------------------------------------------------------------------------------------
+
+
+def test_units_of_others_need_no_image(tmp_path: Path) -> None:
+    (tmp_path / "vllm-a.service").write_text("# Rendered by gb10.cluster: a\nExecStart=/x gb10/a:1\n", encoding="utf-8")
+    (tmp_path / "vllm-b.service").write_text("# by hand\nExecStart=/x gb10/b:1\n", encoding="utf-8")
+    (tmp_path / "other.service").write_text("# Rendered by gb10.cluster\nExecStart=/x gb10/c:1\n", encoding="utf-8")
+    assert units_images(image_info.unit_texts(tmp_path)) == ["gb10/a:1"]
+
+
+# --- image_room ----------------------------------------------------------------------------------------------
+
+
+def test_layers_of_an_interrupted_pull_count_as_held(tmp_path: Path) -> None:
+    chains = chain_ids(["sha256:a", "sha256:b", "sha256:c"])
+    (tmp_path / "image" / "overlay2" / "layerdb" / "sha256" / chains[1].partition(":")[2]).mkdir(parents=True)
+    fake: Any = Module({}, {TAG: IMAGE})
+    held = image_room.held_chains(fake, tmp_path, chains)
+    assert held == {"sha256:a", chains[1]}
+
+
+def test_a_directory_that_is_not_there_yet_is_on_its_parents_disk(tmp_path: Path) -> None:
+    assert image_room.existing(tmp_path / "a" / "b") == tmp_path
+
+
+# --- image_prune ---------------------------------------------------------------------------------------------
+
+
+def labelled(number: int, *tags: str, used: bool = False) -> dict[str, Any]:
+    return {
+        "Id": f"sha256:{number}",
+        "Created": f"2026-11-{number:02}",
+        "RepoTags": list(tags),
+        "Config": {"Labels": {"gb10.image": "probe"}},
+        "used": used,
+    }
+
+
+def prune_params(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "current": "gb10/probe:3",
+        "needed": ["gb10/probe:1"],
+        "retain": 0,
+        "records_dir": str(tmp_path / "records"),
+        "store_dir": str(tmp_path / "store"),
+    }
+
+
+def lay_out_store(tmp_path: Path) -> None:
+    for folder in ("records", "store/images", "store/layers"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number, layers in ((2, ["sha256:common", "sha256:two"]), (3, ["sha256:common", "sha256:three"])):
+        text = json.dumps({"layers": [{"diff_id": diff_id} for diff_id in layers]})
+        (tmp_path / "store" / "images" / f"gb10_probe@{number}.json").write_text(text, encoding="utf-8")
+        (tmp_path / "records" / f"gb10_probe@{number}.json").write_text("{}", encoding="utf-8")
+        for diff_id in layers:
+            (tmp_path / "store" / "layers" / f"{diff_id[7:]}.tar.zst").write_bytes(bytes(2**20))
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_exact_names_are_removed_with_what_belongs_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: bool
+) -> None:
+    lay_out_store(tmp_path)
+    images = {f"gb10/probe:{n}": labelled(n, f"gb10/probe:{n}", used=n == 4) for n in (1, 2, 3, 4)}
+    fake = Module(prune_params(tmp_path), images)
+    fake.check_mode = check
+    ended = run(image_prune, monkeypatch, fake)
+    assert ended.result["removed"] == ["gb10/probe:2"]
+    assert (ended.result["changed"], ended.result["freed_mib"] if not check else 1.0) == (True, 1.0)
+    assert set(ended.result["kept"]) == {"gb10/probe:1", "gb10/probe:3", "gb10/probe:4"}
+    removals = [call for call in fake.calls if call[1] in ("rmi", "rm", "prune")]
+    assert removals == ([] if check else [["docker", "rmi", "gb10/probe:2"]])
+    left = sorted(path.name for path in (tmp_path / "store" / "layers").iterdir())
+    assert left == (["common.tar.zst", "three.tar.zst"] + (["two.tar.zst"] if check else []))
+    assert (tmp_path / "records" / "gb10_probe@2.json").exists() is check
+
+
+def test_a_node_without_images_of_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = run(image_prune, monkeypatch, Module(prune_params(tmp_path)))
+    assert ended.result["changed"] is False
+
+
+# --- image_backup --------------------------------------------------------------------------------------------
+
+
+CONTENT = b"layer" * 1000
+DIFF_ID = "sha256:" + "a" * 64
+MANIFEST = json.dumps(
+    {
+        "tag": TAG,
+        "config": "{}",
+        "layers": [
+            {
+                "diff_id": DIFF_ID,
+                "bytes": 9000,
+                "file_bytes": len(CONTENT),
+                "sha256": hashlib.sha256(CONTENT).hexdigest(),
+            }
+        ]
+        * 2,
+    }
+)
+
+
+def backup(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, state: str, tag: str = TAG, check: bool = False
+) -> EndedError:  # fmt: skip
+    fake = Module(
+        {
+            "state": state,
+            "directory": str(folder),
+            "tag": tag,
+            "manifest": None if state == "verified" else MANIFEST,
+            "record": {"identity": "f" * 64} if state == "present" else None,
+        }
+    )
+    fake.check_mode = check
+    return run(image_backup, monkeypatch, fake)
+
+
+def test_a_backup_from_nothing_to_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "layers" / f"{'a' * 64}.tar.zst"
+    assert backup(monkeypatch, tmp_path, "lacking").result["files"] == [file.name]
+    file.write_bytes(CONTENT)
+    assert backup(monkeypatch, tmp_path, "lacking").result["files"] == []
+    assert backup(monkeypatch, tmp_path, "present").result["changed"] is True
+    assert backup(monkeypatch, tmp_path, "present").result["changed"] is False
+    found = backup(monkeypatch, tmp_path, "verified").result
+    assert found["record"] == {"identity": "f" * 64}
+    assert json.loads(found["manifest"]) == json.loads(MANIFEST)
+    assert found["files"] == [file.name]
+
+
+def test_a_damaged_layer_is_found_and_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_a_backup_from_nothing_to_whole(tmp_path, monkeypatch)
+    file = tmp_path / "layers" / f"{'a' * 64}.tar.zst"
+    file.write_bytes(b"LAYER" * 1000)
+    ended = backup(monkeypatch, tmp_path, "verified")
+    assert ended.failed
+    assert f"is damaged: {DIFF_ID[:19]} is missing or not what it was. Nothing was restored" in str(ended)
+    assert backup(monkeypatch, tmp_path, "lacking", check=True).result["files"] == [file.name]
+    assert file.exists()
+    assert backup(monkeypatch, tmp_path, "lacking").result["files"] == [file.name]
+    assert not file.exists()
+
+
+def test_an_image_whose_layers_did_not_arrive_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backup(monkeypatch, tmp_path, "lacking")
+    ended = backup(monkeypatch, tmp_path, "present")
+    assert ended.failed
+    assert "did not arrive in" in str(ended)
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_a_backup_that_is_not_there_is_named_with_those_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = backup(monkeypatch, tmp_path, "verified")
+    assert f"There is no backup of {TAG} in {tmp_path} on the control node; it holds no image." in str(ended)
+    test_a_backup_from_nothing_to_whole(tmp_path, monkeypatch)
+    assert f"it holds {TAG}." in str(backup(monkeypatch, tmp_path, "verified", "gb10/other:1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not a backup's manifest"),
+        ('{"tag": "gb10/other:1", "layers": [1], "record": {"identity": 1}}', "another image"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "gb10_probe@0123456789ab.json").write_text(text, encoding="utf-8")
+    assert sentence in str(backup(monkeypatch, tmp_path, "verified"))
