@@ -31,8 +31,8 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 ANSIBLE = Path(sys.executable).parent
 PING_ROUNDS = 5
-#: What a rank's container prints when it becomes its engine; a node's clock in microseconds stands before it.
-ENGINE_STARTS = r"gb10: exec "
+#: What a rank's container prints when it becomes its engine.
+ENGINE_STARTS = "gb10: exec "
 
 
 class BenchError(Exception):
@@ -57,15 +57,11 @@ def changed_hosts(output: str) -> list[str]:
     return re.findall(r"^(\S+)\s+:.*\bchanged=[1-9]", output, re.MULTILINE)
 
 
-def last_start(journal: str) -> float:
-    """Return when the newest engine became itself, in seconds since the epoch, from ``journalctl -o short-unix``.
-
-    :raises BenchError: when no engine did.
-    """
-    times = re.findall(rf"^(\d+\.\d+) .*{ENGINE_STARTS}", journal, re.MULTILINE)
-    if not times:
-        raise BenchError("no rank's log shows that it became its engine: the swap started none")
-    return max(float(each) for each in times)
+def last_start(journal: str) -> float | None:
+    """Return when the newest engine became itself, in seconds since the epoch, from ``journalctl -o short-unix``."""
+    # The message begins with it: the journal also holds the command that asks for it.
+    times = re.findall(rf"^(\d+\.\d+) \S+ \S+\[\d+\]: {ENGINE_STARTS}", journal, re.MULTILINE)
+    return max(map(float, times), default=None)
 
 
 def node_clocks(sent: float, received: float, said: dict[str, float]) -> dict[str, float]:
@@ -132,11 +128,13 @@ def measure(site: Site, converge: str, swap: str, back: str) -> dict[str, Any]:
         whole = time.monotonic() - since
         since_s = int(start + min(ahead.values())) - 1
         script = f"journalctl --since @{since_s} --output=short-unix | grep '{ENGINE_STARTS}' || true"
-        begun = max(
-            last_start(text) - ahead[node] for node, text in site.shell(script).items() if ENGINE_STARTS in text
-        )
+        starts = {node: last_start(text) for node, text in site.shell(script).items()}
     finally:
         site.playbook(back)
+    # A node that holds no rank of this model has started none.
+    begun = max((each - ahead[node] for node, each in starts.items() if each is not None), default=0.0)
+    if not begun:
+        raise BenchError("no rank's log shows that it became its engine: the swap started none")
     if not start <= begun <= start + whole:
         raise BenchError("the engines started before the swap or after it: the nodes' clocks jump")
     return {

@@ -17,6 +17,8 @@ JOURNAL = """1795263226.100001 gx10-1 python3[7]: gb10: vllm-m starts as rank 0 
 1795263226.500000 gx10-1 docker[7]: gb10: exec vllm
 1795263286.250000 gx10-1 docker[9]: gb10: exec vllm
 1795263290.000000 gx10-1 docker[9]: INFO something
+1795263299.000000 gx10-1 sudo[10]: ansible : COMMAND=/bin/sh -c journalctl | grep 'gb10: exec '
+1795263299.100000 gx10-1 ansible-ansible.legacy.command[11]: Invoked with _raw_params=grep 'gb10: exec '
 """
 
 
@@ -27,8 +29,7 @@ def test_hosts_that_changed_are_found_in_the_recap() -> None:
 
 def test_the_newest_start_of_an_engine_counts() -> None:
     assert swap.last_start(JOURNAL) == 1795263286.25
-    with pytest.raises(swap.BenchError, match="the swap started none"):
-        swap.last_start("1795263226.1 gx10-1 x: nothing\n")
+    assert swap.last_start("1795263226.1 gx10-1 x: nothing\n") is None
 
 
 def test_the_clocks_are_taken_at_the_middle_of_the_question() -> None:
@@ -42,6 +43,8 @@ def test_what_each_node_printed() -> None:
 
 class Fake(swap.Site):
     """A site that answers at once."""
+
+    starts = True
 
     def __init__(self, recap: str) -> None:
         super().__init__(["inv"], "gx10")
@@ -62,7 +65,8 @@ class Fake(swap.Site):
         return {"gx10-1": 0.0}
 
     def shell(self, script: str) -> dict[str, str]:
-        return {"gx10-1": f"{self.begun:.6f} gx10-1 docker[1]: gb10: exec vllm"}
+        started = f"{self.begun:.6f} gx10-1 docker[1]: gb10: exec vllm" if self.starts else ""
+        return {"gx10-1": started, "gx10-2": "1.5 gx10-2 sudo[1]: asked for gb10: exec by grep"}
 
 
 def test_a_run_that_changes_something_is_no_measure_of_one_that_does_not() -> None:
@@ -82,8 +86,16 @@ def test_the_figures_are_those_of_one_run_and_the_model_before_is_served_again()
 
 def test_a_swap_that_started_no_engine_in_its_time_is_no_measure() -> None:
     site = Fake(RECAP.replace("changed=2", "changed=0"))
+    site.begun = 1.0
     with pytest.raises(swap.BenchError, match="before the swap or after it"):
         swap.measure(site, "site.yml", "no swap", "back")
+
+
+def test_a_swap_that_started_nothing_is_no_measure() -> None:
+    site = Fake(RECAP.replace("changed=2", "changed=0"))
+    site.starts = False
+    with pytest.raises(swap.BenchError, match="the swap started none"):
+        swap.measure(site, "site.yml", "swap", "back")
 
 
 def test_a_command_that_fails_ends_the_measurement_with_its_words() -> None:
