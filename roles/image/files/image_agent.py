@@ -197,6 +197,18 @@ def overlay2_layer(root: Path, chain: str) -> Iterator[bytes]:
                 yield from file_chunks(diff / name.lstrip("/"), entry["size"])
 
 
+def held_layers(root: Path, diff_ids: Iterable[str]) -> dict[str, str]:
+    """Return diff id → chain id of the layers of an image that this node's Docker Engine has, in the same place.
+
+    An engine knows the digest of a layer only when it came from a registry: one that was built or loaded here it
+    asks for again.
+    """
+    layers = root / "image" / "overlay2" / "layerdb" / "sha256"
+    wanted = list(diff_ids)
+    chains = zip(wanted, chain_ids(wanted), strict=True)
+    return {diff_id: chain for diff_id, chain in chains if (layers / chain.partition(":")[2]).is_dir()}
+
+
 def store_layer(chunks: Iterable[bytes], folder: Path, level: int, stem: str) -> tuple[Layer, Path]:
     """Compress a layer's tar into a temporary file and return what it is; the caller gives it its name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -647,6 +659,9 @@ class RegistryHandler(BaseHTTPRequestHandler):
         if self.command != "GET":
             return
         self.wfile.flush()
+        if layer.diff_id in self.server.held:
+            self.own(self.server.held[layer.diff_id], start)
+            return
         try:
             path = self.server.fetcher.get(layer.diff_id)
         except AgentError as problem:
@@ -666,14 +681,27 @@ class RegistryHandler(BaseHTTPRequestHandler):
     def log_message(self, *_words: Any) -> None:
         return
 
+    def own(self, chain: str, start: int) -> None:
+        """Send a layer that the engine has, but not under this digest: no other node need send it."""
+        try:
+            for chunk in overlay2_layer(self.server.root, chain):
+                if start < len(chunk):
+                    self.wfile.write(chunk[start:])
+                start = max(0, start - len(chunk))
+        except OSError as problem:
+            print(f"layer {chain[:19]} of this node was not sent to its end: {problem}", flush=True)
+        self.close_connection = True  # one that came out shorter must not look as if more were to come
+
 
 class RegistryServer(ThreadingHTTPServer):
     """One image on 127.0.0.1, which every Docker Engine accepts without TLS."""
 
     daemon_threads = True
 
-    def __init__(self, manifest: Manifest, fetcher: Fetcher) -> None:
+    def __init__(self, manifest: Manifest, fetcher: Fetcher, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), RegistryHandler)
+        self.root = root
+        self.held = held_layers(root, (layer.diff_id for layer in manifest.layers))
         self.manifest = manifest
         self.fetcher = fetcher
         self.problems: list[str] = []
@@ -711,6 +739,7 @@ class EngineEvents:
     manifest: Manifest
     progress: Progress
     taken: Callable[[str], None]
+    held: frozenset[str] = frozenset()
     unpacked: dict[str, int] = field(default_factory=dict)
     there: set[str] = field(default_factory=set)
 
@@ -735,7 +764,7 @@ class EngineEvents:
 
     def _sum(self) -> None:
         coming = [layer for layer in self._layers() if layer.hex[:12] not in self.there]
-        self.progress.total = sum(layer.file_bytes for layer in coming)
+        self.progress.total = sum(layer.file_bytes for layer in coming if layer.diff_id not in self.held)
         self.progress.unpack_total = sum(layer.bytes for layer in coming)
         self.progress.unpacked = sum(self.unpacked.values())
 
@@ -760,12 +789,12 @@ def pull_layers(tag: str, source: str, spool: Path, progress: Progress) -> str:
     """Pull an image layer by layer; return the name under which the engine holds it now."""
     manifest = get_manifest(source, tag)
     fetcher = Fetcher(manifest, source, spool, progress)
-    server = RegistryServer(manifest, fetcher)
+    server = RegistryServer(manifest, fetcher, Path(docker("info", "--format", "{{.DockerRootDir}}").strip()))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     name, _colon, mark = tag.rpartition(":")
     remote = f"127.0.0.1:{server.server_address[1]}/{name}"
     progress.phase = "layers"
-    events = EngineEvents(manifest, progress, fetcher.forget)
+    events = EngineEvents(manifest, progress, fetcher.forget, frozenset(server.held))
     try:
         for event in engine_pull(remote, mark):
             if server.problems:  # the engine would ask again and again

@@ -54,7 +54,7 @@ elif sys.argv[1:3] == ["image", "inspect"]:
         sys.exit("No such image")
     print((folder / "inspected").read_text())
 elif sys.argv[1] == "info":
-    print("btrfs\\n/var/lib/docker")
+    print("btrfs\\n/nowhere" if "Driver" in sys.argv[-1] else folder / "root")
 """
 
 
@@ -418,7 +418,7 @@ def test_an_offer_that_is_closed_is_named() -> None:
 
 def test_the_engine_is_given_unpacked_layers(offer: str, store: Path, tmp_path: Path) -> None:
     fetcher = fetcher_of(store, offer, tmp_path / "spool")
-    for url in serve(agent.RegistryServer(manifest_of(store), fetcher)):
+    for url in serve(agent.RegistryServer(manifest_of(store), fetcher, tmp_path / "docker")):
         assert get(url, "/v2/")[0] == 200
         status, data, headers = get(url, "/v2/gb10/probe/manifests/0123456789ab")
         assert (status, headers["Docker-Content-Digest"]) == (200, sha(data))
@@ -430,10 +430,25 @@ def test_the_engine_is_given_unpacked_layers(offer: str, store: Path, tmp_path: 
         assert get(url, "/v2/gb10/probe/blobs/sha256:0")[0] == 404
 
 
+def test_a_layer_that_the_engine_has_is_not_fetched_for_it(offer: str, store: Path, tmp_path: Path) -> None:
+    overlay2(tmp_path / "docker", LAYERS[0], DIFF_IDS[0], "base", b"base" * 1000)
+    fetcher = fetcher_of(store, offer, tmp_path / "spool")
+    server = agent.RegistryServer(manifest_of(store), fetcher, tmp_path / "docker")
+    assert server.held == {DIFF_IDS[0]: DIFF_IDS[0]}
+    for url in serve(server):
+        assert get(url, f"/v2/gb10/probe/blobs/{DIFF_IDS[0]}")[1] == LAYERS[0]
+        assert get(url, f"/v2/gb10/probe/blobs/{DIFF_IDS[0]}", {"Range": "bytes=700-"})[1] == LAYERS[0][700:]
+        assert fetcher.progress.received == 0
+        assert get(url, f"/v2/gb10/probe/blobs/{DIFF_IDS[1]}")[1] == LAYERS[1]
+    assert fetcher.progress.received == manifest_of(store).layers[1].file_bytes
+    events = agent.EngineEvents(manifest_of(store), agent.Progress(None), lambda _short: None, frozenset(server.held))
+    assert events.progress.total == manifest_of(store).layers[1].file_bytes
+
+
 def test_the_engine_sees_no_byte_of_a_damaged_layer(offer: str, store: Path, tmp_path: Path) -> None:
     layer = manifest_of(store).layers[0]
     (store / "layers" / layer.file).write_bytes(bytes(layer.file_bytes))
-    server = agent.RegistryServer(manifest_of(store), fetcher_of(store, offer, tmp_path / "spool"))
+    server = agent.RegistryServer(manifest_of(store), fetcher_of(store, offer, tmp_path / "spool"), tmp_path / "docker")
     for url in serve(server):
         with pytest.raises(http.client.IncompleteRead) as cut:
             get(url, f"/v2/gb10/probe/blobs/{layer.diff_id}")
