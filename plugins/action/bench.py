@@ -272,17 +272,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _keep(self, args: Mapping[str, Any], found: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         """Compare, write the three files, and decide about failure."""
+        problems += compare.without_answers(found)
         folder = Path(args["results_dir"]).expanduser() / str(found["model"])
         earlier, warnings = report.load_runs(folder)
         expected = args["spec"].get("expected") or {}
         rows, reason = compare.compare_expected(found["sweep"], expected)
+        by_expected = args["baseline"] == "expected"
         comparisons: list[dict[str, Any]] = [
-            {"with": "the published figures", "rows": rows, "reason": reason, "changed": []}
+            {"with": "the published figures", "rows": rows, "reason": reason, "changed": [], "judged": by_expected}
         ]
         shape = (found["sweep"] or {}).get("shape")
         baseline, why_not = compare.pick_baseline(earlier, args["baseline"], shape)
         regressions: list[str] = []
-        if args["baseline"] == "expected":
+        if by_expected:
             regressions += compare.regressions(rows, args["regression_share"])
         elif baseline is None and args["baseline"] not in ("last", "none"):
             problems.append(why_not)

@@ -200,6 +200,19 @@ def new_failures(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> li
     return found
 
 
+def without_answers(now: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each part of a run in which not one request was answered."""
+    sweep, trace = now.get("sweep") or {"points": []}, now.get("trace") or {}
+    figures = trace.get("figures") or {}
+    parts = [(f"the {point['concurrency']} requests of the sweep", point) for point in sweep["points"]]
+    parts += [("the requests of the trace", figures)] if "succeeded" in figures else []
+    return [
+        f"Not one of {name} was answered: {', '.join(f'{kind} {count}' for kind, count in part['failures'].items())}."
+        for name, part in parts
+        if not part["succeeded"]
+    ]
+
+
 def regressions(rows: Iterable[Mapping[str, Any]], share: float) -> list[str]:
     """Return a sentence for each judged figure that is worse than before by more than a share of it."""
     return [

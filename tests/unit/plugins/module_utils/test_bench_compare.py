@@ -18,6 +18,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils.bench_compare import 
     node_marks,
     pick_baseline,
     regressions,
+    without_answers,
 )
 
 SPEC: dict[str, Any] = {
@@ -193,6 +194,18 @@ def test_new_failures_are_named_with_their_kinds() -> None:
     assert new_failures(run_of(point(4)), bad) == ["At 4 requests 3 of 4 failed (http 1, cut 2)."]
     assert new_failures(None, bad) == new_failures(run_of(point(4)), bad)
     assert new_failures(bad, bad) == []
+
+
+def test_a_part_without_one_answer_is_named() -> None:
+    dead = run_of(point(4, succeeded=0, failures={"error": 4}), point(1, succeeded=1))
+    dead["trace"] = {"by": "this client", "figures": {"succeeded": 0, "failures": {"http": 8, "unreachable": 4}}}
+
+    assert without_answers(dead) == [
+        "Not one of the 4 requests of the sweep was answered: error 4.",
+        "Not one of the requests of the trace was answered: http 8, unreachable 4.",
+    ]
+    assert without_answers(run_of(point(4, succeeded=1, failures={"cut": 3}))) == []
+    assert without_answers({"sweep": None, "trace": {"by": "aiperf", "figures": {"ttft": {}}}}) == []
 
 
 def test_the_baseline() -> None:
