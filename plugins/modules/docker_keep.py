@@ -86,6 +86,12 @@ def image_id(module: AnsibleModule, image: str) -> str:
     return str(out).strip()
 
 
+def on_node(module: AnsibleModule, image: str) -> bool:
+    """Return whether there is a Docker Engine, and the image in it."""
+    program = module.get_bin_path("docker")
+    return program is not None and module.run_command([program, "image", "inspect", image])[0] == 0
+
+
 def keepers(module: AnsibleModule) -> dict[str, str]:
     """Return the image identifier that each keeping container refers to, by container name."""
     names = docker(module, "container", "ls", "--all", "--filter", f"label={LABEL}", "--format", "{{.Names}}").split()
@@ -103,6 +109,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    if module.check_mode and not all(on_node(module, image) for image in module.params["images"]):
+        module.exit_json(changed=True, kept={}, msg="Would be kept once they are there.")
     kept = {image: image_id(module, image) for image in module.params["images"]}
     wanted = {container_name(image): (image, identifier) for image, identifier in kept.items()}
     have = keepers(module)

@@ -83,6 +83,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils.image_store import MIB, tag_file, to_remove, unreferenced
 
+KEPT_FORMAT = '{{.Names}} {{.Label "gb10.keep"}}'
+
 
 def built_images(module: AnsibleModule) -> list[dict[str, Any]]:
     """Return each name of each image that carries this collection's label."""
@@ -95,15 +97,18 @@ def built_images(module: AnsibleModule) -> list[dict[str, Any]]:
     _code, out, _err = module.run_command(["docker", "image", "inspect", *ids], check_rc=True)
     images = []
     for image in json.loads(out):
+        # Containers that only keep an image from a prune by hand (docker_keep) are no use of it.
         _code, used, _err = module.run_command(
-            ["docker", "ps", "--all", "--quiet", "--filter", f"ancestor={image['Id']}"]
+            ["docker", "ps", "--all", "--filter", f"ancestor={image['Id']}", "--format", KEPT_FORMAT]
         )
+        containers = [line.partition(" ") for line in used.splitlines()]
         images += [
             {
                 "tag": tag,
                 "name": image["Config"]["Labels"]["gb10.image"],
                 "created": image["Created"],
-                "containers": len(used.split()),
+                "containers": sum(1 for _name, _space, keeps in containers if not keeps),
+                "keepers": [name for name, _space, keeps in containers if keeps],
             }
             for tag in image.get("RepoTags") or []
         ]
@@ -150,6 +155,8 @@ def main() -> None:
     remove, kept = to_remove(images, want["current"], want["needed"], want["retain"])
     if not module.check_mode:
         for tag in remove:
+            for keeper in next(image["keepers"] for image in images if image["tag"] == tag):
+                module.run_command(["docker", "rm", keeper])
             code, _out, err = module.run_command(["docker", "rmi", tag])
             if code != 0:
                 module.fail_json(msg=f"{tag} cannot be removed: {err.strip()}")

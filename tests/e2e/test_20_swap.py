@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from tests.e2e import harness
 from tests.e2e.harness import HEAD, NODES
 
@@ -40,9 +42,31 @@ def test_swap_serves_the_second_model_through_ray() -> None:
 
 def test_nothing_of_the_first_model_runs_or_would_start_again() -> None:
     for node in NODES:
-        assert harness.containers_on(node, stopped=True) == [f"vllm-{SECOND}"]
+        kept, *others = harness.containers_on(node, stopped=True)
+        assert kept.startswith("gb10-keep-")  # holds the image, and never ran
+        assert [name for name in others if not name.startswith("gb10-keep-")] == [f"vllm-{SECOND}"]
         assert harness.unit_state(node, f"vllm-{FIRST}.service")["ActiveState"] == "inactive"
         assert harness.unit_state(node, f"vllm-{FIRST}.service")["UnitFileState"] == "disabled"
+
+
+def reachable(address: str, port: int) -> bool:
+    """Return whether this host, which is on the management network alone, gets a connection."""
+    try:
+        with socket.create_connection((address, port), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def test_ray_is_reachable_on_the_fabric_alone() -> None:
+    for node in NODES:
+        management = node.replace("gx10-", "10.210.0.1")
+        listening = {int(line.split()[3].rsplit(":", 1)[1]) for line in harness.node_exec(node, "ss -Hltn").lines}
+        assert len(listening) > 2, f"{node} listens on {listening}: Ray should"
+        open_ports = {port for port in listening if reachable(management, port)}
+        assert open_ports == ({22, 8000} if node == HEAD else {22})
+    peer = harness.node_exec(NODES[1], "timeout 3 bash -c '</dev/tcp/10.211.0.11/6379'", check=False)
+    assert peer.rc == 0, "a worker does not reach the head's Ray over the fabric"
 
 
 def test_the_mod_is_in_every_rank() -> None:

@@ -54,13 +54,9 @@ class Module:
             found = [image for name, image in self.images.items() if name in argv or image["Id"] in argv]
             return (0, json.dumps(found), "") if found else (1, "", "No such image")
         if argv[1] == "ps":
-            return (
-                0,
-                "\n".join(
-                    "c" for image in self.images.values() if argv[-1].endswith(image["Id"]) and image.get("used")
-                ),
-                "",
-            )
+            (image,) = (image for image in self.images.values() if f"ancestor={image['Id']}" in argv)
+            lines = ["engine "] * bool(image.get("used")) + ["gb10-keep-it true"] * bool(image.get("kept"))
+            return 0, "\n".join(lines), ""
         if argv[1] == "tag":
             self.images[argv[3]] = self.images[argv[2]]
         if argv[1] == "rmi":
@@ -162,13 +158,14 @@ def test_a_directory_that_is_not_there_yet_is_on_its_parents_disk(tmp_path: Path
 # --- image_prune ---------------------------------------------------------------------------------------------
 
 
-def labelled(number: int, *tags: str, used: bool = False) -> dict[str, Any]:
+def labelled(number: int, *tags: str, used: bool = False, kept: bool = False) -> dict[str, Any]:
     return {
         "Id": f"sha256:{number}",
         "Created": f"2026-11-{number:02}",
         "RepoTags": list(tags),
         "Config": {"Labels": {"gb10.image": "probe"}},
         "used": used,
+        "kept": kept,
     }
 
 
@@ -198,7 +195,7 @@ def test_exact_names_are_removed_with_what_belongs_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: bool
 ) -> None:
     lay_out_store(tmp_path)
-    images = {f"gb10/probe:{n}": labelled(n, f"gb10/probe:{n}", used=n == 4) for n in (1, 2, 3, 4)}
+    images = {f"gb10/probe:{n}": labelled(n, f"gb10/probe:{n}", used=n == 4, kept=n < 4) for n in (1, 2, 3, 4)}
     fake = Module(prune_params(tmp_path), images)
     fake.check_mode = check
     ended = run(image_prune, monkeypatch, fake)
@@ -206,7 +203,7 @@ def test_exact_names_are_removed_with_what_belongs_to_them(
     assert (ended.result["changed"], ended.result["freed_mib"] if not check else 1.0) == (True, 1.0)
     assert set(ended.result["kept"]) == {"gb10/probe:1", "gb10/probe:3", "gb10/probe:4"}
     removals = [call for call in fake.calls if call[1] in ("rmi", "rm", "prune")]
-    assert removals == ([] if check else [["docker", "rmi", "gb10/probe:2"]])
+    assert removals == ([] if check else [["docker", "rm", "gb10-keep-it"], ["docker", "rmi", "gb10/probe:2"]])
     left = sorted(path.name for path in (tmp_path / "store" / "layers").iterdir())
     assert left == (["common.tar.zst", "three.tar.zst"] + (["two.tar.zst"] if check else []))
     assert (tmp_path / "records" / "gb10_probe@2.json").exists() is check
