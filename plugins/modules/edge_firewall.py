@@ -165,7 +165,6 @@ Before=network-pre.target shutdown.target
 Conflicts=shutdown.target
 # That service begins with `flush ruleset`, which takes every table with it.
 PartOf=nftables.service
-ReloadPropagatedFrom=nftables.service
 
 [Service]
 Type=oneshot
@@ -175,7 +174,7 @@ ExecReload={nft} -f {kept}
 ExecStop={nft} "{remove}"
 
 [Install]
-WantedBy=sysinit.target
+WantedBy=sysinit.target nftables.service
 """
 
 
