@@ -1,0 +1,481 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Move a real engine image between simulated nodes and hold what moved against its bounds.
+
+    make bench-image
+    make bench-image ARGS='--stages unshaped,last-layer --keep'
+
+Makes a lab of four nodes of its own, builds the lab's engine image (vLLM's CPU build) on the head, and measures:
+
+    ways         how the head can bring the image's layers into a store: seconds, processor seconds, MiB
+    unshaped     docker save | ssh docker load to all in parallel, then the role, on links as fast as the host
+    last-layer   only the last layer changed; at most 1.1 times that layer on each worker's link
+    power-cut    a worker loses its power half-way; at most 1.15 times what was missing comes again
+    shaped       the same on a fabric that is slower than the host's processors; at least 2 times faster
+    refusals     torch wrong, disk too small: refused before a byte moves; a damaged layer is fetched again
+    restore      the image lost on the head and a worker, brought back from the backup without a build
+
+Prints one line a figure, writes all to .lab/bench-image.json and exits 1 when a bound is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+for _path in (REPO / ".collections", REPO):
+    if str(_path) not in sys.path:
+        sys.path.insert(0, str(_path))
+
+import docker  # noqa: E402
+
+from lab.plan import container_name  # noqa: E402
+from lab.screen import RunResult, run_playbook  # noqa: E402
+
+LAB = "bench-image"
+STATE = REPO / ".lab" / LAB
+REPORT = REPO / ".lab" / "bench-image.json"
+NODES = ("gx10-1", "gx10-2", "gx10-3", "gx10-4")
+HEAD, *WORKERS = NODES
+MIB = 2**20
+STAGES = ("ways", "unshaped", "last-layer", "power-cut", "shaped", "refusals", "restore")
+#: Random bytes do not compress: this is what the last layer takes on the wire too.
+LAST_LAYER_MIB = 30
+
+PLAY = """
+- name: {title}
+  hosts: gx10
+  become: true
+  gather_facts: {facts}
+  any_errors_fatal: true
+  tasks:
+    - name: Run the role
+      ansible.builtin.import_role:
+        name: gb10.cluster.{role}
+        tasks_from: {entry}
+"""
+
+
+class BenchError(Exception):
+    """Something that is not a measurement went wrong."""
+
+
+@dataclass
+class Line:
+    """One figure, with the bound that it is held against, if any."""
+
+    stage: str
+    what: str
+    value: str
+    bound: str = ""
+    holds: bool = True
+
+
+@dataclass
+class Bench:
+    """The lab of the benchmark, and what was found in it."""
+
+    fabric_rate: str
+    lines: list[Line] = field(default_factory=list)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        """What the last layer is made from; kept with the lab."""
+        path = STATE / "seed"
+        return int(path.read_text(encoding="utf-8")) if path.exists() else 1
+
+    # --- the lab ---------------------------------------------------------------------------------------
+
+    def lab(self, *words: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "lab", *words, "--name", LAB], cwd=REPO, check=False, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise BenchError(f"python -m lab {' '.join(words)}: {done.stderr.strip()}")
+
+    def shape(self, shaped: bool) -> None:
+        rate = ["--fabric-rate", self.fabric_rate, "--mgmt-rate", "1gbit"] if shaped else ["--unshaped"]
+        self.lab("up", "--nodes", str(len(NODES)), "--quiet", *rate)
+
+    def on(self, node: str, command: str, check: bool = True) -> str:
+        """Run a shell command as root on a node, not through Ansible; return what it prints."""
+        container: Any = docker.from_env(timeout=1200).containers.get(container_name(LAB, int(node[-1])))
+        code, output = container.exec_run(["bash", "-c", command])
+        text: str = output.decode(errors="replace")
+        if check and code != 0:
+            raise BenchError(f"{node}: {command} ended with {code}: {text}")
+        return text.strip()
+
+    def counted(self, direction: str) -> dict[str, int]:
+        """Return what each node's fabric port has sent (tx) or received (rx), in bytes."""
+        path = f"/sys/class/net/eth1/statistics/{direction}_bytes"
+        return {node: int(self.on(node, f"cat {path}")) for node in NODES}
+
+    @contextmanager
+    def moved(self, totals: dict[str, int]) -> Iterator[None]:
+        """Fill ``totals`` with what each node received on the fabric, and what the head sent as "sent"."""
+        received, sent = self.counted("rx"), self.counted("tx")
+        yield
+        totals.update({node: count - received[node] for node, count in self.counted("rx").items()})
+        totals["sent"] = self.counted("tx")[HEAD] - sent[HEAD]
+
+    # --- the role --------------------------------------------------------------------------------------
+
+    def recipe(self, **more: Any) -> dict[str, Any]:
+        """Return the catalogue: the lab's engine image with a last layer of random bytes of this seed."""
+        script = (
+            f"import random, sys; sys.stdout.buffer.write(random.Random({self.seed}).randbytes({LAST_LAYER_MIB} << 20))"
+        )
+        last = {"name": "last", "run": [f"python3 -c '{script}' > /opt/last"]}
+        images = {"bench": {"from": "vllm-lab", "steps": [last]}}
+        return {**images, **more}
+
+    def play(
+        self,
+        entry: str = "main",
+        role: str = "image",
+        members: Sequence[str] = NODES,
+        ok: bool | None = True,
+        **options: Any,
+    ) -> tuple[RunResult, float]:
+        """Run an entry point of a role; return the result and how long the image was on its way."""
+        cancel: Callable[[], bool] | None = options.pop("cancel", None)
+        catalogue = json.dumps(self.recipe(**options.pop("images", {})))
+        extra: dict[str, Any] = {
+            "gb10_lab_dir": str(STATE),
+            "image_name": "bench",
+            "image_mods": [],
+            "image_catalogue": "{{ gb10_images | combine(" + catalogue + ") }}",
+            "image_wheels_dir": str(REPO / ".lab" / "wheels"),
+            "image_head": HEAD,
+            "image_members": list(members),
+            "image_head_address": "{{ hostvars['gx10-1'].gb10_fabric_address }}",
+            "image_addresses": "{{ groups['gx10'] | map('extract', hostvars, 'gb10_fabric_address') | list }}",
+            "image_state_dir": "/var/lib/gb10",
+            "image_backup_dir": str(STATE / "kept"),
+            **options,
+        }
+        times: dict[str, float] = {}
+
+        def observe(event: Mapping[str, Any]) -> None:
+            if event.get("event") == "playbook_on_task_start":
+                name = str(event.get("event_data", {}).get("task", ""))
+                times[name] = time.monotonic()
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "play.yml"
+            facts = "true" if role == "host" else "false"
+            path.write_text(PLAY.format(title=f"{role} {entry}", role=role, entry=entry, facts=facts), encoding="utf-8")
+            inventory = [REPO / "molecule" / "shared" / "inventory", STATE / "inventory.yml"]
+            result = run_playbook(path, inventory, extra, quiet=True, observer=observe, cancel=cancel)
+        if ok is not None and (result.rc == 0) is not ok:
+            raise BenchError(f"the play should have {'succeeded' if ok else 'failed'}: {result.describe()}")
+        start, end = times.get("Offer it on the fabric", 0.0), times.get("Close the offer", 0.0)
+        return result, max(0.0, end - start)
+
+    def tag(self) -> str:
+        """Return the newest image of the benchmark on the head."""
+        listed = self.on(HEAD, "docker image ls --filter label=gb10.image=bench --format '{{.Repository}}:{{.Tag}}'")
+        return next(name for name in listed.splitlines() if name.startswith("gb10/bench:") and "refused" not in name)
+
+    def lose(self, *nodes: str) -> None:
+        """Remove every image of the benchmark on these nodes, and what lies there of one."""
+        for node in nodes:
+            self.on(
+                node,
+                "docker image ls --filter label=gb10.image --format '{{.Repository}}:{{.Tag}}' | xargs -r docker rmi;"
+                " rm -rf /var/lib/gb10/incoming /var/lib/gb10/images",
+            )
+
+    def layers(self) -> list[dict[str, Any]]:
+        """Return the image's layers as the head's store has them, after bringing in what it lacks."""
+        store = "/var/lib/gb10/image-store"
+        self.on(HEAD, f"python3 /usr/local/lib/gb10/image_agent.py export --image {self.tag()} --store {store}")
+        name = self.tag().replace("/", "_").replace(":", "@")
+        text = self.on(HEAD, f"cat {store}/images/{name}.json")
+        found: list[dict[str, Any]] = json.loads(text)["layers"]
+        return found
+
+    def same_everywhere(self, nodes: Sequence[str] = NODES) -> bool:
+        """Ask each node's Docker Engine for the image's layers and configuration."""
+        ask = f"docker image inspect --format '{{{{json .RootFS.Layers}}}} {{{{json .Config}}}}' {self.tag()}"
+        return len({self.on(node, ask) for node in nodes}) == 1
+
+    def note(self, stage: str, what: str, value: str, bound: str = "", holds: bool = True) -> None:
+        line = Line(stage, what, value, bound, holds)
+        self.lines.append(line)
+        self.keep()
+        verdict = f"   {'holds' if holds else 'BROKEN'}: {bound}" if bound else ""
+        print(f"{stage:<11} {what:<58} {value:>22}{verdict}", flush=True)
+
+    def keep(self) -> None:
+        """Write what was found, together with the stages that an earlier run on this lab has found."""
+        done = {line.stage for line in self.lines}
+        kept = [line for line in self.earlier if line["stage"] not in done]
+        REPORT.write_text(json.dumps(kept + [vars(line) for line in self.lines], indent=1), encoding="utf-8")
+
+    # --- stages ----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Bring up the lab and build the image on the head alone."""
+        self.shape(False)
+        done = subprocess.run([sys.executable, "-m", "lab.engine_wheels"], cwd=REPO, check=False)
+        if done.returncode != 0:
+            raise BenchError("python -m lab.engine_wheels failed, see above")
+        self.play(role="host")
+        self.play(members=[HEAD])
+        size = int(self.on(HEAD, f"docker image inspect --format '{{{{.Size}}}}' {self.tag()}"))
+        self.note("image", f"{self.tag()}, unpacked", f"{size / MIB:.0f} MiB")
+
+    def ways(self) -> None:
+        """Each way into an empty store on the head, one after the other."""
+        self.shape(False)
+        self.on(HEAD, "ln -sf /dev/null /etc/systemd/system/docker-registry.service")
+        self.on(HEAD, "DEBIAN_FRONTEND=noninteractive apt-get install -y -q docker-registry skopeo")
+        config = {
+            "version": 0.1,
+            "storage": {"filesystem": {"rootdirectory": "/var/tmp/bench/registry"}},
+            "http": {"addr": "127.0.0.1:5099"},
+        }
+        self.on(HEAD, f"mkdir -p /var/tmp/bench && echo '{json.dumps(config)}' > /var/tmp/bench.yml")
+        self.on(HEAD, "systemd-run --unit bench-registry --collect docker-registry serve /var/tmp/bench.yml && sleep 2")
+        tag, remote = self.tag(), f"127.0.0.1:5099/{self.tag()}"
+        export = f"python3 /usr/local/lib/gb10/image_agent.py export --image {tag} --store /var/tmp/bench/store"
+        copy, source = "skopeo copy -q", f"docker-daemon:{tag}"
+        self.on(HEAD, f"docker tag {tag} {remote}")
+        container: Any = docker.from_env(timeout=1200).containers.get(container_name(LAB, 1))
+
+        def used() -> float:
+            return float(container.stats(stream=False)["cpu_stats"]["cpu_usage"]["total_usage"]) / 1e9
+
+        for name, command in {
+            "docker push to docker-registry (gzip)": f"docker push -q {remote}",
+            "skopeo, zstd": f"{copy} --dest-compress --dest-compress-format zstd {source} dir:/var/tmp/bench/store",
+            "skopeo, uncompressed": f"{copy} {source} dir:/var/tmp/bench/store",
+            "the role, docker save, zstd -1": f"{export} --way save --level 1 > /dev/null",
+            "the role, Docker's own files, zstd -1": f"{export} --way overlay2 --level 1 > /dev/null",
+            "the role, Docker's own files, zstd -3": f"{export} --way overlay2 --level 3 > /dev/null",
+            "the role, again: only verified": f"{export} --way overlay2 --level 3 > /dev/null",
+        }.items():
+            if "again" not in name:
+                self.on(HEAD, "rm -rf /var/tmp/bench/store")
+            before, start = used(), time.monotonic()
+            self.on(HEAD, command)
+            seconds, processor = time.monotonic() - start, used() - before
+            size = self.on(HEAD, f"du -sm /var/tmp/bench/{'registry' if 'push' in name else 'store'} | cut -f1")
+            self.note("ways", name, f"{seconds:.1f} s {processor:.0f} CPU s {size} MiB")
+        self.on(HEAD, f"docker rmi {remote}; systemctl stop bench-registry; rm -rf /var/tmp/bench /var/tmp/bench.yml")
+
+    def baseline(self, totals: dict[str, int]) -> float:
+        """docker save | ssh docker load, to all workers in parallel, over the fabric; return the seconds."""
+        key = (STATE / "id_ed25519").read_text(encoding="utf-8")
+        self.on(HEAD, f"install -d -m 700 /root/.bench && umask 077 && cat > /root/.bench/key <<'KEY'\n{key}KEY\n")
+        pipes = []
+        for worker in WORKERS:
+            address = self.on(worker, "ip -4 -o address show eth1 | awk '{print $4}' | cut -d/ -f1")
+            keys = self.on(worker, "cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub")
+            self.on(HEAD, f"echo '{address} {keys}' >> /root/.bench/known")
+            options = "-i /root/.bench/key -o UserKnownHostsFile=/root/.bench/known -o IdentitiesOnly=yes"
+            pipes.append(f"(docker save {self.tag()} | ssh {options} ansible@{address} sudo docker load --quiet) &")
+        start = time.monotonic()
+        with self.moved(totals):
+            self.on(HEAD, "set -o pipefail; pids=; " + " ".join(f"{pipe} pids+=\" $!\";" for pipe in pipes)
+                    + " for pid in $pids; do wait $pid || exit 1; done")  # fmt: skip
+        return time.monotonic() - start
+
+    def compare(self, stage: str, shaped: bool) -> None:
+        """Both ways, one after the other, on the same links."""
+        self.shape(shaped)
+        self.lose(*WORKERS)
+        before: dict[str, int] = {}
+        baseline_s = self.baseline(before)
+        if not self.same_everywhere():
+            raise BenchError("docker save | ssh docker load did not bring the image to every worker")
+        self.lose(*WORKERS)
+        self.on(HEAD, "rm -rf /var/lib/gb10/image-store")
+        after: dict[str, int] = {}
+        with self.moved(after):
+            _result, seconds = self.play()
+        whole = sum(layer["bytes"] for layer in self.layers())
+        packed = sum(layer["file_bytes"] for layer in self.layers())
+        rate = self.fabric_rate if shaped else "as fast as the host carries"
+        self.note(stage, f"fabric: {rate}; layers as tars / compressed", f"{whole / MIB:.0f} / {packed / MIB:.0f} MiB")
+        self.note(stage, "docker save | ssh docker load, 3 workers in parallel", f"{baseline_s:.1f} s")
+        self.note(stage, "the role, from the first layer read to the last worker", f"{seconds:.1f} s")
+        ratio = baseline_s / seconds
+        bound = ">= 2.0" if shaped else ""
+        self.note(stage, "times faster", f"{ratio:.2f}", bound, ratio >= 2.0 or not shaped)
+        for name, totals in (("docker save | ssh", before), ("the role", after)):
+            received = " ".join(f"{totals[worker] / MIB:.0f}" for worker in WORKERS)
+            self.note(
+                stage,
+                f"{name}: sent by the head / received by each worker",
+                f"{totals['sent'] / MIB:.0f} / {received} MiB",
+            )
+        same = self.same_everywhere()
+        self.note(stage, "the same layers and configuration on every node", str(same), "True", same)
+
+    def last_layer(self) -> None:
+        (STATE / "seed").write_text(str(self.seed + 1), encoding="utf-8")
+        totals: dict[str, int] = {}
+        with self.moved(totals):
+            _result, seconds = self.play()
+        layer = self.layers()[-1]["file_bytes"]
+        self.note("last-layer", "last layer, compressed", f"{layer / MIB:.1f} MiB")
+        self.note("last-layer", "on its way", f"{seconds:.1f} s")
+        for worker in WORKERS:
+            ratio = totals[worker] / layer
+            self.note("last-layer", f"{worker} received, in last layers", f"{ratio:.3f}", "<= 1.1", ratio <= 1.1)
+
+    def power_cut(self) -> None:
+        self.shape(True)
+        victim = WORKERS[0]
+        self.lose(victim)
+        total = sum(layer["file_bytes"] for layer in self.layers())
+        port = "cat /sys/class/net/eth1/statistics/rx_bytes"
+        start = int(self.on(victim, port))
+        seen = {"received": 0}
+
+        def cut() -> bool:
+            """Cut the power at half of the bytes; tell the run to end once that has happened."""
+            if seen["received"] >= total / 2:
+                return True
+            seen["received"] = int(self.on(victim, port)) - start
+            if seen["received"] >= total / 2:
+                self.lab("kill", victim)
+                return True
+            return False
+
+        self.play(ok=None, cancel=cut)
+        if seen["received"] < total / 2:
+            raise BenchError("the image was there before the power could be cut")
+        self.lab("boot", victim)
+        missing = total - seen["received"]
+        before = int(self.on(victim, port))
+        self.play()
+        again = int(self.on(victim, port)) - before
+        self.note(
+            "power-cut",
+            f"{victim} had received when its power was cut",
+            f"{seen['received'] / MIB:.0f} of {total / MIB:.0f} MiB",
+        )
+        ratio = again / missing
+        self.note("power-cut", "received afterwards, in what was missing", f"{ratio:.3f}", "<= 1.15", ratio <= 1.15)
+        same = self.same_everywhere()
+        self.note("power-cut", "the same layers and configuration on every node", str(same), "True", same)
+
+    def refusals(self) -> None:
+        self.shape(False)
+        wrong = {
+            "name": "wrong-torch",
+            "run": ["sed -i s/2.13.0+cpu/2.10.0+cpu/ /opt/vllm/lib/python3.*/site-packages/torch/version.py"],
+        }
+        totals: dict[str, int] = {}
+        with self.moved(totals):
+            result, _seconds = self.play(
+                ok=False, image_name="wrong", images={"wrong": {"from": "bench", "steps": [wrong]}}
+            )
+        said = "torch is 2.10.0+cpu, asserted is 2.13.0+cpu" in result.describe()
+        most = max(totals[worker] for worker in WORKERS)
+        self.note("refusals", "torch wrong: refused by name", str(said), "True", said)
+        self.note("refusals", "torch wrong: received by any worker", f"{most} bytes", "< 100000", most < 100_000)
+
+        victim = WORKERS[1]
+        self.lose(victim)
+        free = int(self.on(victim, "df --output=avail -B1 /var/lib/docker | tail -1"))
+        totals.clear()
+        with self.moved(totals):
+            result, _seconds = self.play(ok=False, image_reserve_gib=round(free / 2**30, 1))
+        words = result.describe()
+        said = f"{victim}: gb10/bench:" in words and "too few. Nothing was moved" in words
+        most = max(totals[worker] for worker in WORKERS)
+        self.note("refusals", f"disk too small on {victim}: refused by name and shortfall", str(said), "True", said)
+        self.note("refusals", "disk too small: received by any worker", f"{most} bytes", "< 100000", most < 100_000)
+
+        largest = max(self.layers(), key=lambda layer: int(layer["file_bytes"]))
+        name = f"{largest['diff_id'][7:]}.tar.zst"
+        self.on(victim, "mkdir -p /var/lib/gb10/incoming")
+        self.on(victim, f"head -c {largest['file_bytes'] // 2} /dev/urandom > /var/lib/gb10/incoming/{name}.partial")
+        self.on(
+            HEAD,
+            f"printf damaged | dd of=/var/lib/gb10/image-store/layers/{name} bs=1 seek=5000 conv=notrunc status=none",
+        )
+        self.play()
+        journal = self.on(victim, "journalctl -u gb10-image-pull -o cat --no-pager | grep 'fetched again' | tail -1")
+        found = largest["diff_id"][:19] in journal
+        same = self.same_everywhere()
+        self.note("refusals", f"damaged on the head and on {victim}: fetched again", str(found), "True", found)
+        self.note("refusals", "the same layers and configuration on every node", str(same), "True", same)
+
+    def restore(self) -> None:
+        self.shape(False)
+        victim, tag = WORKERS[2], self.tag()
+        _result, _seconds = self.play("backup", image_tag=tag)
+        before = self.on(WORKERS[0], f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {tag}")
+        built = self.on(HEAD, "stat --format %Y /var/log/gb10/build-bench.log")
+        kept = sum(path.stat().st_size for path in (STATE / "kept" / "layers").iterdir())
+        self.note("restore", "kept on the control node", f"{kept / MIB:.0f} MiB")
+        self.lose(HEAD, victim)
+        self.on(HEAD, "rm -rf /var/lib/gb10/image-store")
+        start = time.monotonic()
+        self.play("restore", image_tag=tag)
+        self.note("restore", f"back on {HEAD} and {victim}", f"{time.monotonic() - start:.0f} s")
+        ask = f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {tag}"
+        same = {self.on(node, ask) for node in NODES} == {before}
+        self.note("restore", "the same layers as before on every node", str(same), "True", same)
+        quiet = built == self.on(HEAD, "stat --format %Y /var/log/gb10/build-bench.log")
+        self.note("restore", "no build", str(quiet), "True", quiet)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--stages", default=",".join(STAGES), help=f"some of {','.join(STAGES)}, or none")
+    parser.add_argument("--fabric-rate", default="300mbit", help="of the shaped stages")
+    parser.add_argument("--reuse", action="store_true", help="the lab and its image are there from a run with --keep")
+    parser.add_argument("--keep", action="store_true", help="leave the lab running")
+    args = parser.parse_args(argv)
+    stages = [stage for stage in args.stages.split(",") if stage and stage != "none"]
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown:
+        parser.error(f"there is no stage {', '.join(unknown)}; known are {', '.join(STAGES)}")
+    os.chdir(REPO)
+    bench = Bench(args.fabric_rate)
+    if args.reuse and REPORT.exists():
+        bench.earlier = json.loads(REPORT.read_text(encoding="utf-8"))
+    steps: dict[str, Callable[[], None]] = {
+        "ways": bench.ways,
+        "unshaped": lambda: bench.compare("unshaped", False),
+        "shaped": lambda: bench.compare("shaped", True),
+        "last-layer": bench.last_layer,
+        "power-cut": bench.power_cut,
+        "refusals": bench.refusals,
+        "restore": bench.restore,
+    }
+    try:
+        if not args.reuse:
+            bench.prepare()
+        for stage in STAGES:
+            if stage in stages:
+                steps[stage]()
+    except BenchError as problem:
+        print(f"bench-image stopped: {problem}", file=sys.stderr)
+        return 1
+    finally:
+        if not args.keep:
+            bench.lab("down")
+    return 0 if all(line.holds for line in bench.lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
