@@ -73,6 +73,11 @@ def instant(value: object) -> float:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
+#: How engine_entry.py begins the sentence of a rank that ends because another did, and how soon after it.
+WITH_OTHERS = "restarting with the others"
+TOGETHER_S = 120.0
+
+
 def last_failure(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the newest failure that any node has kept, with the node's name; None when none has."""
     found = [
@@ -85,7 +90,16 @@ def last_failure(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None
         for node, each in told.items()
         if each.get("last_failure")
     ]
-    return max(found, key=lambda each: float(str(each["time"]))) if found else None
+    if not found:
+        return None
+    newest_s = max(float(str(each["time"])) for each in found)
+    # The rank that failed and those that ended with it keep a reason each, seconds apart: the first kind explains.
+    causes = [
+        each
+        for each in found
+        if newest_s - float(str(each["time"])) < TOGETHER_S and not str(each["reason"]).startswith(WITH_OTHERS)
+    ]
+    return max(causes or found, key=lambda each: float(str(each["time"])))
 
 
 def _node(name: str, told: Mapping[str, Any] | None, problem: str, members: Sequence[str]) -> dict[str, Any]:

@@ -191,6 +191,24 @@ def test_memory_under_the_floor_and_other_units_are_named() -> None:
     assert "gx10-2 also runs vllm-old.service" in text
 
 
+def test_the_rank_that_failed_explains_and_not_those_that_ended_with_it() -> None:
+    cause = {"time": "2026-11-21T11:20:00+00:00", "unit": "vllm-m.service", "reason": "killed by signal 9"}
+    follows = {
+        "time": "2026-11-21T11:20:02+00:00",
+        "unit": "vllm-m.service",
+        "reason": "restarting with the others: rank 1",
+    }
+    later = {**follows, "time": "2026-11-21T12:20:02+00:00"}
+    nodes = {"gx10-1": member("gx10-1", last_failure=follows), "gx10-2": member("gx10-2", last_failure=cause)}
+    found = last_failure(nodes)
+    assert found is not None
+    assert (found["node"], found["reason"]) == ("gx10-2", "killed by signal 9")
+    nodes["gx10-1"] = member("gx10-1", last_failure=later)
+    found = last_failure(nodes)
+    assert found is not None
+    assert found["node"] == "gx10-1"
+
+
 def test_the_last_failure_of_all_nodes() -> None:
     first = {"time": "2026-11-20T10:00:00+00:00", "unit": "vllm-a.service", "reason": "port 8000 is held"}
     second = {"time": 1_795_260_000, "unit": "vllm-b.service", "reason": "below the floor"}
