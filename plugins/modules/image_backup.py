@@ -157,7 +157,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     want = module.params
-    base = Path(want["directory"]).expanduser()
+    base = Path(want["directory"])
     folder = base / "layers"
     path = base / "images" / tag_file(want["tag"])
     if want["state"] == "verified":
