@@ -148,7 +148,8 @@ def main() -> None:
             "engine_config_check: false starts it unasked."
         )
     if not verdict["ok"]:
-        module.fail_json(msg=engine_check.refusal(want["model"], want["image"], verdict), verdict=verdict)
+        said = {**verdict, "error": engine_check.vllm_words(verdict["error"])}
+        module.fail_json(msg=engine_check.refusal(want["model"], want["image"], verdict), verdict=said)
     if not module.check_mode:
         record.parent.mkdir(parents=True, exist_ok=True)
         temporary = record.with_suffix(".tmp")
