@@ -133,7 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             highlight=False,
         )
         step(5, "playbooks/status.yml")
-        play(console, "playbooks/status.yml")
+        shown = play(console, "playbooks/status.yml")
+        for event in shown.events:
+            for line in event.result.get("screen", []):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
     except (DemoError, requests.RequestException) as error:
         console.print(f"\nThe demo stopped: {error}", markup=False, highlight=False, style="red")
         console.print("The lab is left as it is; `make demo` goes on from here, `make lab-down` removes it.")

@@ -42,7 +42,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         text = json.dumps(found, indent=2, sort_keys=True)
         wish = arguments["json"].strip()
         printed = wish.lower() in PRINTED
-        Display().display(text if printed else "\n".join(screen(found)))
+        lines = screen(found)
+        Display().display(text if printed else "\n".join(lines))
         if not printed and wish.lower() not in ("", "false", "no", "0"):
             target = Path(wish)
             temporary = target.with_name(f".{target.name}.tmp")
@@ -52,5 +53,5 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             except OSError as error:
                 result.update(failed=True, msg=f"{target} could not be written: {error.strerror}")
                 return result
-        result.update(changed=False, cluster=found)
+        result.update(changed=False, cluster=found, screen=lines)
         return result

@@ -71,4 +71,9 @@ cluster:
   description: C(model), C(state), C(since), C(nodes), C(load), C(diagnosis), C(last_failure) and what else is known.
   returned: success
   type: dict
+screen:
+  description: The lines of the screen, for programs that show it themselves.
+  returned: success
+  type: list
+  elements: str
 """

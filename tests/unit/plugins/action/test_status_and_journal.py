@@ -42,6 +42,7 @@ def test_the_screen_is_printed(printed: list[str], monkeypatch: pytest.MonkeyPat
     assert "gx10-1 does not answer: No route to host" in printed[0]
     assert result["changed"] is False
     assert result["cluster"]["unreachable"] == ["gx10-1"]
+    assert "\n".join(result["screen"]) == printed[0]
 
 
 @pytest.mark.parametrize("wish", ["true", "True", "-", "yes"])
