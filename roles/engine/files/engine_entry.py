@@ -89,6 +89,11 @@ class Life:
         sys.stdout.flush()
         os._exit(status)
 
+    def heed_stops(self) -> None:
+        """Take the signals that ask for an end; in the main thread alone."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.asked_to_stop)
+
     def asked_to_stop(self, _number: int, _frame: object) -> None:
         """Pass a stop on to the engine, which may take its time."""
         self.stopping.set()
@@ -331,7 +336,7 @@ def await_health(url: str, serving: threading.Event) -> None:
         time.sleep(HEALTH_POLL_S)
 
 
-def ray_head(port: int, address: str, nodes: int, stall_seconds: float, extra: Sequence[str]) -> None:
+def ray_head(life: Life, port: int, address: str, nodes: int, stall_seconds: float, extra: Sequence[str]) -> None:
     """Start the GCS and wait for every raylet; give up when none joins for ``stall_seconds``."""
     # The dashboard listens for nobody; a worker that is given this option dies, so it is the head's alone.
     command = ["ray", "start", "--head", f"--port={port}", f"--node-ip-address={address}", "--include-dashboard=false"]
@@ -341,6 +346,7 @@ def ray_head(port: int, address: str, nodes: int, stall_seconds: float, extra: S
     import ray  # type: ignore[import-not-found]
 
     ray.init(address=f"{address}:{port}", logging_level="ERROR", log_to_driver=False)
+    life.heed_stops()  # Ray has put a handler of its own in their place, which ends this process as if it had failed
     joined, since = -1, time.monotonic()
     while joined < nodes:
         now = sum(1 for node in ray.nodes() if node["Alive"])
@@ -406,8 +412,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "starts; see model_spec.env"
         )
     life = Life()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, life.asked_to_stop)
+    life.heed_stops()
     addresses = [member.partition("=")[2] for member in args.members.split(",")]
     serving = threading.Event()
     group = Group(args, life) if args.tether_port and len(addresses) > 1 else None
@@ -419,7 +424,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.health:
         threading.Thread(target=announce, args=(args.health, serving, group), daemon=True).start()
     if args.role == "ray-head":
-        ray_head(args.port, addresses[args.rank], len(addresses), args.stall_seconds, args.ray_arg)
+        ray_head(life, args.port, addresses[args.rank], len(addresses), args.stall_seconds, args.ray_arg)
     elif args.role == "ray-worker":
         command = ["ray", "start", "--block", f"--address={addresses[0]}:{args.port}"]
         command += [f"--node-ip-address={addresses[args.rank]}", "--disable-usage-stats", *args.ray_arg]

@@ -281,8 +281,32 @@ def test_the_head_alone_leaves_the_dashboard_out(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(entry.subprocess, "run", run)
     with pytest.raises(SystemExit, match=r"on 10\.0\.0\.1:6379 exited 1"):
-        entry.ray_head(6379, "10.0.0.1", 2, 1.0, [])
+        entry.ray_head(entry.Life(), 6379, "10.0.0.1", 2, 1.0, [])
     assert "--include-dashboard=false" in asked[0]
+
+
+def test_a_ray_head_that_is_asked_to_stop_has_not_failed(tmp_path: Path) -> None:
+    """`ray.init` replaces the handler of SIGTERM by one that exits with 15; the engine runs after it."""
+    (tmp_path / "ray.py").write_text(
+        "import signal, sys\n"
+        "def init(**_options): signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))\n"
+        "def nodes(): return [{'Alive': True, 'NodeManagerAddress': '10.0.0.1'}]\n"
+        "def shutdown(): pass\n"
+    )
+    for name, body in (("ray", "exit 0"), ("engine", "echo runs; exec sleep 60")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, str(FILES / "engine_entry.py"), "ray-head", "--members", "a=10.0.0.1", "--", "engine"]
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "runs\n":
+                break
+        process.terminate()
+        said = process.stdout.read()
+    assert "stopped on request, the engine's status was -15" in said
+    assert process.returncode == 0
 
 
 def test_no_value_of_a_variable_travels() -> None:
