@@ -23,8 +23,8 @@ pytestmark = pytest.mark.soak
 #: A span of our own two runs is widened by this share: five processes share a few cores, and no run is like another.
 NOISE = 0.35
 REQUESTS = 16
-#: vLLM's CPU build dies when it prefills several sequences of a Mamba-2 model in one step, see inventories/lab.
-ONE_AT_A_TIME = ("tiny-nemotronh",)
+#: How many requests the comparison keeps under way.
+UNDER_WAY = 4
 INPUT_TOKENS = 512
 OUTPUT_TOKENS = 32
 #: What the chat template of the lab's models adds to a prompt.
@@ -60,11 +60,10 @@ def bench(model: str, results: Path, **extravars: Any) -> dict[str, Any]:
 
 
 def test_the_sweep_is_exact_and_tells_waiting_from_prefill(served: str, results: Path) -> None:
-    alone = served in ONE_AT_A_TIME
     found = bench(
         served,
         results,
-        bench_concurrency=[1] if alone else [1, BEYOND_THE_SLOTS],
+        bench_concurrency=[1, BEYOND_THE_SLOTS],
         bench_input_tokens=INPUT_TOKENS,
         bench_output_tokens=OUTPUT_TOKENS,
         bench_needles=[{"tokens": 2000, "depth": 0.5}],
@@ -79,14 +78,13 @@ def test_the_sweep_is_exact_and_tells_waiting_from_prefill(served: str, results:
             assert (row["input_tokens"], row["output_tokens"]) == (INPUT_TOKENS, OUTPUT_TOKENS)
         assert point["queue_problem"] == ""
         assert point["queued"] == max(0, point["concurrency"] - SLOTS)
-    if not alone:
-        many = points[-1]
-        # The engine's own gauges say the same: all slots taken, the others waiting.
-        assert many["server"]["running_most"] == SLOTS
-        assert many["server"]["waiting_most"] >= 1
-        waited = [row["queue_s"] for row in many["per_request"] if row["queue_s"]]
-        told_s = many["server"]["queue_mean_s"] * BEYOND_THE_SLOTS
-        assert sum(waited) == pytest.approx(told_s, rel=0.35, abs=0.5), "the engine's own histogram disagrees"
+    many = points[-1]
+    # The engine's own gauges say the same: all slots taken, the others waiting.
+    assert many["server"]["running_most"] == SLOTS
+    assert many["server"]["waiting_most"] >= 1
+    waited = [row["queue_s"] for row in many["per_request"] if row["queue_s"]]
+    told_s = many["server"]["queue_mean_s"] * BEYOND_THE_SLOTS
+    assert sum(waited) == pytest.approx(told_s, rel=0.35, abs=0.5), "the engine's own histogram disagrees"
     (needle,) = found["needles"]
     assert needle["input_tokens"] == 2000
     assert needle["verdict"] == "absent"  # the lab's models know one sentence
@@ -107,11 +105,6 @@ def test_the_fingerprint_is_that_of_the_nodes(served: str, results: Path) -> Non
     assert found["model_spec"]["name"] == served
 
 
-def under_way(model: str) -> int:
-    """Return how many requests the comparison keeps under way."""
-    return 1 if model in ONE_AT_A_TIME else 4
-
-
 def ours(model: str, results: Path, trace: Path) -> dict[str, float]:
     """Return the figures of a closed loop of requests, measured by our client."""
     found = bench(
@@ -120,7 +113,7 @@ def ours(model: str, results: Path, trace: Path) -> dict[str, float]:
         bench_sweep=False,
         bench_needles=[],
         bench_trace=str(trace),
-        bench_trace_concurrency=under_way(model),
+        bench_trace_concurrency=UNDER_WAY,
         bench_aiperf="never",
     )["trace"]["figures"]
     assert (found["succeeded"], found["failures"]) == (REQUESTS, {})
@@ -145,7 +138,7 @@ def theirs(model: str) -> dict[str, float]:
             "--num-prompts",
             str(REQUESTS),
             "--max-concurrency",
-            str(under_way(model)),
+            str(UNDER_WAY),
             "--ignore-eos",
             "--temperature",
             "0",
@@ -194,6 +187,6 @@ def test_both_models_are_measured_with_the_labs_defaults(model: str, tmp_path: P
 
     assert second["fingerprint"]["digest"] == first["fingerprint"]["digest"]
     assert not [point for point in second["sweep"]["points"] if point["failures"]]
-    assert [point["concurrency"] for point in second["sweep"]["points"]] == ([1] if model in ONE_AT_A_TIME else [1, 4])
+    assert [point["concurrency"] for point in second["sweep"]["points"]] == [1, 4]
     assert second["comparisons"][1]["with"] == f"run {first['run']}"
     assert second["comparisons"][1]["rows"]
