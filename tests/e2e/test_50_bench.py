@@ -54,7 +54,7 @@ def bench(model: str, results: Path, **extravars: Any) -> dict[str, Any]:
     harness.assert_converged(run)
     (kept,) = set(results.rglob("*.json")) - before
     for form in (".html", ".md"):
-        assert kept.with_suffix(form).stat().st_size > 1000
+        assert f"lab/{model}" in kept.with_suffix(form).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return found
 
