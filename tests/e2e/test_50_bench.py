@@ -18,8 +18,6 @@ import pytest
 from tests.e2e import harness
 from tests.e2e.harness import HEAD, NODES
 
-pytestmark = pytest.mark.soak
-
 #: A span of our own two runs is widened by this share: five processes share a few cores, and no run is like another.
 NOISE = 0.35
 REQUESTS = 16
@@ -178,6 +176,7 @@ def test_the_figures_are_those_of_vllms_own_client(served: str, results: Path, t
         assert low * (1 - NOISE) <= measured[name] <= high * (1 + NOISE), f"{name} is outside of ours:\n{table}"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("model", ["tiny-qwen3", "tiny-nemotronh"])
 def test_both_models_are_measured_with_the_labs_defaults(model: str, tmp_path: Path) -> None:
     """Twice each, so that the page has a comparison and a history."""
