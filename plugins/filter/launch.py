@@ -32,6 +32,7 @@ class FilterModule:
         return {
             "rank_options": rank_options,
             "entry_arguments": launch.entry_arguments,
+            "model_path": launch.model_path,
             "rank_ports": launch.rank_ports,
             "systemd_join": systemd_join,
         }

@@ -69,6 +69,11 @@ def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dic
     return options, errors
 
 
+def model_path(plan: Mapping[str, Any]) -> str:
+    """Return where a rank's container sees the weights: the node's copy is mounted there, and vLLM is given it."""
+    return f"{CONTAINER_ROOT}/{plan['spec']['repo']}"
+
+
 def entry_arguments(
     plan: Mapping[str, Any], host: str, serve_args: Sequence[str], watch: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -95,7 +100,7 @@ def entry_arguments(
             "--health",
             f"http://{anywhere.get(watch['api_host'], watch['api_host'])}:{spec['ports']['api']}/health",
         ]
-    serve = ["--", "vllm", "serve", f"{CONTAINER_ROOT}/{spec['repo']}", *serve_args]
+    serve = ["--", "vllm", "serve", model_path(plan), *serve_args]
     if not plan["multi_node"] or spec["engine"] == "native":
         return ["serve", *common, *serve]
     common += ["--port", str(spec["ports"]["ray"])]
