@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -260,6 +261,34 @@ def order(sources: Sequence[Mapping[str, Any]], index: int, members: int, positi
         return origin + others
     first = [place for place in others if sources[place]["position"] == owner]
     return first + origin + [place for place in others if place not in first]
+
+
+def rails(
+    addresses: Mapping[str, str | Sequence[str]], machines: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """Return by member its addresses, one a rail, in the same order for all.
+
+    The first rail is that of the given addresses; then come the subnets in which every machine has one address on a
+    fabric's port with a carrier.  A list of addresses is the owner's own choice and stays as it is.
+
+    :param addresses: by member, an address or one a rail.
+    :param machines: by member that takes part, ``machine`` of gb10.cluster.fabric_facts.
+    """
+    if any(not isinstance(found, str) for found in addresses.values()):
+        return {host: [found] if isinstance(found, str) else list(found) for host, found in addresses.items()}
+    subnets: dict[str, dict[IPv4Network, list[str]]] = {}
+    for host, machine in machines.items():
+        subnets[host] = {}
+        for netdev in (netdev for port in machine["ports"] for netdev in port["netdevs"] if netdev["carrier"]):
+            for interface in (IPv4Interface(each) for each in netdev["addresses"] if ":" not in each):
+                subnets[host].setdefault(interface.network, []).append(str(interface.ip))
+    found: dict[str, list[str]] = {host: [str(address)] for host, address in addresses.items()}
+    for subnet in sorted(set.intersection(*map(set, subnets.values())) if subnets else set()):
+        here = {host: by_subnet[subnet] for host, by_subnet in subnets.items()}
+        if all(len(each) == 1 and each[0] not in found[host] for host, each in here.items()):
+            for host, each in here.items():
+                found[host] += each
+    return found
 
 
 def plan_node(

@@ -331,6 +331,7 @@ class Connection:
 
     def __init__(self, host: str, port: int, token: str, digest: str, silence_s: float = SILENCE_S) -> None:
         self.silence_s = silence_s
+        self.rail = (host, port)
         self.where = f"{host}:{port}"
         self._token = token
         self._digest = digest
@@ -434,6 +435,7 @@ class Mover:
         self.stopping = threading.Event()
         self._lock = threading.Lock()
         self._down: dict[int, float] = {}
+        self._rails_down: dict[tuple[str, int], float] = {}
         self._taken = 0
         self._failure: str | None = None
         self._own: list[int] = []
@@ -567,20 +569,27 @@ class Mover:
         self, place: int, what: str, buffer: memoryview | None, connections: dict[int, Connection], stream: int,
         recheck: bool = False,
     ) -> bytes:  # fmt: skip
-        """Ask one source, over the connection of this stream; streams take turns among the rails."""
-        connection = connections.get(place)
-        if connection is None:
-            rails = self.sources[place]["rails"]
-            host, port = rails[stream % len(rails)]
-            digest = self.store.manifest["digest"]
-            connection = Connection(host, port, self.job["token"], digest, self.silence_s)
-            connections[place] = connection
-        try:
-            return connection.get(what, buffer, recheck)
-        except SourceDeadError:
-            connection.close()
-            del connections[place]
-            raise
+        """Ask one source, over the connection of this stream; streams take turns among the rails that answer."""
+        rails = [(host, port) for host, port in self.sources[place]["rails"]]
+        turn = stream % len(rails)
+        rails = rails[turn:] + rails[:turn]
+        dead: SourceDeadError | None = None
+        for rail in [rail for rail in rails if self._rails_down.get(rail, 0.0) < now()] or rails:
+            try:
+                connection = connections.get(place)
+                if connection is None:
+                    digest = self.store.manifest["digest"]
+                    connection = Connection(*rail, self.job["token"], digest, self.silence_s)
+                    connections[place] = connection
+                return connection.get(what, buffer, recheck)
+            except SourceDeadError as problem:
+                failed = connections.pop(place, None)
+                if failed is not None:
+                    failed.close()
+                with self._lock:
+                    self._rails_down[failed.rail if failed is not None else rail] = now() + DOWN_S
+                dead = problem
+        raise dead or SourceDeadError(f"{self.sources[place]['name']} has no address")
 
     def _work(self, stream: int, own: bool) -> None:
         connections: dict[int, Connection] = {}

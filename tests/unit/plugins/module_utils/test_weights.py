@@ -269,3 +269,39 @@ def test_a_node_that_receives_nothing_is_named_with_what_it_waits_for() -> None:
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert weights.duration(seconds) == text
+
+
+def machine(*netdevs: tuple[list[str], bool]) -> dict[str, Any]:
+    """Return what gb10.cluster.fabric_facts tells of a machine with these addresses, each port with its carrier."""
+    return {"ports": [{"netdevs": [{"addresses": each, "carrier": carrier}]} for each, carrier in netdevs]}
+
+
+def test_rails_are_the_subnets_that_all_members_share() -> None:
+    given = {"a": "10.0.0.1", "b": "10.0.0.2", "c": "10.0.0.3"}
+    machines = {
+        "a": machine((["10.0.0.1/24", "fe80::1/64"], True), (["10.0.1.1/24"], True), (["10.0.9.1/30"], True)),
+        "b": machine((["10.0.0.2/24"], True), (["10.0.1.2/24"], True), (["10.0.9.2/30"], True)),
+        "c": machine((["10.0.0.3/24"], True), (["10.0.1.3/24"], True), (["10.0.9.5/30"], True)),
+    }
+    both = {"a": ["10.0.0.1", "10.0.1.1"], "b": ["10.0.0.2", "10.0.1.2"], "c": ["10.0.0.3", "10.0.1.3"]}
+    assert weights.rails(given, machines) == both
+    # A member that takes no part does not count.
+    assert weights.rails({**given, "d": "10.0.0.4"}, machines) == {**both, "d": ["10.0.0.4"]}
+
+
+def test_a_rail_that_one_member_has_not_is_none() -> None:
+    given = {"a": "10.0.0.1", "b": "10.0.0.2"}
+    one = {host: [address] for host, address in given.items()}
+    whole = machine((["10.0.0.1/24"], True), (["10.0.1.1/24"], True))
+    for other in (
+        machine((["10.0.0.2/24"], True)),
+        machine((["10.0.0.2/24"], True), (["10.0.1.2/24"], False)),
+        machine((["10.0.0.2/24"], True), (["10.0.1.2/24", "10.0.1.9/24"], True)),
+    ):
+        assert weights.rails(given, {"a": whole, "b": other}) == one
+    assert weights.rails({"a": "spark.example"}, {}) == {"a": ["spark.example"]}
+
+
+def test_the_owners_own_list_of_rails_stays() -> None:
+    machines = {"a": machine((["10.0.0.1/24"], True), (["10.0.1.1/24"], True))}
+    assert weights.rails({"a": ["10.0.1.1"], "b": "x"}, machines) == {"a": ["10.0.1.1"], "b": ["x"]}

@@ -51,8 +51,8 @@ class Cluster:
     def incoming(self, node: int) -> Path:
         return self.root(node) / ".incoming" / "org" / "model"
 
-    def start(self, node: int, sources: Sequence[int], **changes: Any) -> None:
-        """Start a node's mover; source 0 is the origin."""
+    def start(self, node: int, sources: Sequence[int | dict[str, Any]], **changes: Any) -> None:
+        """Start a node's mover; source 0 is the origin, and a dictionary one that is as it says."""
         self.runs += 1
         run_dir = self.folder / f"node{node}" / "run"
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,8 @@ class Cluster:
         job = {
             "manifest": self.manifest, "lacking": list(SIZES), "complete": False, "root": str(self.root(node)),
             "listen": [address(node)], "port": self.port, "allow": ["127.0.0.1"], "token": TOKEN,
-            "sources": [self.source(place) for place in sources], "streams": 3, "patience_s": 20, "lease_s": 60,
+            "sources": [each if isinstance(each, dict) else self.source(each) for each in sources],
+            "streams": 3, "patience_s": 20, "lease_s": 60,
             "scatter": {"of": 0, "position": 0}, "grace_s": 1.5, "silence_s": 6,
             "run": str(self.runs), "run_dir": str(run_dir), **changes,
         }  # fmt: skip
@@ -184,6 +185,28 @@ def test_a_dead_middle_node_is_left_out(cluster: Cluster) -> None:
     assert status["by_source"] == {"node1": TOTAL}
     assert "node2 does not answer" in status["message"]
     cluster.assert_whole(3)
+
+
+def test_both_rails_carry_and_one_that_is_dead_costs_nothing_but_its_share(cluster: Cluster) -> None:
+    other = weights_mover.Store(cluster.manifest, cluster.store.paths, [True] * len(cluster.store.paths))
+    other.load_hashes(cluster.store.hashes or b"", "the test")
+    other.marks = cluster.store.marks
+    server = weights_mover.Server(other, TOKEN, ["127.0.0.1"])
+    rails = [["127.0.0.1", cluster.origin], ["127.0.0.1", server.listen("127.0.0.1", 0)]]
+    origin = {"name": "origin", "rails": rails, "position": None}
+    cluster.start(1, [origin], streams=8)
+    cluster.until(1, "whole")
+    server.close()
+    assert cluster.store.served_bytes + other.served_bytes == TOTAL
+    assert min(cluster.store.served_bytes, other.served_bytes) > 0
+
+    before = cluster.store.served_bytes
+    cluster.start(2, [origin])
+    status = cluster.until(2, "whole")
+    assert status["by_source"] == {"origin": TOTAL}
+    assert status["message"] == ""
+    assert cluster.store.served_bytes - before == TOTAL
+    cluster.assert_whole(2)
 
 
 def test_a_node_that_was_killed_at_any_instant_goes_on_where_it_was(cluster: Cluster) -> None:

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filters about moving weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils import weights
+
+
+class FilterModule:
+    """Filters about moving weights."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"weights_rails": weights.rails}
