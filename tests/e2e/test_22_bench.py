@@ -155,6 +155,7 @@ def theirs(model: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.soak
 def test_the_figures_are_those_of_vllms_own_client(served: str, results: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     row = json.dumps({"input_length": INPUT_TOKENS, "output_length": OUTPUT_TOKENS})
