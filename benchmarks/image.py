@@ -441,7 +441,7 @@ class Bench:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--stages", default=",".join(STAGES), help=f"some of {','.join(STAGES)}, or none")
-    parser.add_argument("--fabric-rate", default="300mbit", help="of the shaped stages")
+    parser.add_argument("--fabric-rate", default="100mbit", help="of the shaped stages")
     parser.add_argument("--reuse", action="store_true", help="the lab and its image are there from a run with --keep")
     parser.add_argument("--keep", action="store_true", help="leave the lab running")
     args = parser.parse_args(argv)
