@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control node dies in the middle of site.yml, again and again; the next run always goes on, and the last is whole.
+
+Begins with nodes that have nothing but sshd. Each run is killed a moment after a step has begun, the one after it one
+step later; what a run must not leave behind is looked at in between.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lab.demo import prepare_lab
+from tests.e2e import harness
+from tests.e2e.harness import NODES, REPO
+
+pytestmark = pytest.mark.soak
+
+MODEL = "tiny-qwen3"
+#: A step of each role that changes something, in the order of site.yml, and how long the run goes on after it began.
+STEPS = (
+    ("host : Put our files in place", 0.5),
+    ("host : Install the packages that the node lacks", 4.0),
+    ("fabric : Let the nodes know each other", 0.3),
+    ("edge : Close the node, with a way back", 0.7),
+    ("edge : Keep the change", 0.5),
+    ("image : Stage the build context", 10.0),
+    ("image : Build", 20.0),
+    ("image : Prove", 2.0),
+    ("image : Pull what is lacking", 15.0),
+    ("weights : Serve and fetch", 0.8),
+    ("weights : Bring what is lacking", 0.4),
+    ("engine : Write what this rank runs", 0.5),
+    ("engine : Start each rank", 0.7),
+    ("engine : Prove every rank", 15.0),
+    ("engine : Keep it as the active model", 0.3),
+    ("watch : Put the watch in place", 0.3),
+)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that it has started, itself first."""
+    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
+    parents = {int(row.split()[0]): int(row.split()[1]) for row in rows}
+    found = [pid]
+    for each in found:
+        found.extend(child for child, parent in parents.items() if parent == each)
+    return found
+
+
+def run_until(step: str, seconds: float) -> None:
+    """Run site.yml and kill it, with all that it has started, some seconds after a step has begun."""
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", harness.INVENTORY, "site.yml"]
+    env = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"),
+        "ANSIBLE_FORCE_COLOR": "0",
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    seen: list[str] = []
+    with subprocess.Popen(
+        [*command, "-e", f"model={MODEL}"],
+        cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        for line in run.stdout:
+            seen.append(line)
+            if line.startswith("TASK") and step in line:
+                break
+        else:
+            raise AssertionError(f"the run never came to '{step}':\n{''.join(seen)[-3000:]}")
+        time.sleep(seconds)
+        for pid in descendants(run.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def leftovers(nodes: Sequence[str] = NODES) -> dict[str, str]:
+    """Return what must not be there when nothing runs: ports, files and units of a transfer, half of a rule set."""
+    ask = (
+        "ss -Hltn | grep -E ':(508[0-9]|509[0-9]) ' | awk '{print $4}'; ls /var/lib/gb10/weights/.incoming "
+        "/var/lib/gb10/incoming /var/lib/gb10/edge/pending.nft 2>/dev/null; systemctl list-units --plain --no-legend "
+        "'gb10-*' | awk '$1 ~ /weights|image|rollback/ {print $1}'"
+    )
+    return {node: harness.node_exec(node, ask, check=False).stdout for node in nodes}
+
+
+@pytest.fixture
+def fresh_lab() -> None:
+    """Give nodes that have nothing but sshd."""
+    harness.lab("down")
+    prepare_lab(nodes=len(NODES))
+
+
+@pytest.mark.usefixtures("fresh_lab")
+def test_a_controller_that_dies_at_every_step_of_site_leaves_what_the_next_run_heals() -> None:
+    for step, seconds in STEPS:
+        run_until(step, seconds)
+    harness.run("site.yml", {"model": MODEL})
+    assert harness.served_models() == [f"lab/{MODEL}"]
+    assert harness.chat(f"lab/{MODEL}", "What is a GB10?")["usage"]["completion_tokens"] > 0
+    for node in NODES:
+        assert harness.containers_on(node) == [f"vllm-{MODEL}"]
+        # The firewall that was closed twice and taken back in between is the one that was wanted.
+        assert "policy drop" in harness.node_exec(node, "nft list table inet gb10").stdout
+    harness.assert_converged(harness.run("site.yml", {"model": MODEL}))
+    left = {node: found for node, found in leftovers().items() if found}
+    assert not left, left
