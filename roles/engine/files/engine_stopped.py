@@ -23,6 +23,10 @@ OWN = re.compile(
 )
 OWN_LAST = re.compile(r"^gb10: (the engine (?:ended|was killed) .*)")
 EXCEPTION = re.compile(r"(?:^|\] |\) )((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): .+)$")
+#: What an exception like these has as its cause stands in another line.
+ECHO = re.compile(r"EngineDeadError|ActorDiedError|EngineCore encountered an issue")
+DIED = re.compile(r"((?:Worker proc|RayWorkerProc|Engine core proc\w*) \S+ died unexpectedly[^,]*)")
+RAY_DIED = re.compile(r"ERR \S+ -- (\w+ \[exit code=-?\d+\])$")
 DOCKER = re.compile(r"^(?:/usr/bin/)?docker: (.+)")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|(?<=['\"]api_key['\"]: )(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\")")
 KEPT_LINES = 15
@@ -39,11 +43,17 @@ def reason_of(lines: Sequence[str], result: str, code: str, status: str) -> str:
         own = OWN.match(line)
         if own:
             return own.group(1)
-    for pattern in (EXCEPTION, DOCKER):
-        for line in lines:
-            found = pattern.search(line)
-            if found:
-                return found.group(1)
+    causes = [line for line in lines if not ECHO.search(line)]
+    for pattern, among, words in (
+        (EXCEPTION, causes, "{}"),
+        (DIED, causes, "{}"),
+        (RAY_DIED, causes, "Ray's {} ended"),
+        (EXCEPTION, lines, "{}"),
+        (DOCKER, lines, "{}"),
+    ):
+        found = next(filter(None, map(pattern.search, among)), None)
+        if found:
+            return words.format(found.group(1))
     for line in reversed(lines):
         own = OWN_LAST.match(line)
         if own:

@@ -352,6 +352,32 @@ def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.Monkey
             ],
             "ValueError: first cause",
         ),
+        (
+            [
+                "(EngineCore pid=19) ERROR 11-20 22:30:57 [multiproc_executor.py:315] Worker proc VllmWorker-0 died "
+                "unexpectedly (exit code: 0), shutting down executor.",
+                "(APIServer pid=16) ERROR 11-21 16:12:52 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: "
+                "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+                "gb10: the engine ended with status 0 unasked",
+            ],
+            "Worker proc VllmWorker-0 died unexpectedly (exit code: 0)",
+        ),
+        (
+            [
+                "(APIServer pid=16) ERROR 11-21 16:12:52 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: "
+                "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+            ],
+            "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for "
+            "the root cause.",
+        ),
+        (
+            [
+                "2026-11-20 21:10:58,535\tERR scripts.py:1307 -- Some Ray subprocesses exited unexpectedly:",
+                "2026-11-20 21:10:58,535\tERR scripts.py:87 -- raylet [exit code=1]",
+                "gb10: the engine ended with status 1 unasked",
+            ],
+            "Ray's raylet [exit code=1] ended",
+        ),
         (["words", "gb10: the engine was killed by signal 9 unasked"], "the engine was killed by signal 9 unasked"),
         (["docker: Error response from daemon: no such runtime."], "Error response from daemon: no such runtime."),
         (["gb10: missing environment: A must be set"], "missing environment: A must be set"),
