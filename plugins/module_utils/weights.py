@@ -120,9 +120,12 @@ def piece_bytes_for(total_bytes: int) -> int:
     return size
 
 
-def streams_for(wanted: int, pieces: int) -> int:
-    """Return how many pieces to fetch side by side: few where there are few, as each one adds to a chain's lag."""
-    return max(2, min(wanted, pieces // 120))
+def streams_for(wanted: int, pieces: int, cores: int) -> int:
+    """Return how many pieces to fetch side by side.
+
+    Few where there are few, as each one adds to a chain's lag, and no more than there are cores to hash them.
+    """
+    return max(2, min(wanted, pieces // 120, cores))
 
 
 def layout(manifest: Mapping[str, Any]) -> list[Piece]:

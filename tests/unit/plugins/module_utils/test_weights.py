@@ -128,7 +128,8 @@ def test_a_piece_is_a_small_part_of_the_whole(total_bytes: int, mib: int) -> Non
 
 @pytest.mark.parametrize(("pieces", "streams"), [(1, 2), (500, 4), (21_000, 8)])
 def test_a_small_model_has_few_streams(pieces: int, streams: int) -> None:
-    assert weights.streams_for(8, pieces) == streams
+    assert weights.streams_for(8, pieces, 20) == streams
+    assert weights.streams_for(8, pieces, 2) == 2
 
 
 @pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/../b", "a//b", ".", "a\nb", "a\udcffb"])
