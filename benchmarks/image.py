@@ -261,7 +261,7 @@ class Bench:
 
         for name, command in {
             "docker push to docker-registry (gzip)": f"docker push -q {remote}",
-            "skopeo, zstd": f"{copy} --dest-compress --dest-compress-format zstd {source} dir:/var/tmp/bench/store",
+            "skopeo, zstd": f"{copy} --dest-compress --dest-compress-format zstd {source} oci:/var/tmp/bench/store:bench",
             "skopeo, uncompressed": f"{copy} {source} dir:/var/tmp/bench/store",
             "the role, docker save, zstd -1": f"{export} --way save --level 1 > /dev/null",
             "the role, Docker's own files, zstd -1": f"{export} --way overlay2 --level 1 > /dev/null",
