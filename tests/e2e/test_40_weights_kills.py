@@ -30,6 +30,16 @@ IN_FLIGHT_BYTES = 8 * 2**20
 ADDRESSES = {node: f"10.211.0.{10 + number}" for number, node in enumerate(NODES, 1)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_served() -> None:
+    """Stop the model that the tests before left served: its ranks would start anew with every kill."""
+    if harness.served_models():
+        harness.run("playbooks/stop.yml")
+        assert harness.served_models() == []
+        for node in NODES:
+            assert harness.containers_on(node) == []
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a model of three shards, with an index."""
