@@ -251,7 +251,8 @@ class Bench:
         self.on(HEAD, f"mkdir -p /var/tmp/bench && echo '{json.dumps(config)}' > /var/tmp/bench.yml")
         self.on(HEAD, "systemd-run --unit bench-registry --collect docker-registry serve /var/tmp/bench.yml && sleep 2")
         tag, remote = self.tag(), f"127.0.0.1:5099/{self.tag()}"
-        export = f"python3 /usr/local/lib/gb10/image_agent.py export --image {tag} --store /var/tmp/bench/store"
+        store = "/var/tmp/bench/store"
+        export = f"python3 /usr/local/lib/gb10/image_agent.py export --image {tag} --store {store}"
         copy, source = "skopeo copy -q", f"docker-daemon:{tag}"
         self.on(HEAD, f"docker tag {tag} {remote}")
         container: Any = docker.from_env(timeout=1200).containers.get(container_name(LAB, 1))
@@ -261,8 +262,8 @@ class Bench:
 
         for name, command in {
             "docker push to docker-registry (gzip)": f"docker push -q {remote}",
-            "skopeo, zstd": f"{copy} --dest-compress --dest-compress-format zstd {source} oci:/var/tmp/bench/store:bench",
-            "skopeo, uncompressed": f"{copy} {source} dir:/var/tmp/bench/store",
+            "skopeo, zstd": f"{copy} --dest-compress-format zstd --dest-compress {source} oci:{store}:bench",
+            "skopeo, uncompressed": f"{copy} {source} dir:{store}",
             "the role, docker save, zstd -1": f"{export} --way save --level 1 > /dev/null",
             "the role, Docker's own files, zstd -1": f"{export} --way overlay2 --level 1 > /dev/null",
             "the role, Docker's own files, zstd -3": f"{export} --way overlay2 --level 3 > /dev/null",
