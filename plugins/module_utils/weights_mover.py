@@ -593,7 +593,7 @@ class Mover:
         recheck: bool = False,
     ) -> bytes:  # fmt: skip
         """Ask one source, over the connection of this stream; streams take turns among the rails that answer."""
-        rails = [(host, port) for host, port in self.sources[place]["rails"]]
+        rails = [(str(host), int(port)) for host, port in self.sources[place]["rails"]]
         turn = stream % len(rails)
         rails = rails[turn:] + rails[:turn]
         dead: SourceDeadError | None = None
