@@ -8,18 +8,15 @@ measured goes to .lab/runs/real-faults.json; docs/decisions/faults.md shows it.
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 
 from tests.e2e import harness
+from tests.e2e.faults import keep, watched
 from tests.e2e.harness import HEAD, NODES, REPO
 
 pytestmark = pytest.mark.soak
@@ -51,53 +48,18 @@ def starts(model: str) -> list[str]:
     return [harness.unit_state(node, unit).get("ExecMainStartTimestampMonotonic", "") for node in NODES]
 
 
-@dataclass
-class Watch:
-    """What playbooks/status.yml says again and again, with the seconds since the fault."""
-
-    folder: Path
-    since: float = 0.0
-    seen: list[tuple[float, str, str]] = field(default_factory=list)
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        """Look until told to stop."""
-        into = self.folder / "status.json"
-        while not self.stopped.wait(0.5):
-            into.unlink(missing_ok=True)
-            harness.run("playbooks/status.yml", {"json": str(into)}, ok=None, quiet=True)
-            if into.exists():
-                told = json.loads(into.read_text(encoding="utf-8"))
-                self.seen.append((time.monotonic() - self.since, str(told["state"]), str(told["summary"])))
-
-    def not_ready(self) -> tuple[float, str, str]:
-        """Return when it was first said that the model is not served, and with which words."""
-        return next((each for each in self.seen if each[1] != "ready"), (0.0, "", ""))
+def look(folder: Path) -> tuple[str, str] | None:
+    """Return the state and the sentence that playbooks/status.yml tells now."""
+    into = folder / "status.json"
+    into.unlink(missing_ok=True)
+    harness.run("playbooks/status.yml", {"json": str(into)}, ok=None, quiet=True)
+    if not into.exists():
+        return None
+    told = json.loads(into.read_text(encoding="utf-8"))
+    return str(told["state"]), str(told["summary"])
 
 
-@contextmanager
-def watched(folder: Path) -> Iterator[Watch]:
-    """Look at the cluster all the time that a fault lasts."""
-    watch = Watch(folder, since=time.monotonic())
-    thread = threading.Thread(target=watch.run, daemon=True)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        watch.stopped.set()
-        thread.join(120)
-
-
-def note(fault: str, watch: Watch, **figures: Any) -> None:
-    """Keep what was measured, for the table."""
-    kept = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
-    said: list[tuple[float, str, str]] = []
-    for at, state, words in watch.seen:
-        if not said or said[-1][1] != state:
-            said.append((round(at, 1), state, words[:300]))
-    kept[fault] = {**{name: round(x, 1) if isinstance(x, float) else x for name, x in figures.items()}, "said": said}
-    FIGURES.parent.mkdir(parents=True, exist_ok=True)
-    FIGURES.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+note = partial(keep, FIGURES)
 
 
 def serve(model: str) -> None:
@@ -135,7 +97,7 @@ def assert_one_engine(model: str) -> None:
 def test_a_killed_process_restarts_all_ranks(tmp_path: Path, model: str, fault: str, node: str, script: str) -> None:
     serve(model)
     before = starts(model)
-    with watched(tmp_path) as watch:
+    with watched(partial(look, tmp_path)) as watch:
         harness.node_exec(node, script)
         harness.wait_until(
             "the restart of every rank",
@@ -156,7 +118,7 @@ def test_a_killed_process_restarts_all_ranks(tmp_path: Path, model: str, fault: 
 @pytest.mark.parametrize(("model", "node"), [(RAY, HEAD), (NATIVE, NODES[3])], ids=["head", "worker"])
 def test_a_node_without_power_comes_back_into_a_served_model(tmp_path: Path, model: str, node: str) -> None:
     serve(model)
-    with watched(tmp_path) as watch:
+    with watched(partial(look, tmp_path)) as watch:
         harness.lab("kill", node)
         harness.wait_until("the probe says so", lambda: watch.not_ready()[1], timeout_s=180)
         said = watch.not_ready()
@@ -174,7 +136,7 @@ def test_a_node_without_power_comes_back_into_a_served_model(tmp_path: Path, mod
 def test_a_cut_of_five_seconds_restarts_nothing(tmp_path: Path) -> None:
     serve(NATIVE)
     before = starts(NATIVE)
-    with watched(tmp_path) as watch:
+    with watched(partial(look, tmp_path)) as watch:
         harness.lab("cut", NODES[2], "--net", "fabric")
         time.sleep(5)
         harness.lab("heal", NODES[2], "--net", "fabric")
@@ -190,7 +152,7 @@ def test_a_cut_of_five_seconds_restarts_nothing(tmp_path: Path) -> None:
 def test_a_lasting_cut_is_named_and_heals_with_the_cable(tmp_path: Path) -> None:
     serve(NATIVE)
     node = NODES[2]
-    with watched(tmp_path) as watch:
+    with watched(partial(look, tmp_path)) as watch:
         harness.lab("cut", node, "--net", "fabric")
         harness.wait_until(
             "the probe names the cable",

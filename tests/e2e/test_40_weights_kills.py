@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from tests.e2e import harness
+from tests.e2e.faults import kill_with_all
 from tests.e2e.harness import HEAD, NODES, REPO
 
 REPO_NAME = "gb10-lab/kills"
@@ -118,7 +118,7 @@ def hashes(source: Path) -> str:
 def kill(victim: str, process: subprocess.Popen[bytes]) -> None:
     """Cut a node's power and give it back, or kill the run."""
     if victim == "control":
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_with_all(process.pid)
         process.wait(timeout=30)
         return
     harness.lab("kill", victim)

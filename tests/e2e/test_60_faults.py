@@ -10,14 +10,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ import requests
 
 from lab.plan import container_name
 from tests.e2e import harness
+from tests.e2e.faults import keep, kill_with_all, watched
 from tests.e2e.harness import REPO
 
 pytestmark = pytest.mark.soak
@@ -143,68 +141,25 @@ def reason(node: int) -> dict[str, Any]:
     return found
 
 
-@dataclass
-class Watch:
-    """What the probe says again and again from the controller, with the seconds since the fault."""
-
-    folder: Path
-    since: float = 0.0
-    seen: list[tuple[float, str, str]] = field(default_factory=list)
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-    def look(self, extra: Mapping[str, str] | None = None) -> tuple[str, str]:
-        """Let the probe look once; return its state and its sentence."""
-        into = self.folder / "look.json"
-        into.unlink(missing_ok=True)
-        done = subprocess.run(
-            play_command("look", into=str(into), which="native", **(extra or {})),
-            cwd=REPO,
-            env=play_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if not into.exists():
-            return "none", done.stdout[-300:]
-        told = json.loads(into.read_text(encoding="utf-8"))
-        return str(told["state"]), str(told["summary"])
-
-    def run(self) -> None:
-        """Look until told to stop."""
-        while not self.stopped.wait(0.5):
-            state, summary = self.look()
-            self.seen.append((time.monotonic() - self.since, state, summary))
-
-    def first(self, *states: str) -> tuple[float, str, str]:
-        """Return when one of these states was first said, and with which words."""
-        return next((each for each in self.seen if each[1] in states), (0.0, "", ""))
+def look(folder: Path, extra: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Let the probe look once from the controller; return its state and its sentence."""
+    into = folder / "look.json"
+    into.unlink(missing_ok=True)
+    done = subprocess.run(
+        play_command("look", into=str(into), which="native", **(extra or {})),
+        cwd=REPO,
+        env=play_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not into.exists():
+        return "none", done.stdout[-300:]
+    told = json.loads(into.read_text(encoding="utf-8"))
+    return str(told["state"]), str(told["summary"])
 
 
-@contextmanager
-def watched(folder: Path) -> Iterator[Watch]:
-    """Let the probe look all the time that a fault lasts."""
-    watch = Watch(folder, since=time.monotonic())
-    thread = threading.Thread(target=watch.run, daemon=True)
-    thread.start()
-    try:
-        yield watch
-    finally:
-        watch.stopped.set()
-        thread.join(120)
-
-
-def note(fault: str, watch: Watch | None, **figures: Any) -> None:
-    """Keep what was measured, for the table."""
-    kept = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
-    if watch:
-        changes: list[tuple[float, str, str]] = []
-        for each in watch.seen:
-            if not changes or changes[-1][1] != each[1]:
-                changes.append(each)
-        figures["said"] = [(round(at, 1), state, words[:300]) for at, state, words in changes]
-    kept[fault] = {key: round(value, 1) if isinstance(value, float) else value for key, value in figures.items()}
-    FIGURES.parent.mkdir(parents=True, exist_ok=True)
-    FIGURES.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+note = partial(keep, FIGURES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -265,7 +220,7 @@ def test_a_kill_restarts_all_ranks_and_its_reason_is_kept(
     tmp_path: Path, fault: str, node: int, script: str, why: str
 ) -> None:
     before = restarts()
-    with watched(tmp_path) as watch:
+    with watched(partial(look, tmp_path)) as watch:
         act(node, script)
         until("the restart of every rank", lambda: all(a > b for a, b in zip(restarts(), before, strict=True)))
         until("served again", tokens)
@@ -283,7 +238,7 @@ def test_a_kill_restarts_all_ranks_and_its_reason_is_kept(
 @pytest.mark.parametrize("node", [3, 1], ids=["worker", "head"])
 @pytest.mark.usefixtures("served")
 def test_a_node_without_power_stops_all_and_its_boot_serves_again(tmp_path: Path, node: int) -> None:
-    with watched(tmp_path) as watch:
+    with watched(partial(look, tmp_path)) as watch:
         lab("kill", str(node))
         until("the probe says so", lambda: watch.first("dead", "degraded")[1] or watch.first("starting")[1])
         rest = [other for other in NODES if other != node]
@@ -319,7 +274,7 @@ def test_all_nodes_without_power_serve_again_whatever_the_order_of_their_boots()
 @pytest.mark.usefixtures("served")
 def test_a_cut_of_five_seconds_is_survived(tmp_path: Path) -> None:
     before = restarts()
-    with watched(tmp_path) as watch:
+    with watched(partial(look, tmp_path)) as watch:
         lab("cut", "3", "--net", "fabric")
         time.sleep(5)
         lab("heal", "3", "--net", "fabric")
@@ -331,7 +286,7 @@ def test_a_cut_of_five_seconds_is_survived(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("served")
 def test_a_lasting_cut_is_named_and_heals_with_the_cable(tmp_path: Path) -> None:
-    with watched(tmp_path) as watch:
+    with watched(partial(look, tmp_path)) as watch:
         lab("cut", "3", "--net", "fabric")
         until(
             "the cut rank names the cable", lambda: "has no carrier" in on(3, f"journalctl --unit={UNIT} -n 20 -o cat")
@@ -362,7 +317,7 @@ def test_a_full_log_volume_stops_nothing(tmp_path: Path) -> None:
     assert "100%" in on(2, "df /var/log/journal")
     act(2, state)
     try:
-        with watched(tmp_path) as watch:
+        with watched(partial(look, tmp_path)) as watch:
             act(2, KILL_ENGINE)
             until("the head's rank ends", lambda: tokens() == 0, 20)
             until("served again", tokens)
@@ -403,7 +358,7 @@ def test_what_the_probe_says_of_each_way_to_fail(tmp_path: Path, fail: str, stat
         for node in NODES:
             on(node, f"systemctl restart --no-block {UNIT}")
         time.sleep(2)
-        with watched(tmp_path) as watch:
+        with watched(partial(look, tmp_path)) as watch:
             seen = until("the probe says so", lambda: watch.first(state)[1] and words in watch.first(state)[2], 60)
         note(f"stand-in told to {fail}", watch, seen=seen)
     finally:
@@ -422,7 +377,7 @@ def test_an_engine_that_always_dies_is_given_up_with_its_reason_and_starts_again
     try:
         until("the head gives up", lambda: "failed" in on(1, f"systemctl is-active {UNIT}", check=False), 180)
         gave_up = time.monotonic() - start
-        state, words = Watch(tmp_path).look()
+        state, words = look(tmp_path)
         time.sleep(15)
         assert on(1, f"systemctl is-active {UNIT}", check=False).strip() == "failed"
         assert UNIT not in on(1, "docker ps --format '{{.Names}}'")
@@ -442,19 +397,9 @@ def test_an_engine_that_always_dies_is_given_up_with_its_reason_and_starts_again
 @pytest.mark.usefixtures("served")
 def test_degraded_is_said_of_an_engine_whose_parser_fails(tmp_path: Path) -> None:
     start = time.monotonic()
-    state, words = Watch(tmp_path).look({"tool_call": "true"})
+    state, words = look(tmp_path, {"tool_call": "true"})
     note("a parser's canary fails", None, state=state, words=words, seconds=time.monotonic() - start)
     assert (state, "tool_call canary failed" in words) == ("degraded", True), words
-
-
-def descendants(pid: int) -> list[int]:
-    """Return a process and all that it has started, itself first."""
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
-    parents = {int(row.split()[0]): int(row.split()[1]) for row in rows}
-    found = [pid]
-    for each in found:
-        found.extend(child for child, parent in parents.items() if parent == each)
-    return found
 
 
 STEPS = (
@@ -486,10 +431,7 @@ def test_a_controller_that_dies_in_a_swap_leaves_what_the_next_run_heals(step: s
         else:
             raise AssertionError(f"the run has no step '{step}'")
         time.sleep(0.5)
-        # Ansible's workers have sessions of their own; without power the controller has none of them.
-        for pid in descendants(run.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_with_all(run.pid)
     start = time.monotonic()
     play("change", which="ray")
     note(f"controller killed at: {step}", None, healed=time.monotonic() - start)

@@ -8,18 +8,17 @@ step later; what a run must not leave behind is looked at in between.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lab.demo import prepare_lab
 from tests.e2e import harness
+from tests.e2e.faults import kill_with_all
 from tests.e2e.harness import NODES, REPO
 
 pytestmark = pytest.mark.soak
@@ -46,16 +45,6 @@ STEPS = (
 )
 
 
-def descendants(pid: int) -> list[int]:
-    """Return a process and all that it has started, itself first."""
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
-    parents = {int(row.split()[0]): int(row.split()[1]) for row in rows}
-    found = [pid]
-    for each in found:
-        found.extend(child for child, parent in parents.items() if parent == each)
-    return found
-
-
 def run_until(step: str, seconds: float) -> None:
     """Run site.yml and kill it, with all that it has started, some seconds after a step has begun."""
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", harness.INVENTORY, "site.yml"]
@@ -78,9 +67,7 @@ def run_until(step: str, seconds: float) -> None:
         else:
             raise AssertionError(f"the run never came to '{step}':\n{''.join(seen)[-3000:]}")
         time.sleep(seconds)
-        for pid in descendants(run.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_with_all(run.pid)
 
 
 def leftovers(nodes: Sequence[str] = NODES) -> dict[str, str]:
