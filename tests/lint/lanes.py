@@ -4,8 +4,9 @@
     python -m tests.lint.lanes fast|lint|sanity|molecule|all [scenario]
 
 `fast` runs its parts side by side, one for each processor. A part's output goes to
-``.ansible/reports/<part>.log`` and is shown when the part fails. The last line is always
-``N passed, N failed``, where a pytest part counts its tests and every other part counts one.
+``.ansible/reports/<part>.log`` and is shown when the part fails; what runs alone is shown all the
+time on a terminal. The end of every failed part's log is shown once more at the end. The last line is
+always ``N passed, N failed``, where a pytest part counts its tests and every other part counts one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ REPO = Path(__file__).resolve().parents[2]
 REPORTS = REPO / ".ansible" / "reports"
 VENV_BIN = REPO / ".venv" / "bin"
 HEARTBEAT_S = 20.0
+#: How many lines of a failed part's log stand above the closing lines.
+CLOSING_LINES = 80
 #: A part of the fast lane that prints nothing for so long hangs, and is stopped.
 STALL_S = 420.0
 #: The parts that run side by side, to be stopped when this process is.
@@ -158,10 +161,10 @@ def e2e_part() -> Part:
     )
 
 
-def watch(process: subprocess.Popen[str], last_output: list[float], stalled: threading.Event) -> None:
-    """Stop a process, with all that it started, once it has printed nothing for STALL_S."""
+def watch(process: subprocess.Popen[str], last_output: list[float], stalled: threading.Event, stall_s: float) -> None:
+    """Stop a process, with all that it started, once it has printed nothing for `stall_s`."""
     while process.poll() is None:
-        if time.monotonic() - last_output[0] > STALL_S:
+        if time.monotonic() - last_output[0] > stall_s:
             stalled.set()
             stop_group(process)
             return
@@ -174,10 +177,11 @@ def stop_group(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def run_part(part: Part, echo: bool) -> Outcome:
+def run_part(part: Part, echo: bool, stall_s: float | None = None) -> Outcome:
     """Run one part to its end, with its output in REPORTS, and on the terminal when `echo`.
 
-    Without `echo` the part has a process group of its own, so that it can be stopped as a whole.
+    Without `echo` the part has a process group of its own, so that it can be stopped as a whole; it is once it has
+    printed nothing for `stall_s` seconds.
     """
     REPORTS.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -196,7 +200,8 @@ def run_part(part: Part, echo: bool) -> Outcome:
         last_output, stalled = [start], threading.Event()
         if not echo:
             RUNNING.append(process)
-            threading.Thread(target=watch, args=(process, last_output, stalled), daemon=True).start()
+            if stall_s is not None:
+                threading.Thread(target=watch, args=(process, last_output, stalled, stall_s), daemon=True).start()
         assert process.stdout is not None
         for line in process.stdout:
             last_output[0] = time.monotonic()
@@ -207,7 +212,7 @@ def run_part(part: Part, echo: bool) -> Outcome:
                 sys.stdout.flush()
         returncode = process.wait()
         if stalled.is_set():
-            log.write(f"{part.name} printed nothing for {STALL_S:.0f} s and was stopped.\n")
+            log.write(f"{part.name} printed nothing for {stall_s:.0f} s and was stopped.\n")
     seconds = time.monotonic() - start
     if part.is_pytest:
         text = (REPORTS / f"{part.name}.log").read_text(encoding="utf-8")
@@ -232,7 +237,7 @@ def report(outcome: Outcome, echoed: bool) -> None:
     print(describe(outcome), flush=True)
 
 
-def run_side_by_side(parts: Sequence[Part], workers: int) -> list[Outcome]:
+def run_quietly(parts: Sequence[Part], workers: int, stall_s: float | None) -> list[Outcome]:
     """Run the parts on `workers` threads, the longest first; return their outcomes."""
     todo: queue.SimpleQueue[Part] = queue.SimpleQueue()
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
@@ -248,7 +253,7 @@ def run_side_by_side(parts: Sequence[Part], workers: int) -> list[Outcome]:
                 return
             running[part.name] = time.monotonic()
             try:
-                done.put(run_part(part, echo=False))
+                done.put(run_part(part, echo=False, stall_s=stall_s))
             except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
                 done.put(error)
             finally:
@@ -276,7 +281,7 @@ def collect(
         except queue.Empty:
             now = time.monotonic()
             names = ", ".join(f"{name} ({now - since:.0f} s)" for name, since in list(running.items()))
-            print(f"... running: {names}", flush=True)
+            print(f"... running: {names}{newest_line(running)}", flush=True)
             continue
         if isinstance(item, BaseException):
             raise item
@@ -285,8 +290,20 @@ def collect(
     return outcomes
 
 
-def run_in_turn(parts: Sequence[Part]) -> list[Outcome]:
-    """Run the parts one after the other with their output on the terminal."""
+def newest_line(running: Mapping[str, float]) -> str:
+    """Return where the only running part is, as its log says; nothing where several run."""
+    names = list(running)
+    if len(names) != 1:
+        return ""
+    lines = (REPORTS / f"{names[0]}.log").read_text(encoding="utf-8").splitlines()
+    newest = next((line for line in reversed(lines) if line.startswith(("TASK [", "tests/"))), "")
+    return newest and f": {newest.rstrip(' *')[:120]}"
+
+
+def run_in_turn(parts: Sequence[Part], echo: bool) -> list[Outcome]:
+    """Run the parts one after the other, with their output on the terminal where there is one."""
+    if not echo:
+        return [outcome for part in parts for outcome in run_quietly([part], 1, None)]
     outcomes = []
     for part in parts:
         print(f"==== {part.name}", flush=True)
@@ -294,6 +311,15 @@ def run_in_turn(parts: Sequence[Part]) -> list[Outcome]:
         report(outcome, echoed=True)
         outcomes.append(outcome)
     return outcomes
+
+
+def close(outcomes: Sequence[Outcome]) -> None:
+    """Print the end of each failed part's log, so that the last lines of a long run say why it failed."""
+    for outcome in outcomes:
+        if not outcome.ok:
+            log = (REPORTS / f"{outcome.part.name}.log").read_text(encoding="utf-8").splitlines()
+            print(f"\n---- the end of {outcome.part.name}'s log")
+            print("\n".join(log[-CLOSING_LINES:]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -305,19 +331,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     shutil.rmtree(REPORTS, ignore_errors=True)
     start = time.monotonic()
+    echo = sys.stdout.isatty()
     outcomes: list[Outcome] = []
     if args.lane in ("fast", "all"):
-        outcomes += run_side_by_side([*lint_parts(), sanity_part(), unit_part()], args.jobs)
+        outcomes += run_quietly([*lint_parts(), sanity_part(), unit_part()], args.jobs, STALL_S)
     if args.lane == "lint":
-        outcomes += run_side_by_side(lint_parts(), args.jobs)
+        outcomes += run_quietly(lint_parts(), args.jobs, STALL_S)
     if args.lane == "sanity":
-        outcomes += run_in_turn([sanity_part()])
+        outcomes += run_in_turn([sanity_part()], echo)
     if args.lane in ("molecule", "all"):
-        outcomes += run_in_turn(molecule_parts(args.scenario))
+        outcomes += run_in_turn(molecule_parts(args.scenario), echo)
     if args.lane == "all":
-        outcomes += run_in_turn([e2e_part()])
+        outcomes += run_in_turn([e2e_part()], echo)
 
     if len(outcomes) > 1:
+        close(outcomes)
         print(f"\n{args.lane}: {time.monotonic() - start:.0f} s")
         for outcome in outcomes:
             print("  " + describe(outcome))

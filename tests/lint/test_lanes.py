@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lint import lanes
-from tests.lint.lanes import Part, count_pytest, main, molecule_parts, run_side_by_side
+from tests.lint.lanes import Part, close, count_pytest, main, molecule_parts, run_in_turn, run_quietly
 from tests.lint.sanity import pip_settings
 
 
@@ -38,7 +38,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_failing_part_fails_the_lane_and_shows_its_log(reports: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = Part("good", (sys.executable, "-c", "print('quiet')"), 1)
     bad = Part("bad", (sys.executable, "-c", "print('the reason'); raise SystemExit(3)"), 2)
-    outcomes = {outcome.part.name: outcome for outcome in run_side_by_side([good, bad], 2)}
+    outcomes = {outcome.part.name: outcome for outcome in run_quietly([good, bad], 2, None)}
     shown = capsys.readouterr().out
     assert (outcomes["good"].ok, outcomes["bad"].ok, outcomes["bad"].returncode) == (True, False, 3)
     assert "the reason" in shown
@@ -47,11 +47,8 @@ def test_a_failing_part_fails_the_lane_and_shows_its_log(reports: Path, capsys: 
 
 
 @pytest.mark.usefixtures("reports")
-def test_a_part_that_hangs_is_stopped_with_what_it_started(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(lanes, "STALL_S", 0.5)
-    (outcome,) = run_side_by_side([Part("hang", ("sh", "-c", "sleep 60 & sleep 60"), 1)], 1)
+def test_a_part_that_hangs_is_stopped_with_what_it_started(capsys: pytest.CaptureFixture[str]) -> None:
+    (outcome,) = run_quietly([Part("hang", ("sh", "-c", "sleep 60 & sleep 60"), 1)], 1, 0.5)
     assert not outcome.ok
     assert outcome.seconds < 30
     assert "hang printed nothing for" in capsys.readouterr().out
@@ -60,7 +57,23 @@ def test_a_part_that_hangs_is_stopped_with_what_it_started(
 @pytest.mark.usefixtures("reports")
 def test_a_command_that_does_not_exist_is_no_success() -> None:
     with pytest.raises(FileNotFoundError):
-        run_side_by_side([Part("gone", ("/nonexistent/command",), 1)], 1)
+        run_quietly([Part("gone", ("/nonexistent/command",), 1)], 1, None)
+
+
+@pytest.mark.usefixtures("reports")
+def test_what_runs_alone_without_a_terminal_says_where_it_is_and_ends_with_why_it_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lanes, "HEARTBEAT_S", 0.4)
+    script = "echo 'TASK [Build it] ****'; sleep 1; seq 200; echo the reason; exit 2"
+    outcomes = run_in_turn([Part("alone", ("sh", "-c", script), 1), Part("next", ("true",), 1)], echo=False)
+    assert [outcome.ok for outcome in outcomes] == [False, True]
+    assert "s): TASK [Build it]\n" in capsys.readouterr().out
+    close(outcomes)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1] == "---- the end of alone's log"
+    assert shown[-1] == "the reason"
+    assert len(shown) == 2 + lanes.CLOSING_LINES
 
 
 def test_an_unknown_scenario_is_answered_with_the_known_ones() -> None:
