@@ -338,6 +338,18 @@ def _memory() -> dict[str, float]:
         return {}
 
 
+#: What every module that looks at a rank can be given.
+RANK_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "unit": {"type": "str"},
+    "container": {"type": "str"},
+    "node": {"type": "str"},
+    "poll_seconds": {"type": "float", "default": 0},
+    "seen_pulse": {"type": "list", "elements": "str"},
+    "tail_lines": {"type": "int", "default": 20},
+}
+
+
 def rank_names(params: Mapping[str, Any], hostname: str) -> RankNames:
     """The exact names from a module's parameters: `vllm-<name>` unless said otherwise."""
     base = f"vllm-{params['name']}"

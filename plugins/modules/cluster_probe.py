@@ -18,14 +18,6 @@ description:
   - All ranks must be in the play, and C(forks) must not be fewer than the ranks. Not to be used with
     C(serial), C(throttle), C(until), a loop, or a strategy other than V(linear).
 options:
-  name:
-    description: Name of the model; unit and container are called C(vllm-<name>) unless given.
-    type: str
-    required: true
-  served_name:
-    description: Name under which the model must be listed.
-    type: str
-    required: true
   head:
     description: Inventory name of the head, which holds rank 0 and the API.
     type: str
@@ -56,63 +48,9 @@ options:
         that the next run will meet again.
     type: int
     default: 0
-  unit:
-    description: Exact name of the systemd unit.
-    type: str
-  container:
-    description: Exact name of the container.
-    type: str
-  tail_lines:
-    description: How many of the newest lines of each log to return.
-    type: int
-    default: 20
-  url:
-    description: Scheme, address and port of the API, as seen from the head.
-    type: str
-    default: http://127.0.0.1:8000
-  api_key:
-    description: Value of C(VLLM_API_KEY), sent in a header only.
-    type: str
-  validate_certs:
-    description: Whether a TLS certificate of the API is checked.
-    type: bool
-    default: true
-  ca_path:
-    description: File on the head with the certificate authority to check it against.
-    type: path
-  canary:
-    description: Whether to ask for completions; only O(canary=true) proves that the model yields tokens.
-    type: bool
-    default: true
-  canary_tokens:
-    description: Tokens that the completion canary asks for.
-    type: int
-    default: 8
-  silence_seconds:
-    description: Seconds without a byte after which a completion counts as yielding none.
-    type: int
-    default: 120
-  tool_call:
-    description: Whether the model must answer with a tool call that the tool call parser understands.
-    type: bool
-    default: false
-  reasoning:
-    description: Whether the reasoning parser must return reasoning.
-    type: bool
-    default: false
-  needle_tokens:
-    description: Length in tokens of a text in whose middle a password is hidden; V(0) leaves this canary out.
-    type: int
-    default: 0
-  mtp_tokens:
-    description: Speculative tokens that the engine's log must show; V(0) expects none and checks nothing.
-    type: int
-    default: 0
-  rdma:
-    description: Whether NCCL's log, where it names the network, must name RDMA.
-    type: bool
-    default: false
 extends_documentation_fragment:
+  - gb10.cluster.probe
+  - gb10.cluster.probe.api
   - ansible.builtin.action_common_attributes
   - ansible.builtin.action_common_attributes.conn
   - ansible.builtin.action_common_attributes.flow

@@ -19,16 +19,6 @@ description:
     M(gb10.cluster.rank_state) on all nodes, and sees every rank.
   - Changes nothing.
 options:
-  name:
-    description: Name of the model; unit and container are called C(vllm-<name>) unless given.
-    type: str
-    required: true
-  unit:
-    description: Exact name of the systemd unit.
-    type: str
-  container:
-    description: Exact name of the container.
-    type: str
   node:
     description: Name to report as this node's; its host name unless given.
     type: str
@@ -42,60 +32,6 @@ options:
     description: The RV(pulse) of an earlier report; a unit or a health that differs from it is reported at once.
     type: list
     elements: str
-  tail_lines:
-    description: How many of the newest lines of the log to return.
-    type: int
-    default: 20
-  url:
-    description: Scheme, address and port of the API, as seen from this node.
-    type: str
-    default: http://127.0.0.1:8000
-  served_name:
-    description: Name under which the model must be listed.
-    type: str
-    required: true
-  api_key:
-    description: Value of C(VLLM_API_KEY), sent in a header only.
-    type: str
-  validate_certs:
-    description: Whether a TLS certificate of the API is checked.
-    type: bool
-    default: true
-  ca_path:
-    description: File with the certificate authority to check it against.
-    type: path
-  canary:
-    description: Whether to ask for completions; only O(canary=true) can end in the state V(ready).
-    type: bool
-    default: true
-  canary_tokens:
-    description: Tokens that the completion canary asks for.
-    type: int
-    default: 8
-  silence_seconds:
-    description: Seconds without a byte after which a completion counts as yielding none.
-    type: int
-    default: 120
-  tool_call:
-    description: Whether the model must answer with a tool call that the tool call parser understands.
-    type: bool
-    default: false
-  reasoning:
-    description: Whether the reasoning parser must return reasoning.
-    type: bool
-    default: false
-  needle_tokens:
-    description: Length in tokens of a text in whose middle a password is hidden; V(0) leaves this canary out.
-    type: int
-    default: 0
-  mtp_tokens:
-    description: Speculative tokens that the engine's log must show; V(0) expects none and checks nothing.
-    type: int
-    default: 0
-  rdma:
-    description: Whether NCCL's log, where it names the network, must name RDMA.
-    type: bool
-    default: false
   wait:
     description: Whether to wait for a settled state, and to fail unless it is V(ready).
     type: bool
@@ -123,6 +59,8 @@ attributes:
   platform:
     platforms: linux
 extends_documentation_fragment:
+  - gb10.cluster.probe
+  - gb10.cluster.probe.api
   - ansible.builtin.action_common_attributes
 author:
   - The gb10.cluster developers (@gb10-cluster)
@@ -215,6 +153,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils import probe
 from ansible_collections.gb10.cluster.plugins.module_utils.probe_client import OpenUrlClient
 from ansible_collections.gb10.cluster.plugins.module_utils.probe_http import Wanted, probe_api
 from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import (
+    RANK_ARGUMENTS,
     LogLimits,
     RankReader,
     rank_names,
@@ -222,13 +161,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import (
 from ansible_collections.gb10.cluster.plugins.module_utils.probe_run import runner
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "name": {"type": "str", "required": True},
-    "unit": {"type": "str"},
-    "container": {"type": "str"},
-    "node": {"type": "str"},
-    "poll_seconds": {"type": "float", "default": 0},
-    "seen_pulse": {"type": "list", "elements": "str"},
-    "tail_lines": {"type": "int", "default": 20},
+    **RANK_ARGUMENTS,
     "url": {"type": "str", "default": "http://127.0.0.1:8000"},
     "served_name": {"type": "str", "required": True},
     "api_key": {"type": "str", "no_log": True},

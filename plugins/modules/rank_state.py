@@ -15,16 +15,6 @@ description:
   - Changes nothing. A node without the unit, without Docker or without systemd gives the state V(absent).
   - Needs root to read the journal and to ask Docker.
 options:
-  name:
-    description: Name of the model; unit and container are called C(vllm-<name>) unless given.
-    type: str
-    required: true
-  unit:
-    description: Exact name of the systemd unit.
-    type: str
-  container:
-    description: Exact name of the container.
-    type: str
   node:
     description: Name to report as this node's; its host name unless given.
     type: str
@@ -38,10 +28,6 @@ options:
     description: The RV(pulse) of an earlier report; a unit that differs from it is reported at once.
     type: list
     elements: str
-  tail_lines:
-    description: How many of the newest lines of the log to return.
-    type: int
-    default: 20
 attributes:
   check_mode:
     support: full
@@ -55,6 +41,7 @@ attributes:
   platform:
     platforms: linux
 extends_documentation_fragment:
+  - gb10.cluster.probe
   - ansible.builtin.action_common_attributes
 author:
   - The gb10.cluster developers (@gb10-cluster)
@@ -129,26 +116,16 @@ pulse:
 
 import platform
 import time
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import (
+    RANK_ARGUMENTS,
     LogLimits,
     RankReader,
     rank_names,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils.probe_run import runner
-
-RANK_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "name": {"type": "str", "required": True},
-    "unit": {"type": "str"},
-    "container": {"type": "str"},
-    "node": {"type": "str"},
-    "poll_seconds": {"type": "float", "default": 0},
-    "seen_pulse": {"type": "list", "elements": "str"},
-    "tail_lines": {"type": "int", "default": 20},
-}
 
 
 def main() -> None:
