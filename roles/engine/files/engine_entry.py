@@ -73,6 +73,8 @@ class Life:
 
     def __init__(self) -> None:
         self.child: subprocess.Popen[bytes] | None = None
+        #: Whether the engine is being started: it may run already, and only `run` can end it properly.
+        self.starting = False
         self.stopping = threading.Event()
         self.tell: Callable[[str, bool], None] = lambda _why, _asked: None
         self._once = threading.Lock()
@@ -97,15 +99,16 @@ class Life:
     def asked_to_stop(self, _number: int, _frame: object) -> None:
         """Pass a stop on to the engine, which may take its time."""
         self.stopping.set()
-        if self.child is None:
-            threading.Thread(target=self.end, args=(0, "stopped before the engine ran"), kwargs={"asked": True}).start()
-        else:
+        if self.child is not None:
             with contextlib.suppress(OSError):
                 self.child.terminate()
+        elif not self.starting:
+            threading.Thread(target=self.end, args=(0, "stopped before the engine ran"), kwargs={"asked": True}).start()
 
     def run(self, command: Sequence[str]) -> None:
         """Run the engine until it ends, and end as it did; one that ends unasked has failed, whatever its status."""
         say(f"exec {command[0]}")
+        self.starting = True
         self.child = subprocess.Popen(command)
         if self.stopping.is_set():
             self.child.terminate()

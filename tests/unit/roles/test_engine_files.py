@@ -309,6 +309,30 @@ def test_a_ray_head_that_is_asked_to_stop_has_not_failed(tmp_path: Path) -> None
     assert process.returncode == 0
 
 
+def test_a_stop_while_the_engine_is_being_started_ends_the_engine_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class EndedError(Exception):
+        pass
+
+    def exit_now(status: int) -> None:
+        raise EndedError(str(status))
+
+    real = subprocess.Popen
+
+    def asked_meanwhile(command: list[str]) -> subprocess.Popen[bytes]:
+        child = real(command)
+        life.asked_to_stop(15, None)  # the engine runs, and nobody has its handle yet
+        return child
+
+    life = entry.Life()
+    monkeypatch.setattr(entry.subprocess, "Popen", asked_meanwhile)
+    monkeypatch.setattr(entry.os, "_exit", exit_now)
+    with pytest.raises(EndedError, match=r"^0$"):
+        life.run(["sleep", "60"])
+    assert "stopped on request, the engine's status was -15" in capsys.readouterr().out
+
+
 def test_no_value_of_a_variable_travels() -> None:
     digests = entry.environment_digests(["TOKEN", "GONE"], {"TOKEN": "secret"})
     assert digests["GONE"] == "unset"
