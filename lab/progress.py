@@ -58,6 +58,7 @@ def run_logged(
     *,
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
+    cwd: Path | None = None,
 ) -> None:
     """Run a command with its output appended to ``log``.
 
@@ -72,6 +73,7 @@ def run_logged(
             stdout=out,
             stderr=subprocess.STDOUT,
             env=None if env is None else dict(env),
+            cwd=cwd,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             text=True,

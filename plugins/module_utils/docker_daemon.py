@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: Keys that a running dockerd takes over on SIGHUP (Docker Engine documentation, "dockerd",
-#: section on configuration reloading; the list has only grown since 20.10).
+#: section on configuration reloading; the list has only grown since 20.10). "features" is on that list and not here:
+#: which image store is used is decided when dockerd starts.
 RELOADABLE = frozenset(
     {
         "debug",
@@ -25,7 +26,6 @@ RELOADABLE = frozenset(
         "insecure-registries",
         "registry-mirrors",
         "shutdown-timeout",
-        "features",
     }
 )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -44,11 +45,24 @@ def lacking(layers: Sequence[Mapping[str, Any]], held: Collection[str]) -> list[
     return [layer for layer, chain in zip(layers, chains, strict=True) if chain not in held]
 
 
+def images_root(docker_info: str, containerd_config: str) -> str:
+    """Return the directory in which a Docker Engine keeps its images: its own, or containerd's.
+
+    :param docker_info: two lines of ``docker info``: ``DockerRootDir``, and ``DriverStatus`` as JSON.
+    :param containerd_config: what ``containerd config dump`` prints; empty where it could not be asked.
+    """
+    root, _newline, status = docker_info.strip().partition("\n")
+    if ["driver-type", "io.containerd.snapshotter.v1"] not in (json.loads(status or "null") or []):
+        return root
+    found = re.search(r'^root = ["\'](.+)["\']$', containerd_config, re.MULTILINE)
+    return found[1] if found else "/var/lib/containerd"
+
+
 def room_needed(layers: Sequence[Mapping[str, Any]], transport: str, whole_bytes: int) -> tuple[int, int]:
     """Return (bytes below Docker's directory, bytes below ours) that an image takes while it arrives.
 
     The Docker Engine writes each layer's tar to a temporary file and unpacks it from there, so a layer counts
-    twice; ``docker load`` does the same with the whole image.
+    twice; ``docker load`` does the same with the whole image. The containerd image store keeps both for good.
     """
     if transport == "tarball":
         return 2 * whole_bytes, 0

@@ -88,6 +88,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils.image_store import (
     GIB,
     MIB,
     chain_ids,
+    images_root,
     lacking,
     no_room,
     room_needed,
@@ -130,11 +131,13 @@ def main() -> None:
     want = module.params
     if module.get_bin_path("docker") is None and module.check_mode:
         module.exit_json(changed=False, lacking=[], lacking_mib=0.0)
-    code, out, err = module.run_command(["docker", "info", "--format", "{{.DockerRootDir}}"])
+    code, out, err = module.run_command(["docker", "info", "--format", "{{.DockerRootDir}}\n{{json .DriverStatus}}"])
     if code != 0:
         module.fail_json(msg=f"{want['node']}: the Docker Engine does not answer: {err.strip()}")
-    root, spool = existing(Path(out.strip())), existing(Path(want["spool_dir"]))
-    held = held_chains(module, root, chain_ids(layer["diff_id"] for layer in want["layers"]))
+    containerd = module.get_bin_path("containerd")
+    config = module.run_command([containerd, "config", "dump"])[1] if containerd else ""
+    root, spool = existing(Path(images_root(out, config))), existing(Path(want["spool_dir"]))
+    held = held_chains(module, Path(out.partition("\n")[0]), chain_ids(layer["diff_id"] for layer in want["layers"]))
     missing = lacking(want["layers"], held)
     below_docker, below_spool = room_needed(missing, want["transport"], int(want["whole_mib"] * MIB))
     disks = [(str(root), below_docker, shutil.disk_usage(root).free)]

@@ -32,6 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,6 +41,10 @@ from urllib.parse import quote, urlsplit
 
 CHUNK = 1 << 20
 SOCKET_TIMEOUT_S = 60
+GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+#: The first byte of whoever greets with TLS.
+TLS_HANDSHAKE = b"\x16"
 #: How often a fetch may break off without a single new byte before it is given up.
 IDLE_ATTEMPTS = 5
 DOCKER_SOCKET = "/var/run/docker.sock"
@@ -325,12 +330,39 @@ class Rejoined(io.RawIOBase):
 
 
 def tar_chunks(head: bytes, rest: BinaryIO) -> Iterator[bytes]:
-    """Yield a layer's tar from a member of `docker save`, which newer versions compress."""
+    """Yield a layer's tar from a member of `docker save`, which is as it was pulled with the containerd image store."""
     source: Any = io.BufferedReader(Rejoined(head, rest), CHUNK)
-    if head[:2] == b"\x1f\x8b":
+    if head.startswith(ZSTD_MAGIC):
+        yield from zstd_chunks(source)
+        return
+    if head.startswith(GZIP_MAGIC):
         source = gzip.GzipFile(fileobj=source)
     while chunk := source.read(CHUNK):
         yield chunk
+
+
+def zstd_chunks(source: BinaryIO) -> Iterator[bytes]:
+    """Yield what a zstd stream unpacks to.
+
+    :raises AgentError: when it is damaged.
+    """
+    with subprocess.Popen(["zstd", "-dcq"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as zstd:
+        assert zstd.stdin is not None
+        assert zstd.stdout is not None
+        into = zstd.stdin
+
+        def feed() -> None:
+            with suppress(OSError), into:  # one that ended early says so by its exit code
+                while chunk := source.read(CHUNK):
+                    into.write(chunk)
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        while chunk := zstd.stdout.read(CHUNK):
+            yield chunk
+        feeder.join()
+    if zstd.returncode != 0:
+        raise AgentError(f"A layer of `docker save` does not unpack: zstd ended with {zstd.returncode}.")
 
 
 def export_archive(stream: BinaryIO, missing: Iterable[str], folder: Path, level: int) -> str:
@@ -617,6 +649,17 @@ class RegistryHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: RegistryServer
+
+    def handle_one_request(self) -> None:
+        """Answer one request, and a TLS greeting in the words that an engine with the containerd image store waits for.
+
+        It tries TLS first, also on 127.0.0.1, and falls back when the first bytes of the answer are HTTP's.
+        """
+        if self.rfile.peek(1)[:1] == TLS_HANDSHAKE:  # type: ignore[attr-defined]
+            self.wfile.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.close_connection = True
+            return
+        super().handle_one_request()
 
     def do_HEAD(self) -> None:
         self.do_GET()

@@ -11,13 +11,16 @@ import importlib.util
 import io
 import json
 import os
+import socket
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -36,7 +39,8 @@ ZSTD = f"""#!{sys.executable}
 import sys, zlib
 words = [word for word in sys.argv[1:] if not word.startswith("-")]
 data = open(words[0], "rb").read() if words else sys.stdin.buffer.read()
-sys.stdout.buffer.write(zlib.decompress(data) if "-dcq" in sys.argv else zlib.compress(data))
+magic = {agent.ZSTD_MAGIC!r}
+sys.stdout.buffer.write(zlib.decompress(data[4:]) if "-dcq" in sys.argv else magic + zlib.compress(data))
 """
 # `save` prints a file, `load` keeps what it was given; either fails when it is told to.
 DOCKER = f"""#!{sys.executable}
@@ -219,14 +223,22 @@ def test_files_that_were_changed_under_docker_are_found(tmp_path: Path, tools: P
     assert list((tmp_path / "layers").iterdir()) == []
 
 
-def saved(layers: list[bytes], newer: bool) -> bytes:
-    """Return what `docker save` gives: with layer.tar files, or, newer, with compressed blobs."""
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "layer.tar files": bytes,
+    "gzip blobs": gzip.compress,
+    "zstd blobs": lambda data: bytes(agent.ZSTD_MAGIC) + zlib.compress(data),
+}
+
+
+def saved(layers: list[bytes], way: str) -> bytes:
+    """Return what `docker save` gives: with layer.tar files, or, newer, with blobs as they were pulled."""
+    newer = "blobs" in way
     names = [f"blobs/sha256/{n}" if newer else f"{n}/layer.tar" for n in range(len(layers))]
     config = "blobs/sha256/config" if newer else "config.json"
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in [
-            *((name, gzip.compress(data) if newer else data) for name, data in zip(names, layers, strict=True)),
+            *((name, PACKED[way](data)) for name, data in zip(names, layers, strict=True)),
             (config, CONFIG.encode()),
             ("manifest.json", json.dumps([{"Config": config, "Layers": names}]).encode()),
         ]:
@@ -236,10 +248,10 @@ def saved(layers: list[bytes], newer: bool) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("newer", [False, True])
-def test_layers_come_out_of_docker_save(tmp_path: Path, tools: Path, newer: bool) -> None:
+@pytest.mark.parametrize("way", PACKED)
+def test_layers_come_out_of_docker_save(tmp_path: Path, tools: Path, way: str) -> None:
     del tools
-    stream = io.BytesIO(saved(LAYERS, newer))
+    stream = io.BytesIO(saved(LAYERS, way))
     assert agent.export_archive(stream, DIFF_IDS[1:], tmp_path, 1) == CONFIG
     assert agent.known_layer(tmp_path, DIFF_IDS[1]).bytes == len(LAYERS[1])
     assert agent.known_layer(tmp_path, DIFF_IDS[0]) is None  # it was not asked for
@@ -249,11 +261,18 @@ def test_layers_come_out_of_docker_save(tmp_path: Path, tools: Path, newer: bool
 def test_docker_save_without_a_layer_is_named(tmp_path: Path, tools: Path) -> None:
     del tools
     with pytest.raises(agent.AgentError, match="left out " + DIFF_IDS[1]):
-        agent.export_archive(io.BytesIO(saved(LAYERS[:1], False)), DIFF_IDS, tmp_path, 1)
+        agent.export_archive(io.BytesIO(saved(LAYERS[:1], "layer.tar files")), DIFF_IDS, tmp_path, 1)
+
+
+def test_a_damaged_blob_of_docker_save_is_named(tools: Path) -> None:
+    del tools
+    packed = PACKED["zstd blobs"](LAYERS[1])
+    with pytest.raises(agent.AgentError, match="does not unpack: zstd ended with 1"):
+        list(agent.tar_chunks(packed[:100], io.BytesIO(packed[100 : len(packed) // 2])))
 
 
 def test_export_through_docker_save(tmp_path: Path, tools: Path) -> None:
-    (tools / "saved").write_bytes(saved(LAYERS, False))
+    (tools / "saved").write_bytes(saved(LAYERS, "layer.tar files"))
     (tools / "inspected").write_text(json.dumps([{"Id": "sha256:1", "RootFS": {"Layers": DIFF_IDS}}]))
     manifest = agent.export(TAG, tmp_path / "store", 1, "auto")
     assert [layer.diff_id for layer in manifest.layers] == DIFF_IDS
@@ -261,7 +280,7 @@ def test_export_through_docker_save(tmp_path: Path, tools: Path) -> None:
     (tools / "saved").write_bytes(b"")
     assert agent.export(TAG, tmp_path / "store", 1, "auto") == manifest
     # A damaged layer is.
-    (tools / "saved").write_bytes(saved(LAYERS, False))
+    (tools / "saved").write_bytes(saved(LAYERS, "layer.tar files"))
     file = tmp_path / "store" / "layers" / manifest.layers[0].file
     file.write_bytes(bytes(file.stat().st_size))
     assert agent.export(TAG, tmp_path / "store", 1, "auto") == manifest
@@ -430,6 +449,19 @@ def test_the_engine_is_given_unpacked_layers(offer: str, store: Path, tmp_path: 
         assert get(url, "/v2/gb10/probe/blobs/sha256:0")[0] == 404
 
 
+def test_who_greets_with_tls_is_told_that_this_is_http(offer: str, store: Path, tmp_path: Path) -> None:
+    """The containerd image store's client looks for these five bytes before it falls back to plain HTTP."""
+    fetcher = fetcher_of(store, offer, tmp_path / "spool")
+    for url in serve(agent.RegistryServer(manifest_of(store), fetcher, tmp_path / "docker")):
+        where = urlsplit(url)
+        for hello in (b"\x16\x03\x01\x02\x00\x01" + bytes(506), b"\x16\x03\x01\n\n"):
+            with socket.create_connection((where.hostname, where.port), timeout=10) as client:
+                client.sendall(hello)
+                assert client.recv(5) == b"HTTP/"
+                while client.recv(4096):
+                    pass
+
+
 def test_a_layer_that_the_engine_has_is_not_fetched_for_it(offer: str, store: Path, tmp_path: Path) -> None:
     overlay2(tmp_path / "docker", LAYERS[0], DIFF_IDS[0], "base", b"base" * 1000)
     fetcher = fetcher_of(store, offer, tmp_path / "spool")
@@ -530,11 +562,11 @@ def test_a_failed_pull_says_why_in_its_status(
 
 
 def test_a_tarball_is_streamed_into_docker_load(offer: str, tools: Path, tmp_path: Path) -> None:
-    (tools / "saved").write_bytes(saved(LAYERS, False))
+    (tools / "saved").write_bytes(saved(LAYERS, "layer.tar files"))
     status = tmp_path / "status.json"
     words = ["pull", "--image", TAG, "--source", offer, "--transport", "tarball", "--spool", str(tmp_path / "spool")]
     assert agent.main([*words, "--status", str(status)]) == 0
-    assert (tools / "loaded").read_bytes() == saved(LAYERS, False)
+    assert (tools / "loaded").read_bytes() == saved(LAYERS, "layer.tar files")
     told = json.loads(status.read_text(encoding="utf-8"))
     assert (told["name"], told["error"], told["done"]) == (TAG, "", True)
     assert told["received"] > 0

@@ -59,6 +59,7 @@ def test_a_value_of_another_type_is_replaced(have: object, want: object, expecte
 def test_needs_restart() -> None:
     assert needs_restart(["insecure-registries", "registry-mirrors", "runtimes", "default-runtime"]) == []
     assert needs_restart(["log-driver", "insecure-registries", "data-root"]) == ["data-root", "log-driver"]
+    assert needs_restart(["features"]) == ["features"]  # the containerd image store is one of them
 
 
 def test_changed_keys() -> None:

@@ -112,3 +112,21 @@ def test_images_that_units_name() -> None:
         "gb10/vllm-node:0123456789ab",
         "gb10/y:1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("info", "config", "root"),
+    [
+        # Captured: Docker 20.10 with overlay2, Docker 26.1 with the containerd image store, containerd 1.6.
+        ('/var/lib/docker\n[["Backing Filesystem","extfs"],["Supports d_type","true"]]\n', "", "/var/lib/docker"),
+        ('/var/lib/docker\n[["driver-type","io.containerd.snapshotter.v1"]]\n', "", "/var/lib/containerd"),
+        (
+            '/var/lib/docker\n[["driver-type","io.containerd.snapshotter.v1"]]\n',
+            'oom_score = 0\nroot = "/data/containerd"\nstate = "/run/containerd"\n',
+            "/data/containerd",
+        ),
+        ("/var/lib/docker\nnull\n", "", "/var/lib/docker"),
+    ],
+)
+def test_images_are_where_their_store_is(info: str, config: str, root: str) -> None:
+    assert image_store.images_root(info, config) == root
