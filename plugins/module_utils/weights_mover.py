@@ -376,6 +376,9 @@ class Connection:
             raise SourceDeadError(f"{self.where}: {problem}") from problem
         if status == 503:
             raise NotYetError
+        if status == 403:
+            # What a run that died left there knows another token, until this run has replaced it.
+            raise SourceDeadError(f"{self.where}: it takes part in another transfer")
         if status != 200:
             raise RefusedError(bytes(target).decode(errors="replace"))
         return b"" if target is buffer else bytes(target)

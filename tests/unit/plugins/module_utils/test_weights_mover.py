@@ -319,6 +319,35 @@ def test_nobody_to_ask_ends_with_the_name_of_who_does_not_answer(cluster: Cluste
     assert "Nobody sent the hashes of the pieces. node2 does not answer (127.0.0.12:" in message
 
 
+def test_what_an_earlier_transfer_left_running_is_waited_for_until_it_is_replaced(cluster: Cluster) -> None:
+    cluster.start(1, [0])
+    cluster.until(1, "whole")
+    cluster.kill(1)
+    # What a control node that died left on the node before: it serves, and knows the old token.
+    cluster.start(2, [], token="of an earlier transfer", patience_s=60)
+    # This node went through an earlier run and knows the hashes: its first question is for a piece.
+    part = cluster.incoming(3)
+    part.mkdir(parents=True)
+    (part / weights.PIECES).write_bytes((cluster.tree(1) / weights.PIECES).read_bytes())
+    cluster.until(2, "moving")
+    cluster.start(3, [2])
+    time.sleep(0.8)
+    assert cluster.status(3)["state"] == "moving"
+    cluster.kill(2)
+    cluster.start(2, [0])
+    cluster.until(3, "whole", "failed")
+    cluster.assert_whole(3)
+
+
+def test_a_node_that_keeps_to_another_transfer_is_named(cluster: Cluster) -> None:
+    cluster.start(2, [], token="of another transfer", patience_s=60)
+    cluster.until(2, "moving")
+    cluster.start(1, [2], patience_s=3)
+    message = cluster.until(1, "failed", seconds=40)["message"]
+    assert "node2 does not answer (127.0.0.12:" in message
+    assert "it takes part in another transfer" in message
+
+
 def test_a_target_that_cannot_be_written_is_named(cluster: Cluster) -> None:
     cluster.root(1).parent.mkdir(parents=True)
     cluster.root(1).write_bytes(b"a file where the directory should be")
