@@ -213,7 +213,6 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
                 head=self.head,
                 expected=self.expected,
                 nodes_by_address=self.addresses,
-                now_s=time.time(),
             )
         return Picture(reports, api, missing, state)
 

@@ -17,13 +17,10 @@ def cluster_state(
     api: Mapping[str, Any] | None = None,
     expected: Mapping[str, Any] | None = None,
     addresses: Mapping[str, str] | None = None,
-    now_s: float = 0.0,
 ) -> dict[str, Any]:
     """Return the merged state as a dictionary; see ``probe.merge``."""
     try:
-        return probe.merge(
-            ranks, api, head=head, expected=expected, nodes_by_address=addresses, now_s=float(now_s)
-        ).as_dict()
+        return probe.merge(ranks, api, head=head, expected=expected, nodes_by_address=addresses).as_dict()
     except (ValueError, KeyError, TypeError) as problem:
         raise AnsibleFilterError(f"cluster_state: {problem}") from problem
 

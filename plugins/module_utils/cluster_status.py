@@ -177,7 +177,6 @@ def document(
         api,
         head=serving_head,
         expected={"served_name": result["served_name"], "canary": asked},
-        now_s=now_s,
     )
     head_report = next(each for each in reports if each.get("node") == serving_head)
     log, unit = head_report.get("log") or {}, head_report.get("unit") or {}

@@ -199,6 +199,18 @@ def _head_log(reports: Sequence[Mapping[str, Any]], head: str) -> Mapping[str, A
     return {}
 
 
+def _ready_for_s(reports: Sequence[Mapping[str, Any]], head: str) -> float:
+    """How long ago the head's log entered its phase, by the head's own clock; 0.0 when that is not known.
+
+    An instant that lies ahead of the clock was written before the clock was put back: it is long ago.
+    """
+    read_s = next((float(report.get("read_s") or 0.0) for report in reports if report.get("node") == head), 0.0)
+    phase_s = float(_head_log(reports, head).get("phase_time_s") or 0.0)
+    if not read_s or not phase_s:
+        return 0.0
+    return read_s - phase_s if read_s >= phase_s else float("inf")
+
+
 def _unit_words(report: Mapping[str, Any]) -> str:
     unit = report.get("unit", {})
     parts = [f"{unit.get('name', 'the unit')} is {unit.get('active_state') or 'gone'}"]
@@ -385,14 +397,13 @@ def merge(
     head: str,
     expected: Mapping[str, Any] | None = None,
     nodes_by_address: Mapping[str, str] | None = None,
-    now_s: float = 0.0,
 ) -> ClusterState:
     """The cluster's state from its ranks' reports and the head's view of the API.
 
     reports: one a rank, as `read_rank` gives them, each with its `node`; api: as `probe_api`
     gives it, or None when nobody asked; expected: served_name, mtp_tokens, rdma, canary (false
     when the caller did not want a completion); nodes_by_address: whose fabric address is whose,
-    so that a line that Ray forwarded names its own node; now_s: seconds since the epoch.
+    so that a line that Ray forwarded names its own node.
     Raises ValueError when no report is the head's.
     """
     expected = expected or {}
@@ -439,7 +450,7 @@ def merge(
             contradictions = _expectations(reports, head, expected)
             if contradictions:
                 state, diagnosis = DEGRADED, contradictions
-    elif phase == "ready" and api and now_s and now_s - float(log.get("phase_time_s", now_s)) > API_GRACE_S:
+    elif phase == "ready" and api and _ready_for_s(reports, head) > API_GRACE_S:
         silent = api.get("health_error") == "timeout"
         state = WEDGED if silent else DEAD
         diagnosis = [

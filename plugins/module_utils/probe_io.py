@@ -286,6 +286,7 @@ class RankReader:
         if state == probe.ABSENT:
             return {
                 "node": self.names.node,
+                "read_s": time.time(),
                 "state": state,
                 "unit": unit,
                 "container": container,
@@ -307,13 +308,14 @@ class RankReader:
             before = self.previous_invocation(unit["invocation"])
             blamed = [*(self.log(before)[0] if before else []), *(lines if GAVE_UP in known or not before else [])]
         # What befell this run, or the one before it that is to be explained, and no older incident.
-        since_s = _first_time(blamed) or time.time() - 600
+        since_s = oldest_blame(blamed, time.time())
         kernel, readable = self.kernel(since_s)
         if START_REFUSED in known and not container["running"]:
             state = probe.DEAD
         findings = diagnose([*blamed, *kernel, *self.earlyoom(since_s)])
         return {
             "node": self.names.node,
+            "read_s": time.time(),
             "state": state,
             "unit": unit,
             "container": container,
@@ -326,9 +328,14 @@ class RankReader:
         }
 
 
-def _first_time(lines: Sequence[LogLine]) -> float:
-    """When the first line was written, a little earlier, but at most a day ago; 0.0 without lines."""
-    return max(lines[0].time_s - 30, time.time() - 86400) if lines else 0.0
+def oldest_blame(lines: Sequence[LogLine], now_s: float) -> float:
+    """Since when the kernel's log counts, in seconds since the epoch: a little before the lines' oldest
+    instant, ten minutes where there are none, and never more than a day.
+
+    Lines later than the present were written before the clock was put back: the day is looked through.
+    """
+    oldest_s = min((line.time_s for line in lines), default=now_s - 570) - 30
+    return max(oldest_s, now_s - 86400) if oldest_s < now_s else now_s - 86400
 
 
 def _memory() -> dict[str, float]:

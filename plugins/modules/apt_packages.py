@@ -84,12 +84,13 @@ def installed(module: AnsibleModule) -> set[str]:
 
 
 def lists_age_s() -> float:
-    """Return the age of the package lists in seconds; infinite when there are none."""
+    """Return the age of the package lists in seconds; infinite when there are none, or the clock was put back since."""
     if not LISTS.is_dir() or not any(LISTS.glob("*_Packages*")):
         return float("inf")
     stamp = Path("/var/lib/apt/periodic/update-success-stamp")
     newest = max(path.stat().st_mtime for path in (LISTS, stamp) if path.exists())
-    return time.time() - newest
+    age_s = time.time() - newest
+    return age_s if age_s >= 0 else float("inf")
 
 
 def apt(module: AnsibleModule, *args: str) -> tuple[int, str]:

@@ -225,7 +225,7 @@ class Prober:
     def look(self) -> tuple[dict[str, Any], dict[str, Any], probe.ClusterState]:
         rank = self.reader.report()
         api = probe_api(self.client, self.params["url"], self.wanted)
-        state = probe.merge([rank], api, head=self.names.node, expected=self.expected, now_s=time.time())
+        state = probe.merge([rank], api, head=self.names.node, expected=self.expected)
         return rank, api, state
 
     def wait(self) -> tuple[dict[str, Any], dict[str, Any], probe.ClusterState, float]:

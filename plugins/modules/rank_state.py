@@ -80,6 +80,9 @@ rank:
     container:
       description: Whether it runs, its image and image id, since when.
       type: dict
+    read_s:
+      description: When this was read, by the node's clock, in seconds since the epoch.
+      type: float
     log:
       description:
         - Phase, progress (done of total), last line, figures (C(facts)) with their units, MTP wiring and

@@ -151,7 +151,7 @@ def look(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]
     # With the rank down a completion would only wait for nothing.
     api = probe_api(client, url, wanted, canaries=rank["state"] == probe.RUNNING)
     expected = {"served_name": wanted.served_name, "canary": wanted.canary}
-    state = probe.merge([rank], api, head=members[0], expected=expected, now_s=time.time())
+    state = probe.merge([rank], api, head=members[0], expected=expected)
     return {
         "model": model,
         "state": state.state,
@@ -239,14 +239,15 @@ def note(config: Mapping[str, Any], found: Mapping[str, Any], now_s: float) -> d
     directory = Path(config["state_dir"])
     before = read_object(directory / "state.json")
     entry = None
-    since = before.get("since", now_s)
+    # A clock that was put back makes what was before the present's future.
+    began = since = min(float(before.get("since", now_s)), now_s)
     if (before.get("state"), before.get("model")) != (found["state"], found["model"]):
         since = now_s
         entry = {
             "time": now_s,
             "before": str(before.get("state", "")),
             "before_model": str(before.get("model", "")),
-            "before_seconds": round(now_s - float(before.get("since", now_s)), 1),
+            "before_seconds": round(now_s - began, 1),
             **found,
         }
         append(directory / "transitions.jsonl", entry, int(config["log_max_bytes"]), int(config["log_keep"]))

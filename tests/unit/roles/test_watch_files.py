@@ -86,6 +86,15 @@ def test_only_changes_are_transitions(config: dict[str, Any]) -> None:
     assert sorted(path.name for path in Path(config["state_dir"]).iterdir()) == ["state.json", "transitions.jsonl"]
 
 
+def test_a_clock_that_is_put_back_makes_no_time_negative(config: dict[str, Any]) -> None:
+    watch.note(config, READY, 5000.0)
+    assert watch.note(config, READY, 1400.0) is None
+    assert json.loads((Path(config["state_dir"]) / "state.json").read_text())["since"] == 1400.0
+    watch.note(config, READY, 5000.0)
+    assert watch.note(config, DEAD, 1500.0)["before_seconds"] == 100.0
+    assert watch.note(config, READY, 1000.0)["before_seconds"] == 0.0
+
+
 def test_a_state_that_was_cut_short_begins_anew(config: dict[str, Any]) -> None:
     (Path(config["state_dir"]) / "state.json").write_text('{"state": "rea')
     assert watch.note(config, READY, 100.0)["before"] == ""

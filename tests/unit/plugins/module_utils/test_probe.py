@@ -146,14 +146,16 @@ def test_while_starting_a_cause_in_a_log_is_a_warning_only() -> None:
     ("error", "seconds", "expected"),
     [
         ("refused", 5.0, probe.STARTING),
+        # The clock was put back by an hour since: the line is not of the future.
+        ("refused", -3600.0, probe.DEAD),
         ("refused", probe.API_GRACE_S + 1, probe.DEAD),
         ("timeout", probe.API_GRACE_S + 1, probe.WEDGED),
     ],
 )
 def test_an_api_that_does_not_answer_after_it_said_it_serves(error: str, seconds: float, expected: str) -> None:
     reports = ranks()
-    reports[0] = rank(HEAD, log={"phase_time_s": 1000.0})
-    state = merge(reports, api(health=0, health_error=error), now_s=1000.0 + seconds)
+    reports[0] = {**rank(HEAD, log={"phase_time_s": 5000.0}), "read_s": 5000.0 + seconds}
+    state = merge(reports, api(health=0, health_error=error))
     assert state.state == expected
 
 

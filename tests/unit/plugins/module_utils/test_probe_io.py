@@ -209,6 +209,23 @@ def test_the_kernels_log_is_read_from_the_runs_beginning_on() -> None:
     assert since == [(now_us - 130_000_000) // 1_000_000] * 2
 
 
+@pytest.mark.parametrize(
+    ("times_s", "since_s"),
+    [
+        ([], 99_400.0),
+        ([99_000.0, 99_900.0], 98_970.0),
+        ([5_000.0], 13_600.0),
+        # Put back by an hour while the engine ran: what it wrote since tells the oldest instant.
+        ([102_000.0, 99_000.0], 98_970.0),
+        # Put back, and nothing written since: nobody knows by how much.
+        ([102_000.0, 103_000.0], 13_600.0),
+    ],
+)
+def test_since_when_the_kernels_log_counts(times_s: list[float], since_s: float) -> None:
+    lines = [LogLine("a line", time_s=time_s) for time_s in times_s]
+    assert probe_io.oldest_blame(lines, 100_000.0) == since_s
+
+
 @pytest.mark.parametrize(("line", "readable"), [("", False), (entry("Linux version 6.11", invocation=""), True)])
 def test_a_kernel_log_without_a_match_is_told_from_one_that_cannot_be_read(line: str, readable: bool) -> None:
     assert reader(Node(any_kernel_line=line)).report()["kernel_log_readable"] is readable

@@ -414,6 +414,18 @@ def test_a_mover_that_nobody_asks_for_ends(cluster: Cluster) -> None:
     assert cluster.running[1].wait(timeout=30) == 0
 
 
+def test_a_clock_that_jumps_does_not_end_the_lease(cluster: Cluster) -> None:
+    cluster.start(1, [2], lease_s=2, patience_s=60)
+    cluster.until(1, "moving")
+    # To the lease, a clock that is put forward by a day and a lease that is a day old are the same.
+    lease = cluster.folder / "node1" / "run" / "lease"
+    for number in range(8):
+        os.utime(lease, (time.time() - 86400 + number, time.time() - 86400 + number))
+        time.sleep(0.5)
+        assert cluster.running[1].poll() is None
+    assert cluster.running[1].wait(timeout=30) == 0
+
+
 def test_leftovers_of_another_manifest_are_cleared_and_links_are_not_followed(cluster: Cluster, tmp_path: Path) -> None:
     part = cluster.incoming(1)
     (part / "old").mkdir(parents=True)
