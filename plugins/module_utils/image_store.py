@@ -11,6 +11,8 @@ from typing import Any
 
 GIB = 2**30
 MIB = 2**20
+#: The transient unit in which the head offers an image.
+OFFER_UNIT = "gb10-image-offer"
 
 #: The name under which a node's own agent hands an image to the Docker Engine.
 _HANDED_OVER = re.compile(r"^127\.0\.0\.1:\d+/")

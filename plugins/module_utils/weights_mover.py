@@ -34,6 +34,8 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils import weights
 
+#: Where a node's part of a transfer has its job, its token and its status.
+RUN_DIR = Path("/run/gb10/weights")
 #: What is received and hashed at once: few enough to stay in a core's cache, enough to be woken seldom.
 RECEIVE_BYTES = 2**18
 #: How long a server keeps a question open for a piece that it does not have yet.

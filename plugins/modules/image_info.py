@@ -72,6 +72,10 @@ record:
   description: What is recorded of this identity, such as the versions found inside; empty when it is not verified.
   returned: always
   type: dict
+offered:
+  description: Whether an image is offered here to other nodes, as while one is moved.
+  returned: always
+  type: bool
 needed:
   description: Images that this node's engine units name, whether they run or not.
   returned: always
@@ -86,7 +90,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import tag_file, units_images
+from ansible_collections.gb10.cluster.plugins.module_utils.image_store import OFFER_UNIT, tag_file, units_images
 
 
 def read_image(module: AnsibleModule, tag: str, records_dir: str) -> dict[str, Any]:
@@ -133,8 +137,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    code, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", f"{OFFER_UNIT}.service"])
     module.exit_json(
         changed=False,
+        offered=code == 0,
         needed=units_images(unit_texts(Path(module.params["units_dir"]))),
         **read_image(module, module.params["tag"], module.params["records_dir"]),
     )

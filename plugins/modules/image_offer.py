@@ -112,7 +112,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-UNIT = "gb10-image-offer"
+from ansible_collections.gb10.cluster.plugins.module_utils.image_store import OFFER_UNIT
 
 
 def listens(address: str, port: int) -> bool:
@@ -145,10 +145,10 @@ def store(module: AnsibleModule, want: dict[str, Any]) -> dict[str, Any]:
 def offer(module: AnsibleModule, want: dict[str, Any]) -> None:
     """Start the unit and wait until it answers."""
     listen = f"{want['address']}:{want['port']}"
-    module.run_command(["systemctl", "reset-failed", f"{UNIT}.service"])
+    module.run_command(["systemctl", "reset-failed", f"{OFFER_UNIT}.service"])
     options = {"--image": want["tag"], "--store": want["store_dir"], "--listen": listen}
     words = [str(word) for option in options.items() for word in option]
-    service = ["systemd-run", "--unit", UNIT, "--collect", "--property", "Nice=5"]
+    service = ["systemd-run", "--unit", OFFER_UNIT, "--collect", "--property", "Nice=5"]
     module.run_command(
         [*service, "python3", want["agent"], "offer", *words, "--allow", ",".join(want["allow"])], check_rc=True
     )
@@ -156,7 +156,7 @@ def offer(module: AnsibleModule, want: dict[str, Any]) -> None:
         if listens(want["address"], want["port"]):
             return
         time.sleep(0.1)
-    _code, out, _err = module.run_command(["journalctl", "-u", UNIT, "-n", "15", "--no-pager"])
+    _code, out, _err = module.run_command(["journalctl", "-u", OFFER_UNIT, "-n", "15", "--no-pager"])
     module.fail_json(msg=f"The image is not offered at {listen}: {out.strip()[-1500:]}")
 
 
@@ -185,7 +185,7 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(**result)
     if want["state"] != "stored":
-        module.run_command(["systemctl", "stop", f"{UNIT}.service"])
+        module.run_command(["systemctl", "stop", f"{OFFER_UNIT}.service"])
     if want["state"] != "absent" and want["transport"] == "layers":
         Path(want["store_dir"]).mkdir(mode=0o755, parents=True, exist_ok=True)
         result.update(store(module, want))

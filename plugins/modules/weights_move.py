@@ -139,7 +139,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
 
 UNIT = "gb10-weights"
-RUN_DIR = Path("/run/gb10/weights")
+RUN_DIR = weights_mover.RUN_DIR
 PACKAGE = "ansible_collections/gb10/cluster/plugins/module_utils"
 
 

@@ -71,6 +71,10 @@ complete:
   description: Whether the tree is whole and carries the manifest's stamp.
   returned: with O(manifest)
   type: bool
+open:
+  description: Whether this node's part of an earlier transfer was never closed, as after a run that died.
+  returned: with O(manifest)
+  type: bool
 changes:
   description: Whether bringing the weights would change anything that counts.
   returned: with O(manifest)
@@ -284,6 +288,7 @@ def main() -> None:
     free = shutil.disk_usage(existing(root)).free
     state: dict[str, Any] = {
         "complete": complete,
+        "open": (weights_mover.RUN_DIR / "job.json").exists(),
         "changes": bool(lacking) or not stamped,
         "lacking": lacking,
         "lacking_bytes": lacking_bytes,

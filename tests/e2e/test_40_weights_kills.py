@@ -154,8 +154,29 @@ def test_a_kill_at_any_instant_ends_whole_and_moves_little_more_than_was_missing
         assert moved <= allowed, (
             f"{attempt}, {node}: {moved} bytes for {missing} missing, killed {victim} after {moment:.1f} s"
         )
-        ports = harness.node_exec(node, "ss -Hltn").stdout
-        assert ":508" not in ports
+    assert not any(open_ports().values())
+
+
+def open_ports() -> dict[str, int]:
+    """Return how many ports of transfers each node listens on."""
+    return {node: harness.node_exec(node, "ss -Hltn").stdout.count(":508") for node in NODES}
+
+
+def test_a_run_that_dies_when_all_has_come_leaves_nothing_after_the_next(playbook: Path) -> None:
+    clean()
+    process = start(playbook)
+    log = playbook.parent / "run.log"
+    harness.wait_until(
+        "the last node is whole",
+        lambda: log.read_text(errors="replace").count(", whole") == len(NODES),
+        timeout_s=120,
+        every_s=0.02,
+    )
+    kill("control", process)
+    assert all(open_ports().values()), "the run had closed its transfer before it died"
+    finish(playbook)
+    assert not any(open_ports().values())
+    assert "TASK [gb10.cluster.weights : Close what a run that died has left open]" in log.read_text(errors="replace")
 
 
 def named(log: str) -> bool:

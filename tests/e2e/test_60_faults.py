@@ -7,14 +7,12 @@ to .lab/runs/faults.json; docs/decisions/faults.md shows it. While writing tests
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import struct
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -81,25 +79,9 @@ def lab(*words: str) -> None:
     assert done.returncode == 0, f"lab {words}: {done.stdout}{done.stderr}"
 
 
-def act(node: int, script: str) -> None:
-    """Do something as root to a node, once, past Ansible and SSH; what it printed may be lost on its way."""
-    code, out = harness.docker_client().containers.get(container_name(LAB, node)).exec_run(["sh", "-c", script])
-    assert code == 0, f"on node {node}: {script}: {code} {out.decode()}"
-
-
 def on(node: int, script: str, *, check: bool = True) -> str:
-    """Run a script that bears repetition as root on a node; return what it printed.
-
-    Now and then an exec's output is lost on its way, whole or in part; so its end is marked.
-    """
-    container = harness.docker_client().containers.get(container_name(LAB, node))
-    for _try in range(5):
-        _code, out = container.exec_run(["sh", "-c", f"( {script}\n); printf '\\n<end %s>' $?"])
-        text, _newline, end = str(out.decode()).rpartition("\n")
-        if end.startswith("<end "):
-            assert not check or end == "<end 0>", f"on node {node}: {script}: {end} {text}"
-            return text
-    raise AssertionError(f"node {node} lost its answer to {script} five times in a row")
+    """Run a script as root on a node, past Ansible and SSH; return what it printed."""
+    return harness.node_exec(node, script, check=check, lab=LAB).stdout
 
 
 def api() -> str:
@@ -224,7 +206,7 @@ def test_a_kill_restarts_all_ranks_and_its_reason_is_kept(
 ) -> None:
     before = restarts()
     with watched(partial(look, tmp_path)) as watch:
-        act(node, script)
+        on(node, script)
         until("the restart of every rank", lambda: all(a > b for a, b in zip(restarts(), before, strict=True)))
         until("served again", tokens)
         again = time.monotonic() - watch.since
@@ -316,19 +298,19 @@ def test_a_full_log_volume_stops_nothing(tmp_path: Path) -> None:
     )
     state = "mkdir -p /var/lib/gb10/engine && mount -t tmpfs -o size=64k tmpfs /var/lib/gb10/engine; "
     state += "dd if=/dev/zero of=/var/lib/gb10/engine/filler bs=4k >/dev/null 2>&1; :"
-    act(2, full)
+    on(2, full)
     assert "100%" in on(2, "df /var/log/journal")
-    act(2, state)
+    on(2, state)
     try:
         with watched(partial(look, tmp_path)) as watch:
-            act(2, KILL_ENGINE)
+            on(2, KILL_ENGINE)
             until("the head's rank ends", lambda: tokens() == 0, 20)
             until("served again", tokens)
             again = time.monotonic() - watch.since
             time.sleep(6)
         note("full disk on the log and state volumes of a worker", watch, again=again)
     finally:
-        act(2, "umount /var/lib/gb10/engine; umount -l /var/log/journal; systemctl restart systemd-journald")
+        on(2, "umount /var/lib/gb10/engine; umount -l /var/log/journal; systemctl restart systemd-journald")
     assert watch.seen[-1][1] in ("ready", "starting")
 
 
@@ -344,7 +326,7 @@ def set_clocks(offset_s: int) -> None:
     octal = "".join(f"\\0{byte:o}" for byte in struct.pack("<q", offset_s))
     for node in NODES:
         # Written in place: what runs has mapped it.
-        act(node, f"printf '%b' '{octal}' | dd of={CLOCK}/offset conv=notrunc status=none")
+        on(node, f"printf '%b' '{octal}' | dd of={CLOCK}/offset conv=notrunc status=none")
 
 
 def clock_errors_s(node: int) -> dict[str, float]:
@@ -367,35 +349,31 @@ def clocks(tmp_path: Path) -> Iterator[None]:
     and what reads it: the journal, the programs of the units, what Ansible runs with sudo, and all of the engine's
     container. The Docker Engine alone keeps to the kernel's clock.
     """
-    library = tmp_path / "clock.so"
+    folder = tmp_path / Path(CLOCK).name
+    folder.mkdir()
     source = Path(__file__).with_name("clock.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(folder / "clock.so"), str(source)], check=True)
     words = [f"{name}={value}" for name, value in CLOCK_ENVIRONMENT.items()]
-    pack = io.BytesIO()
-    with tarfile.open(fileobj=pack, mode="w") as archive:
-        archive.add(library, f"{CLOCK}/clock.so")
-        files = {"env": "\n".join([*words, ""]), "offset": "\0" * 8, "sed": f"{IN_CONTAINER}\n"}
-        for name, text in files.items():
-            entry = tarfile.TarInfo(f"{CLOCK}/{name}")
-            entry.size = len(text)
-            archive.addfile(entry, io.BytesIO(text.encode()))
+    (folder / "env").write_text("\n".join([*words, ""]), encoding="utf-8")
+    (folder / "offset").write_bytes(bytes(8))
+    (folder / "sed").write_text(f"{IN_CONTAINER}\n", encoding="utf-8")
     for node in NODES:
-        harness.docker_client().containers.get(container_name(LAB, node)).put_archive("/", pack.getvalue())
-        act(node, f"echo 'Defaults env_file={CLOCK}/env' > /etc/sudoers.d/gb10-clock")
-        act(node, f"systemctl set-environment {' '.join(words)}; systemctl restart systemd-journald")
-        act(node, f"sed -i -f {CLOCK}/sed /etc/systemd/system/{UNIT}.service; systemctl daemon-reload")
+        subprocess.run(["docker", "cp", str(folder), f"{container_name(LAB, node)}:/opt/"], check=True)
+        on(node, f"echo 'Defaults env_file={CLOCK}/env' > /etc/sudoers.d/gb10-clock")
+        on(node, f"systemctl set-environment {' '.join(words)}; systemctl restart systemd-journald")
+        on(node, f"sed -i -f {CLOCK}/sed /etc/systemd/system/{UNIT}.service; systemctl daemon-reload")
     for node in NODES:
-        act(node, f"systemctl restart {UNIT}")
+        on(node, f"systemctl restart {UNIT}")
     until("served with clocks that can be set", tokens)
     yield
     set_clocks(0)
     for node in NODES:
-        act(node, f"rm -f /etc/sudoers.d/gb10-clock; systemctl unset-environment {' '.join(CLOCK_ENVIRONMENT)}")
-        act(node, "systemctl restart systemd-journald")
+        on(node, f"rm -f /etc/sudoers.d/gb10-clock; systemctl unset-environment {' '.join(CLOCK_ENVIRONMENT)}")
+        on(node, "systemctl restart systemd-journald")
     play("change", which="native")
     for node in NODES:
         assert CLOCK not in on(node, f"cat /etc/systemd/system/{UNIT}.service")
-        act(node, f"rm -r {CLOCK}")
+        on(node, f"rm -r {CLOCK}")
 
 
 @pytest.mark.usefixtures("served", "clocks")
@@ -417,7 +395,7 @@ def test_a_jump_of_the_clock_changes_nothing_and_hides_no_fault(tmp_path: Path) 
 
     # An hour back: all that the engine wrote until now is of the clock's future.
     with watched(partial(look, tmp_path)) as watch:
-        act(1, KILL_ENGINE)
+        on(1, KILL_ENGINE)
         until("the restart of every rank", lambda: all(a > b for a, b in zip(restarts(), began, strict=True)))
         until("served again", tokens)
         again = time.monotonic() - watch.since
@@ -462,7 +440,7 @@ def test_an_engine_that_always_dies_is_given_up_with_its_reason_and_starts_again
     folder = on(1, "ls -d /var/lib/gb10/cache/*/ | head -1").strip()
     for node in NODES:
         on(node, f"echo die-at-load@0 > {folder}/gb10-standin-fail")
-    act(1, KILL_ENGINE)
+    on(1, KILL_ENGINE)
     start = time.monotonic()
     try:
         until("the head gives up", lambda: "failed" in on(1, f"systemctl is-active {UNIT}", check=False), 180)

@@ -47,6 +47,8 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 TLS_HANDSHAKE = b"\x16"
 #: How often a fetch may break off without a single new byte before it is given up.
 IDLE_ATTEMPTS = 5
+#: After so long without any question an offer ends: longer than a node unpacks a layer.
+OFFER_IDLE_S = 1800.0
 DOCKER_SOCKET = "/var/run/docker.sock"
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -450,6 +452,8 @@ class OfferHandler(BaseHTTPRequestHandler):
     """Serves manifests, layers (with ranges) and whole images, read-only, to the nodes that are allowed."""
 
     protocol_version = "HTTP/1.1"
+    #: A node that lost its power closes no connection.
+    timeout = 300
     server: OfferServer
 
     def do_GET(self) -> None:
@@ -509,16 +513,42 @@ class OfferHandler(BaseHTTPRequestHandler):
         return
 
 
+class NobodyAsksError(Exception):
+    """Ends an offer that a control node which died has left open."""
+
+
 class OfferServer(ThreadingHTTPServer):
-    """A store on one address."""
+    """A store on one address, until nobody has asked for it for a while."""
 
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], store: Path, allow: Iterable[str], tag: str = "") -> None:
+    def __init__(
+        self, address: tuple[str, int], store: Path, allow: Iterable[str], tag: str = "", idle_s: float = OFFER_IDLE_S
+    ) -> None:
         super().__init__(address, OfferHandler)
         self.store = store
         self.allow = frozenset(allow)
         self.tag = tag
+        self.idle_s = idle_s
+        self.asked_at = time.monotonic()
+        self.busy = 0
+        self.counting = threading.Lock()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one connection; while it is open, the offer is in use."""
+        with self.counting:
+            self.busy += 1
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self.counting:
+                self.busy -= 1
+                self.asked_at = time.monotonic()
+
+    def service_actions(self) -> None:
+        """End serve_forever() when nobody asks any more."""
+        if not self.busy and time.monotonic() - self.asked_at > self.idle_s:
+            raise NobodyAsksError
 
     def tags(self) -> frozenset[str]:
         """Return the images that may be had as a whole."""
@@ -944,6 +974,7 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_argument("--store", type=Path, required=True)
     verb.add_argument("--listen", required=True)
     verb.add_argument("--allow", default="")
+    verb.add_argument("--idle-seconds", type=float, default=OFFER_IDLE_S)
     verb = verbs.add_parser("pull")
     verb.add_argument("--image", required=True)
     verb.add_argument("--source", required=True)
@@ -957,7 +988,8 @@ def main(argv: list[str] | None = None) -> int:
         elif args.verb == "offer":
             host, _colon, port = args.listen.rpartition(":")
             allow = [address for address in args.allow.split(",") if address]
-            OfferServer((host, int(port)), args.store, allow, args.image).serve_forever()
+            with suppress(NobodyAsksError):
+                OfferServer((host, int(port)), args.store, allow, args.image, args.idle_seconds).serve_forever()
         else:
             return pull(args.image, args.source, args.transport, args.spool, args.status)
     except AgentError as problem:

@@ -321,6 +321,26 @@ def test_the_offer_serves_nothing_else(offer: str, path: str) -> None:
     assert get(offer, path)[0] == 404
 
 
+def test_an_offer_that_nobody_asks_for_ends_and_one_that_is_read_does_not(store: Path) -> None:
+    server = agent.OfferServer(("127.0.0.1", 0), store, ["127.0.0.1"], TAG, idle_s=0.5)
+    ended = threading.Event()
+
+    def run() -> None:
+        with pytest.raises(agent.NobodyAsksError):
+            server.serve_forever(0.02)
+        ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    # A connection that stays open is a node that fetches, however slowly.
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
+    connection.request("GET", f"/images/{agent.tag_file(TAG)}")
+    assert connection.getresponse().read()
+    assert not ended.wait(1.2)
+    connection.close()
+    assert ended.wait(10)
+    server.server_close()
+
+
 def test_the_offer_serves_the_members_alone(store: Path) -> None:
     for url in serve(agent.OfferServer(("127.0.0.1", 0), store, ["192.0.2.7"], TAG)):
         assert get(url, f"/images/{agent.tag_file(TAG)}")[0] == 403

@@ -57,6 +57,15 @@ def read(monkeypatch: pytest.MonkeyPatch, root: Path, **changes: Any) -> dict[st
     return run(monkeypatch, weights_tree, **args)
 
 
+def test_a_transfer_that_was_never_closed_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(weights_mover, "RUN_DIR", tmp_path / "run")
+    put(tmp_path / "org" / "model", stamped=True)
+    assert not read(monkeypatch, tmp_path)["open"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "job.json").write_text("{}")
+    assert read(monkeypatch, tmp_path)["open"]
+
+
 def test_a_stamped_tree_is_whole_without_being_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     put(tmp_path / "org/model", stamped=True)
     monkeypatch.setattr(weights_mover, "sha256", lambda path: pytest.fail(f"{path} was read"))
