@@ -4,20 +4,23 @@
 Runs on a node as ``python3 -m ...weights_mover JOB.json`` for as long as weights move; the control node
 uses `Server` alone, as the first link. A node asks the node before it for one piece after the other. A
 piece that has not arrived there yet is waited for, so that all nodes are busy with almost the same
-bytes and each link carries one copy. Nothing is written that has not the piece's hash.
+bytes and each link carries one copy. Nothing counts, is passed on or is put in its place that has not
+the piece's hash.
 
 Chosen over a proxy that stores whole files because a hop then lags by a piece instead of by a shard,
-and a broken transfer costs a piece. sendfile() and receives of 256 KiB, which the kernel gathers before it wakes
-anybody, keep the interpreter out of the bulk path; hashing releases its lock.
+and a broken transfer costs a piece. The bulk path is the kernel's: sendfile() on one side, on the other splice()
+from the socket into the file, 256 KiB at a time, and hashing where the page cache has them.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import heapq
 import hmac
 import json
+import mmap
 import os
 import select
 import shutil
@@ -29,6 +32,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils import weights
 RUN_DIR = Path("/run/gb10/weights")
 #: What is received and hashed at once: few enough to stay in a core's cache, enough to be woken seldom.
 RECEIVE_BYTES = 2**18
+#: A pipe holds pages, and of some only a part came: room for RECEIVE_BYTES when a quarter of each was filled.
+PIPE_BYTES = 4 * RECEIVE_BYTES
 #: How long a server keeps a question open for a piece that it does not have yet.
 WAIT_S = 4.0
 #: Silence after which a source counts as dead; longer than WAIT_S.
@@ -101,6 +107,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of the data to a place of a file."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)
+
+
 def set_timeouts(sock: socket.socket, receive_s: float, send_s: float) -> None:
     """Set the kernel's own timeouts: a socket with Python's would lose MSG_WAITALL and blocking sendfile."""
     for option, seconds in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
@@ -125,6 +138,7 @@ class Store:
         #: Called with a piece that was found to be damaged here; returns whether it can be had again.
         self.repair: Callable[[weights.Piece], bool] = lambda _piece: False
         self._files: dict[int, int] = {}
+        self._maps: dict[int, mmap.mmap] = {}
         self._lock = threading.Lock()
 
     def descriptor(self, number: int, flags: int = os.O_RDONLY) -> int:
@@ -133,6 +147,14 @@ class Store:
             if number not in self._files:
                 self._files[number] = os.open(self.paths[number], flags, 0o644)
             return self._files[number]
+
+    def view(self, piece: weights.Piece) -> memoryview:
+        """Return a piece's bytes where the page cache has them, of a file that has its length."""
+        descriptor = self.descriptor(piece.file)
+        with self._lock:
+            if piece.file not in self._maps:
+                self._maps[piece.file] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            return memoryview(self._maps[piece.file])[piece.offset : piece.offset + piece.length]
 
     def expected(self, piece: weights.Piece) -> bytes:
         """Return the piece's hash."""
@@ -193,6 +215,7 @@ class Store:
     def drop_cache(self) -> None:
         """Give the page cache back: on these machines it competes with the engine for the same memory."""
         with self._lock:
+            self._unmap()
             for descriptor in self._files.values():
                 with suppress(OSError):
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -200,10 +223,18 @@ class Store:
     def close(self) -> None:
         """Close the files."""
         with self._lock:
+            self._unmap()
             for descriptor in self._files.values():
                 with suppress(OSError):
                     os.close(descriptor)
             self._files.clear()
+
+    def _unmap(self) -> None:
+        """Give up the mappings, which would keep the page cache; one that a stream still reads goes with it."""
+        for mapped in self._maps.values():
+            with suppress(BufferError):
+                mapped.close()
+        self._maps.clear()
 
 
 class Server:
@@ -245,6 +276,9 @@ class Server:
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError, ValueError), client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Where the host has BBR as its default, its timer for every send costs a twentieth of the CPU.
+            with suppress(OSError):
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
             set_timeouts(client, IDLE_CONNECTION_S, 60)
             lines = client.makefile("rb")
             while True:
@@ -349,41 +383,84 @@ class Connection:
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
         self._low = 1
-        #: Of what was fetched last.
-        self.sha256 = b""
+        self._pipe = os.pipe()
+        fcntl.fcntl(self._pipe[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def close(self) -> None:
         """Close the connection."""
         self._sock.close()
+        for end in self._pipe:
+            os.close(end)
 
-    def get(self, what: str, buffer: memoryview | None, recheck: bool = False) -> bytes:
-        """Fetch a piece into the buffer, or without one return what there is.
+    def get(self, what: str) -> bytes:
+        """Return what the source answers, as a whole.
 
         :raises SourceDeadError, NotYetError, RefusedError: as their names say.
         """
+        length, early = self._ask(what, recheck=False)
+        return self._rest(length, early)
+
+    def bring(self, piece: weights.Piece, descriptor: int, view: memoryview, recheck: bool = False) -> bytes:
+        """Fetch a piece into its place in a file; return the sha256 of what is there then.
+
+        :arg view: the piece's bytes in that file.
+        :raises SourceDeadError, NotYetError, RefusedError: as their names say.
+        :raises OSError: when the file cannot be written.
+        """
+        length, early = self._ask(str(piece.index), recheck)
+        if length != piece.length or len(early) > length:
+            raise SourceDeadError(f"{self.where}: announced {length} bytes, expected were {piece.length}")
+        write_at(descriptor, early, piece.offset)
+        hashed = hashlib.sha256(early)
+        filled = len(early)
+        while filled < length:
+            count = self._receive(min(RECEIVE_BYTES, length - filled))
+            written = 0
+            while written < count:
+                offset = piece.offset + filled + written
+                written += os.splice(self._pipe[0], descriptor, count - written, offset_dst=offset)
+            # While a core's cache holds them.
+            hashed.update(view[filled : filled + count])
+            filled += count
+        return hashed.digest()
+
+    def _ask(self, what: str, recheck: bool) -> tuple[int, bytes]:
+        """Ask for something; return its length and what came of it together with the answer's head."""
         extra = "X-Recheck: 1\r\n" if recheck else ""
         request = (
             f"GET /{self._digest}/{what} HTTP/1.1\r\nHost: {self.where}\r\n"
             f"Authorization: Bearer {self._token}\r\n{extra}\r\n"
         )
         try:
+            self._wake_at(1)
             self._sock.sendall(request.encode("latin-1"))
             status, length, early = self._head()
-            if status == 200 and buffer is not None and length != len(buffer):
-                raise SourceDeadError(f"{self.where}: announced {length} bytes, expected were {len(buffer)}")
-            target = buffer if status == 200 and buffer is not None else memoryview(bytearray(length))
-            target[: len(early)] = early
-            self._fill(target, len(early))
         except (OSError, ValueError, IndexError) as problem:
             raise SourceDeadError(f"{self.where}: {problem}") from problem
+        if status == 200:
+            return length, early
+        text = self._rest(length, early)
         if status == 503:
             raise NotYetError
         if status == 403:
             # What a run that died left there knows another token, until this run has replaced it.
             raise SourceDeadError(f"{self.where}: it takes part in another transfer")
-        if status != 200:
-            raise RefusedError(bytes(target).decode(errors="replace"))
-        return b"" if target is buffer else bytes(target)
+        raise RefusedError(text.decode(errors="replace"))
+
+    def _rest(self, length: int, early: bytes) -> bytes:
+        """Return an answer's body, of which a part is here."""
+        data = bytearray(early)
+        try:
+            while len(data) < length:
+                more = self._sock.recv(length - len(data))
+                if not more:
+                    raise SourceDeadError(f"{self.where}: closed the connection in the middle of an answer")
+                data += more
+        except BlockingIOError:
+            raise SourceDeadError(f"{self.where}: silent for {self.silence_s:.0f} s") from None
+        except OSError as problem:
+            raise SourceDeadError(f"{self.where}: {problem}") from problem
+        return bytes(data)
 
     def _head(self) -> tuple[int, int, bytes]:
         data = b""
@@ -400,26 +477,24 @@ class Connection:
         length = next(int(line[15:]) for line in lines if line.lower().startswith("content-length:"))
         return int(lines[0].split()[1]), length, early
 
-    def _fill(self, target: memoryview, filled: int) -> None:
-        """Fill the buffer, and hash what came while the processor's cache holds it.
+    def _receive(self, count: int) -> int:
+        """Take up to so many bytes off the connection into the pipe; return how many came.
 
-        The kernel wakes this thread when a part is there as a whole, and not for every packet of it.
+        The kernel wakes this thread when they are there as a whole, and not for every packet of them.
         """
-        hashed = hashlib.sha256(target[:filled])
-        while filled < len(target):
-            rest = target[filled : filled + RECEIVE_BYTES]
-            self._wake_at(len(rest))
-            self._poll.poll(self.silence_s * 1000)
-            try:
-                count = self._sock.recv_into(rest, len(rest), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                raise SourceDeadError(f"{self.where}: silent for {self.silence_s:.0f} s") from None
-            if count == 0:
-                raise SourceDeadError(f"{self.where}: closed the connection in the middle of a piece")
-            hashed.update(rest[:count])
-            filled += count
-        self._wake_at(1)
-        self.sha256 = hashed.digest()
+        try:
+            self._wake_at(count)
+            if not self._poll.poll(self.silence_s * 1000):
+                # Less may have come; if not, splice() would wait once more as long.
+                self._wake_at(1)
+                if not self._poll.poll(0):
+                    raise SourceDeadError(f"{self.where}: silent for {self.silence_s:.0f} s")
+            came = os.splice(self._sock.fileno(), self._pipe[1], count, flags=os.SPLICE_F_NONBLOCK)
+        except OSError as problem:
+            raise SourceDeadError(f"{self.where}: {problem}") from problem
+        if came == 0:
+            raise SourceDeadError(f"{self.where}: closed the connection in the middle of a piece")
+        return came
 
     def _wake_at(self, count: int) -> None:
         """Let the kernel wake who waits here when so many bytes are there, or the connection has ended."""
@@ -526,14 +601,8 @@ class Mover:
             os.close(old)
         if hashlib.sha256(data).digest() != self.store.expected(piece):
             return False
-        self._write(piece, memoryview(data))
+        write_at(descriptor, data, piece.offset)
         return True
-
-    def _write(self, piece: weights.Piece, data: memoryview) -> None:
-        descriptor = self.store.descriptor(piece.file, os.O_RDWR | os.O_CREAT)
-        done = 0
-        while done < piece.length:
-            done += os.pwrite(descriptor, data[done:], piece.offset + done)
 
     # What comes from others.
 
@@ -552,20 +621,25 @@ class Mover:
             self.message = f"{self.sources[place]['name']} does not answer ({problem})."
         return True
 
-    def _fetch(self, piece: weights.Piece, buffer: memoryview, connections: dict[int, Connection], stream: int) -> bool:
-        """Fetch a piece; return False when no source has it yet.
+    def _fetch(self, piece: weights.Piece, connections: dict[int, Connection], stream: int) -> bool:
+        """Fetch a piece into its file; return False when no source has it yet.
 
         :raises MoveError: when every source gave it with a wrong hash, or none can give it.
         """
         wrong: dict[int, int] = {}
         refusals: list[str] = []
+        descriptor = self.store.descriptor(piece.file, os.O_RDWR | os.O_CREAT)
         places = weights.order(self.sources, piece.index, self.scatter["of"], self.scatter["position"])
         for place in self._alive(places):
             name = self.sources[place]["name"]
             while wrong.get(place, 0) < WRONG_TWICE and not self.stopping.is_set():
                 self.source = name
+                bring = partial(
+                    Connection.bring, piece=piece, descriptor=descriptor, view=self.store.view(piece),
+                    recheck=place in wrong,
+                )  # fmt: skip
                 try:
-                    self._get(place, str(piece.index), buffer, connections, stream, recheck=place in wrong)
+                    found = self._ask(place, connections, stream, bring)
                 except NotYetError:
                     return False
                 except SourceDeadError as problem:
@@ -578,7 +652,7 @@ class Mover:
                 with self._lock:
                     self.fetched_bytes += piece.length
                     self.by_source[name] = self.by_source.get(name, 0) + piece.length
-                if connections[place].sha256 == self.store.expected(piece):
+                if found == self.store.expected(piece):
                     return True
                 wrong[place] = wrong.get(place, 0) + 1
                 with self._lock:
@@ -593,10 +667,9 @@ class Mover:
             )
         return False
 
-    def _get(
-        self, place: int, what: str, buffer: memoryview | None, connections: dict[int, Connection], stream: int,
-        recheck: bool = False,
-    ) -> bytes:  # fmt: skip
+    def _ask(
+        self, place: int, connections: dict[int, Connection], stream: int, what: Callable[[Connection], bytes]
+    ) -> bytes:
         """Ask one source, over the connection of this stream; streams take turns among the rails that answer."""
         rails = [(str(host), int(port)) for host, port in self.sources[place]["rails"]]
         turn = stream % len(rails)
@@ -609,7 +682,7 @@ class Mover:
                     digest = self.store.manifest["digest"]
                     connection = Connection(*rail, self.job["token"], digest, self.silence_s)
                     connections[place] = connection
-                return connection.get(what, buffer, recheck)
+                return what(connection)
             except SourceDeadError as problem:
                 failed = connections.pop(place, None)
                 if failed is not None:
@@ -621,7 +694,6 @@ class Mover:
 
     def _work(self, stream: int, own: bool) -> None:
         connections: dict[int, Connection] = {}
-        space = bytearray(self.store.manifest["piece_bytes"])
         try:
             while not self.stopping.is_set() and self._failure is None:
                 piece = self._take(own)
@@ -632,7 +704,7 @@ class Mover:
                     continue
                 done = False
                 try:
-                    done = self._bring(piece, memoryview(space)[: piece.length], connections, stream)
+                    done = self._bring(piece, connections, stream)
                 finally:
                     self._give_back(piece, done)
         except MoveError as problem:
@@ -643,13 +715,11 @@ class Mover:
             for connection in connections.values():
                 connection.close()
 
-    def _bring(self, piece: weights.Piece, buffer: memoryview, connections: dict[int, Connection], stream: int) -> bool:
+    def _bring(self, piece: weights.Piece, connections: dict[int, Connection], stream: int) -> bool:
         if self._local(piece):
             with self._lock:
                 self.local_bytes += piece.length
-        elif self._fetch(piece, buffer, connections, stream):
-            self._write(piece, buffer)
-        else:
+        elif not self._fetch(piece, connections, stream):
             if now() - self.progress_at > self.job["patience_s"]:
                 raise MoveError(
                     f"Nothing came for {weights.duration(now() - self.progress_at)}. {self.message}".strip()
@@ -683,7 +753,7 @@ class Mover:
                 connections: dict[int, Connection] = {}
                 self.source = self.sources[place]["name"]
                 try:
-                    data = self._get(place, "pieces", None, connections, 0)
+                    data = self._ask(place, connections, 0, lambda connection: connection.get("pieces"))
                     self.store.load_hashes(data, self.source)
                 except NotYetError:
                     continue

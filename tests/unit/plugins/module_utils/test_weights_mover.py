@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -346,6 +348,94 @@ def test_a_node_that_keeps_to_another_transfer_is_named(cluster: Cluster) -> Non
     message = cluster.until(1, "failed", seconds=40)["message"]
     assert "node2 does not answer (127.0.0.12:" in message
     assert "it takes part in another transfer" in message
+
+
+class FlippingServer(weights_mover.Server):
+    """Hands out the first pieces with a flipped byte, as a link that damages what it carries."""
+
+    flips = 1
+
+    def _piece(self, client: socket.socket, piece: weights.Piece, recheck: bool) -> None:
+        if not self.flips or piece.length < PIECE:
+            super()._piece(client, piece, recheck)
+            return
+        self.flips -= 1
+        data = bytearray(self.store.paths[piece.file].read_bytes()[piece.offset : piece.offset + piece.length])
+        data[PIECE // 2] ^= 1
+        self._head(client, 200, piece.length)
+        client.sendall(data)
+
+
+@pytest.fixture
+def flipping(cluster: Cluster) -> Iterator[FlippingServer]:
+    server = FlippingServer(cluster.store, TOKEN, ["127.0.0.1"])
+    cluster.origin = server.listen("127.0.0.1", 0)
+    yield server
+    server.close()
+
+
+def test_a_byte_that_flips_on_the_link_costs_one_piece(cluster: Cluster, flipping: FlippingServer) -> None:
+    flipping.flips = 1
+    cluster.start(1, [0])
+    status = cluster.until(1, "whole", "failed")
+    assert status["wrong_pieces"] == 1
+    assert status["fetched_bytes"] == TOTAL + PIECE
+    cluster.assert_whole(1)
+
+
+def test_a_link_that_flips_bytes_again_and_again_is_named_and_nothing_wrong_counts(
+    cluster: Cluster, flipping: FlippingServer
+) -> None:
+    flipping.flips = 1000
+    cluster.start(1, [0])
+    message = cluster.until(1, "failed")["message"]
+    assert "came with wrong bytes twice from origin, in the 1048576 bytes from " in message
+    assert not cluster.tree(1).exists()
+    cluster.kill(1)
+    # The wrong bytes lie where the right ones belong; the next run does not take them for right.
+    flipping.flips = 0
+    cluster.start(1, [0])
+    cluster.until(1, "whole", "failed")
+    cluster.assert_whole(1)
+
+
+def answer_half(listener: socket.socket, stay: bool) -> None:
+    """Promise a piece, send half of it, and fall silent or hang up."""
+    client, _peer = listener.accept()
+    client.recv(4096)
+    client.sendall(b"HTTP/1.1 200 -\r\nContent-Length: 1048576\r\n\r\n" + bytes(PIECE // 2))
+    if stay:
+        client.recv(1)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("stay", "sentence"), [(True, "silent for 1 s"), (False, "closed the connection in the middle of a piece")]
+)
+def test_a_source_that_ends_in_the_middle_of_a_piece_counts_as_dead(
+    cluster: Cluster, tmp_path: Path, stay: bool, sentence: str
+) -> None:
+    piece = next(piece for piece in cluster.store.pieces if piece.length == PIECE)
+    with (tmp_path / "part").open("w+b") as part, socket.create_server(("127.0.0.1", 0)) as listener:
+        part.truncate(piece.offset + PIECE)
+        threading.Thread(target=answer_half, args=(listener, stay), daemon=True).start()
+        port = int(listener.getsockname()[1])
+        connection = weights_mover.Connection("127.0.0.1", port, TOKEN, "digest", silence_s=1)
+        began = time.monotonic()
+        with pytest.raises(weights_mover.SourceDeadError, match=sentence):
+            connection.bring(piece, part.fileno(), memoryview(bytes(PIECE)))
+        # One silence until what is less than a part is taken, and one after it.
+        assert time.monotonic() - began < 2.6
+        connection.close()
+
+
+def test_a_disk_that_fills_up_is_not_taken_for_a_dead_source(cluster: Cluster) -> None:
+    connection = weights_mover.Connection("127.0.0.1", cluster.origin, TOKEN, cluster.manifest["digest"])
+    piece = next(piece for piece in cluster.store.pieces if piece.length == PIECE)
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left") as caught:
+        connection.bring(piece, full.fileno(), memoryview(bytes(PIECE)))
+    assert caught.value.errno == errno.ENOSPC
+    connection.close()
 
 
 def test_a_target_that_cannot_be_written_is_named(cluster: Cluster) -> None:
