@@ -213,12 +213,15 @@ def normal(listing: str) -> str:
 
 
 def rollback_script(directory: str, nft: str, before: str) -> str:
-    """Return the shell script that puts the table back as it was: ``before`` is its file, empty when there was none."""
+    """Return the shell script that puts the table back as it was: ``before`` is its file, empty when there was none.
+
+    It ends with nft's own code when nft refuses, and the change counts as pending still.
+    """
     back = f"{nft} -f {before}" if before else f"{nft} 'add table {FAMILY} {TABLE}; delete table {FAMILY} {TABLE}'"
     return (
         "#!/bin/sh\n"
         "# Written by gb10.cluster before it changed the firewall; runs unless the change is confirmed.\n"
-        f"{back}\n"
+        f"{back} || exit\n"
         f"rm --force {directory}/pending.nft\n"
         f"date --iso-8601=seconds > {directory}/rolled-back\n"
     )

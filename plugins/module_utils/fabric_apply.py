@@ -201,7 +201,8 @@ def rollback_script(
     """Return a shell script that puts files and live addresses back as they were.
 
     Files come first, then the tool that reads them, then every address and route that was there, by hand: a tool
-    that applies more than our files (an owner's file that was never applied) must not have the last word.
+    that applies more than our files (an owner's file that was never applied) must not have the last word. A file that
+    cannot be put back does not stop the rest; the script ends with 1 then, and the change counts as pending still.
     """
     lines = [
         "#!/bin/sh",
@@ -209,12 +210,13 @@ def rollback_script(
         "set -u",
         f"exec >> {shlex.quote(directory + '/rollback.log')} 2>&1",
         'echo "rolling back at $(date --iso-8601=seconds)"',
+        "failed=0",
     ]
     for backup in backups:
         if backup.saved:
-            lines.append(f"cp --preserve=all {shlex.quote(backup.saved)} {shlex.quote(backup.path)}")
+            lines.append(f"cp --preserve=all {shlex.quote(backup.saved)} {shlex.quote(backup.path)} || failed=1")
         else:
-            lines.append(f"rm --force {shlex.quote(backup.path)}")
+            lines.append(f"rm --force {shlex.quote(backup.path)} || failed=1")
     if backend == "networkd":
         lines += [shlex.join(command) for command in flush_commands([name for name in sorted(before) if name in ours])]
     lines += [shlex.join(command) for command in undo_commands(backend)]
@@ -249,6 +251,7 @@ def rollback_script(
             "# networkd and NetworkManager go on working after their command has returned, and what is done by hand",
             "# meanwhile confuses them.",
             "for pause in 3 3 4; do sleep $pause; restore; done",
+            'if [ "$failed" = 1 ]; then echo "not every file could be put back"; exit 1; fi',
             f"mv --force {shlex.quote(directory + '/pending')} {shlex.quote(directory + '/rolled-back')}",
             'echo "rolled back at $(date --iso-8601=seconds)"',
             "",

@@ -369,7 +369,14 @@ class Node:
         if not PENDING.exists():
             return False
         self.disarm()
-        self.run("/bin/sh", str(SCRIPT))
+        code, out, err = self.run("/bin/sh", str(SCRIPT))
+        if code != 0:
+            self.module.fail_json(
+                msg=(
+                    f"The firewall's new table is still loaded on this node, nft did not take it back: "
+                    f"{refusal(err or out)}. Run `sh {SCRIPT}` there as root, or restart it: it is not loaded at boot."
+                )
+            )
         return True
 
     def remove(self) -> bool:

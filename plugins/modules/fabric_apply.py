@@ -122,6 +122,7 @@ DIRECTORY = Path("/var/lib/gb10/fabric")
 PENDING = DIRECTORY / "pending"
 ROLLED_BACK = DIRECTORY / "rolled-back"
 SCRIPT = DIRECTORY / "rollback.sh"
+LOG = DIRECTORY / "rollback.log"
 UNIT = Path("/etc/systemd/system/gb10-fabric-rollback.service")
 TIMER = "gb10-fabric-rollback-timer"
 #: Where files of ours may lie from an earlier plan.
@@ -253,14 +254,19 @@ def disarm(module: AnsibleModule) -> None:
     module.run_command(["systemctl", "reset-failed", f"{TIMER}.service", f"{TIMER}.timer", UNIT.name])
 
 
-def roll_back(module: AnsibleModule) -> bool:
-    """Go back now; return whether there was something to go back from."""
+def roll_back(module: AnsibleModule) -> str:
+    """Go back now, if there is something to go back from; return a sentence when that failed."""
     if not PENDING.exists():
-        return False
+        return ""
     # In a unit of its own: the connection that this runs over may be what is broken.
-    module.run_command(["systemctl", "start", UNIT.name])
+    code, _out, err = module.run_command(["systemctl", "start", UNIT.name])
+    if code != 0 or PENDING.exists():
+        return (
+            f"This node did not go back to what was before ({last_line(err)}): see {LOG} there. It tries again when it "
+            f"boots, or with `systemctl start {UNIT.name}`."
+        )
     disarm(module)
-    return True
+    return ""
 
 
 def await_true(condition: Callable[[], bool], seconds: float) -> bool:
@@ -296,8 +302,9 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
     links: list[dict[str, Any]] = parameters["links"]
     netdevs = [str(link["netdev"]) for link in links]
     own_address, own_device = parameters["own_address"], parameters["own_device"]
-    if PENDING.exists() and not module.check_mode:
-        roll_back(module)
+    stuck = "" if module.check_mode else roll_back(module)
+    if stuck:
+        module.fail_json(msg=f"A change of the fabric was never confirmed. {stuck}")
     if parameters["backend"] == "netplan":
         refuse_foreign_definitions(module, netdevs, set(parameters["disable"]))
     disabled = [path for path in map(Path, parameters["disable"]) if path.exists()]
@@ -375,11 +382,11 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
         if not await_true(lambda: not drift(links, own_address, own_device, live(module)), parameters["settle_s"]):
             raise RuntimeError("; ".join(drift(links, own_address, own_device, live(module))))
     except (RuntimeError, OSError) as error:
-        roll_back(module)
+        stuck = roll_back(module)
         module.fail_json(
             msg=(
                 f"The fabric's new configuration does not hold on this node: {error}. "
-                "Files and addresses are back as they were before."
+                + (stuck or "Files and addresses are back as they were before.")
             ),
             **{**result, "changed": False},
         )
@@ -407,14 +414,15 @@ def main() -> None:
         module.exit_json(**apply(module))
     if module.params["state"] == "rolled_back":
         pending = PENDING.exists()
-        if pending and not module.check_mode:
-            roll_back(module)
+        stuck = "" if module.check_mode else roll_back(module)
+        if stuck:
+            module.fail_json(msg=stuck)
         module.exit_json(changed=pending, pending=False)
     if not PENDING.exists() and ROLLED_BACK.exists() and not module.check_mode:
         module.fail_json(
             msg=(
                 "The change of the fabric was taken back before it could be confirmed: the control node did not reach "
-                f"this node in time. See {DIRECTORY}/rollback.log there."
+                f"this node in time. See {LOG} there."
             )
         )
     pending = PENDING.exists()

@@ -207,6 +207,21 @@ def test_the_way_back(tmp_path: Path) -> None:
         assert (tmp_path / "rolled-back").read_text().startswith("20")
 
 
+def test_a_way_back_that_nft_refuses_is_not_gone(tmp_path: Path) -> None:
+    nft = tmp_path / "nft"
+    nft.write_text("#!/bin/sh\necho 'Error: Operation not permitted' >&2\nexit 3\n", encoding="ascii")
+    nft.chmod(0o755)
+    (tmp_path / "pending.nft").touch()
+    for before in ("/etc/x.nft", ""):
+        done = subprocess.run(
+            ["sh", "-c", rollback_script(str(tmp_path), str(nft), before)], check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 3
+        assert "Operation not permitted" in done.stderr
+        assert (tmp_path / "pending.nft").exists()
+        assert not (tmp_path / "rolled-back").exists()
+
+
 @pytest.mark.parametrize(
     ("said", "shown"),
     [

@@ -136,9 +136,8 @@ def test_apply_commands() -> None:
     ]
 
 
-@pytest.fixture
-def rolled_back(tmp_path: Path) -> tuple[Path, list[str]]:
-    """Run a rollback script with stand-ins for the network's tools; return the place and what they were called with."""
+def roll_back(tmp_path: Path, code: int = 0) -> list[str]:
+    """Run a rollback script with stand-ins for the network's tools; return what they were called with."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("ip", "networkctl", "sleep"):
@@ -156,7 +155,6 @@ def rolled_back(tmp_path: Path) -> tuple[Path, list[str]]:
     )
     (tmp_path / "changed").write_text("new\n", encoding="utf-8")
     (tmp_path / "added").write_text("new\n", encoding="utf-8")
-    (tmp_path / "saved").write_text("old\n", encoding="utf-8")
     (tmp_path / "pending").write_text("", encoding="utf-8")
     text = rollback_script(
         [Backup(str(tmp_path / "changed"), str(tmp_path / "saved")), Backup(str(tmp_path / "added"), "")],
@@ -169,8 +167,16 @@ def rolled_back(tmp_path: Path) -> tuple[Path, list[str]]:
     script = tmp_path / "rollback.sh"
     script.write_text(text, encoding="utf-8")
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
-    subprocess.run(["/bin/sh", str(script)], check=True, env=environment, timeout=60)
-    return tmp_path, (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+    done = subprocess.run(["/bin/sh", str(script)], check=False, env=environment, timeout=60)
+    assert done.returncode == code
+    return (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.fixture
+def rolled_back(tmp_path: Path) -> tuple[Path, list[str]]:
+    """Go back with a script that works; return the place and what the network's tools were called with."""
+    (tmp_path / "saved").write_text("old\n", encoding="utf-8")
+    return tmp_path, roll_back(tmp_path)
 
 
 def test_the_rollback_script_restores_files(rolled_back: tuple[Path, list[str]]) -> None:
@@ -179,6 +185,17 @@ def test_the_rollback_script_restores_files(rolled_back: tuple[Path, list[str]])
     assert not (place / "added").exists()
     assert not (place / "pending").exists()
     assert (place / "rolled-back").exists()
+
+
+def test_a_file_that_cannot_be_put_back_leaves_the_change_pending_and_does_not_stop_the_rest(tmp_path: Path) -> None:
+    calls = roll_back(tmp_path, code=1)
+    assert (tmp_path / "pending").exists()
+    assert not (tmp_path / "rolled-back").exists()
+    assert not (tmp_path / "added").exists()
+    assert "ip address replace 10.212.0.11/24 dev eth0" in calls
+    log = (tmp_path / "rollback.log").read_text(encoding="utf-8")
+    assert f"cannot stat '{tmp_path}/saved'" in log
+    assert "not every file could be put back" in log
 
 
 def test_the_rollback_script_has_the_last_word_on_addresses(rolled_back: tuple[Path, list[str]]) -> None:

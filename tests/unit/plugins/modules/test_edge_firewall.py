@@ -62,7 +62,9 @@ class Machine:
             self.enabled = True
         if words[:2] == ["systemctl", "is-enabled"]:
             return 0, "enabled\n" if self.enabled else "disabled\n", ""
-        if words[0] == "/bin/sh" or words[0] == "sh":
+        if words[0] == "sh":
+            if self.refuses == "back":
+                return 3, "", "Error: Operation not permitted\n"
             edge_firewall.PENDING.unlink(missing_ok=True)
         return 0, "", ""
 
@@ -188,6 +190,14 @@ def test_going_back(machine: Machine, capsys: pytest.CaptureFixture[str]) -> Non
     call(capsys, **ARGUMENTS)
     assert call(capsys, state="rolled_back")["changed"] is True
     assert any("rollback.sh" in said for said in machine.asked)
+    call(capsys, **ARGUMENTS)
+    machine.refuses = "back"
+    stuck = call(capsys, state="rolled_back")
+    assert "is still loaded on this node, nft did not take it back: Error: Operation not permitted." in stuck["msg"]
+    assert f"`sh {edge_firewall.SCRIPT}`" in stuck["msg"]
+    assert edge_firewall.PENDING.exists()
+    machine.refuses = ""
+    assert call(capsys, state="rolled_back")["changed"] is True
     # The timer was faster than the control node.
     edge_firewall.ROLLED_BACK.write_text("2026-11-21T12:00:00+00:00\n")
     late = call(capsys, state="confirmed")
