@@ -138,7 +138,6 @@ class Store:
         #: Called with a piece that was found to be damaged here; returns whether it can be had again.
         self.repair: Callable[[weights.Piece], bool] = lambda _piece: False
         self._files: dict[int, int] = {}
-        self._maps: dict[int, mmap.mmap] = {}
         self._lock = threading.Lock()
 
     def descriptor(self, number: int, flags: int = os.O_RDONLY) -> int:
@@ -147,14 +146,6 @@ class Store:
             if number not in self._files:
                 self._files[number] = os.open(self.paths[number], flags, 0o644)
             return self._files[number]
-
-    def view(self, piece: weights.Piece) -> memoryview:
-        """Return a piece's bytes where the page cache has them, of a file that has its length."""
-        descriptor = self.descriptor(piece.file)
-        with self._lock:
-            if piece.file not in self._maps:
-                self._maps[piece.file] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-            return memoryview(self._maps[piece.file])[piece.offset : piece.offset + piece.length]
 
     def expected(self, piece: weights.Piece) -> bytes:
         """Return the piece's hash."""
@@ -215,7 +206,6 @@ class Store:
     def drop_cache(self) -> None:
         """Give the page cache back: on these machines it competes with the engine for the same memory."""
         with self._lock:
-            self._unmap()
             for descriptor in self._files.values():
                 with suppress(OSError):
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -223,18 +213,10 @@ class Store:
     def close(self) -> None:
         """Close the files."""
         with self._lock:
-            self._unmap()
             for descriptor in self._files.values():
                 with suppress(OSError):
                     os.close(descriptor)
             self._files.clear()
-
-    def _unmap(self) -> None:
-        """Give up the mappings, which would keep the page cache; one that a stream still reads goes with it."""
-        for mapped in self._maps.values():
-            with suppress(BufferError):
-                mapped.close()
-        self._maps.clear()
 
 
 class Server:
@@ -383,14 +365,10 @@ class Connection:
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
         self._low = 1
-        self._pipe = os.pipe()
-        fcntl.fcntl(self._pipe[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def close(self) -> None:
         """Close the connection."""
         self._sock.close()
-        for end in self._pipe:
-            os.close(end)
 
     def get(self, what: str) -> bytes:
         """Return what the source answers, as a whole.
@@ -400,28 +378,33 @@ class Connection:
         length, early = self._ask(what, recheck=False)
         return self._rest(length, early)
 
-    def bring(self, piece: weights.Piece, descriptor: int, view: memoryview, recheck: bool = False) -> bytes:
-        """Fetch a piece into its place in a file; return the sha256 of what is there then.
+    def bring(self, piece: weights.Piece, descriptor: int, pipe: tuple[int, int], recheck: bool = False) -> bytes:
+        """Fetch a piece into its place in a file, which has its length; return the sha256 of what is there then.
 
-        :arg view: the piece's bytes in that file.
+        :arg pipe: the ends to read from and to write to of a pipe that is empty; it is again, unless OSError is raised.
         :raises SourceDeadError, NotYetError, RefusedError: as their names say.
         :raises OSError: when the file cannot be written.
         """
         length, early = self._ask(str(piece.index), recheck)
         if length != piece.length or len(early) > length:
             raise SourceDeadError(f"{self.where}: announced {length} bytes, expected were {piece.length}")
+        if os.fstat(descriptor).st_size < piece.offset + length:
+            raise OSError(errno.EIO, "somebody else has shortened a file of this transfer")
         write_at(descriptor, early, piece.offset)
         hashed = hashlib.sha256(early)
         filled = len(early)
-        while filled < length:
-            count = self._receive(min(RECEIVE_BYTES, length - filled))
-            written = 0
-            while written < count:
-                offset = piece.offset + filled + written
-                written += os.splice(self._pipe[0], descriptor, count - written, offset_dst=offset)
-            # While a core's cache holds them.
-            hashed.update(view[filled : filled + count])
-            filled += count
+        # A piece at a time: the page tables for a whole model are a five-hundredth of it, in memory the engine lacks.
+        with mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=piece.offset) as mapped:
+            while filled < length:
+                count = self._receive(pipe[1], min(RECEIVE_BYTES, length - filled))
+                written = 0
+                while written < count:
+                    offset = piece.offset + filled + written
+                    written += os.splice(pipe[0], descriptor, count - written, offset_dst=offset)
+                # While a core's cache holds them.
+                with memoryview(mapped)[filled : filled + count] as part:
+                    hashed.update(part)
+                filled += count
         return hashed.digest()
 
     def _ask(self, what: str, recheck: bool) -> tuple[int, bytes]:
@@ -477,8 +460,8 @@ class Connection:
         length = next(int(line[15:]) for line in lines if line.lower().startswith("content-length:"))
         return int(lines[0].split()[1]), length, early
 
-    def _receive(self, count: int) -> int:
-        """Take up to so many bytes off the connection into the pipe; return how many came.
+    def _receive(self, inlet: int, count: int) -> int:
+        """Take up to so many bytes off the connection into a pipe; return how many came.
 
         The kernel wakes this thread when they are there as a whole, and not for every packet of them.
         """
@@ -489,7 +472,7 @@ class Connection:
                 self._wake_at(1)
                 if not self._poll.poll(0):
                     raise SourceDeadError(f"{self.where}: silent for {self.silence_s:.0f} s")
-            came = os.splice(self._sock.fileno(), self._pipe[1], count, flags=os.SPLICE_F_NONBLOCK)
+            came = os.splice(self._sock.fileno(), inlet, count, flags=os.SPLICE_F_NONBLOCK)
         except OSError as problem:
             raise SourceDeadError(f"{self.where}: {problem}") from problem
         if came == 0:
@@ -501,6 +484,23 @@ class Connection:
         if count != self._low:
             self._low = count
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+
+
+class Stream:
+    """What one of the threads that fetch has for itself: connections, one a source, and a pipe."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.connections: dict[int, Connection] = {}
+        self.pipe = os.pipe()
+        fcntl.fcntl(self.pipe[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    def close(self) -> None:
+        """Close them."""
+        for connection in self.connections.values():
+            connection.close()
+        for end in self.pipe:
+            os.close(end)
 
 
 class Mover:
@@ -621,7 +621,7 @@ class Mover:
             self.message = f"{self.sources[place]['name']} does not answer ({problem})."
         return True
 
-    def _fetch(self, piece: weights.Piece, connections: dict[int, Connection], stream: int) -> bool:
+    def _fetch(self, piece: weights.Piece, stream: Stream) -> bool:
         """Fetch a piece into its file; return False when no source has it yet.
 
         :raises MoveError: when every source gave it with a wrong hash, or none can give it.
@@ -635,11 +635,10 @@ class Mover:
             while wrong.get(place, 0) < WRONG_TWICE and not self.stopping.is_set():
                 self.source = name
                 bring = partial(
-                    Connection.bring, piece=piece, descriptor=descriptor, view=self.store.view(piece),
-                    recheck=place in wrong,
-                )  # fmt: skip
+                    Connection.bring, piece=piece, descriptor=descriptor, pipe=stream.pipe, recheck=place in wrong
+                )
                 try:
-                    found = self._ask(place, connections, stream, bring)
+                    found = self._ask(place, stream, bring)
                 except NotYetError:
                     return False
                 except SourceDeadError as problem:
@@ -667,24 +666,22 @@ class Mover:
             )
         return False
 
-    def _ask(
-        self, place: int, connections: dict[int, Connection], stream: int, what: Callable[[Connection], bytes]
-    ) -> bytes:
+    def _ask(self, place: int, stream: Stream, what: Callable[[Connection], bytes]) -> bytes:
         """Ask one source, over the connection of this stream; streams take turns among the rails that answer."""
         rails = [(str(host), int(port)) for host, port in self.sources[place]["rails"]]
-        turn = stream % len(rails)
+        turn = stream.number % len(rails)
         rails = rails[turn:] + rails[:turn]
         dead: SourceDeadError | None = None
         for rail in [rail for rail in rails if self._rails_down.get(rail, 0.0) < now()] or rails:
             try:
-                connection = connections.get(place)
+                connection = stream.connections.get(place)
                 if connection is None:
                     digest = self.store.manifest["digest"]
                     connection = Connection(*rail, self.job["token"], digest, self.silence_s)
-                    connections[place] = connection
+                    stream.connections[place] = connection
                 return what(connection)
             except SourceDeadError as problem:
-                failed = connections.pop(place, None)
+                failed = stream.connections.pop(place, None)
                 if failed is not None:
                     failed.close()
                 with self._lock:
@@ -692,8 +689,8 @@ class Mover:
                 dead = problem
         raise dead or SourceDeadError(f"{self.sources[place]['name']} has no address")
 
-    def _work(self, stream: int, own: bool) -> None:
-        connections: dict[int, Connection] = {}
+    def _work(self, number: int, own: bool) -> None:
+        stream = Stream(number)
         try:
             while not self.stopping.is_set() and self._failure is None:
                 piece = self._take(own)
@@ -704,7 +701,7 @@ class Mover:
                     continue
                 done = False
                 try:
-                    done = self._bring(piece, connections, stream)
+                    done = self._bring(piece, stream)
                 finally:
                     self._give_back(piece, done)
         except MoveError as problem:
@@ -712,14 +709,13 @@ class Mover:
         except OSError as problem:
             self._failure = self._failure or self.explain(problem)
         finally:
-            for connection in connections.values():
-                connection.close()
+            stream.close()
 
-    def _bring(self, piece: weights.Piece, connections: dict[int, Connection], stream: int) -> bool:
+    def _bring(self, piece: weights.Piece, stream: Stream) -> bool:
         if self._local(piece):
             with self._lock:
                 self.local_bytes += piece.length
-        elif not self._fetch(piece, connections, stream):
+        elif not self._fetch(piece, stream):
             if now() - self.progress_at > self.job["patience_s"]:
                 raise MoveError(
                     f"Nothing came for {weights.duration(now() - self.progress_at)}. {self.message}".strip()
@@ -750,10 +746,10 @@ class Mover:
                 return
         while not self.stopping.is_set():
             for place in self._alive(range(len(self.sources))):
-                connections: dict[int, Connection] = {}
+                stream = Stream(0)
                 self.source = self.sources[place]["name"]
                 try:
-                    data = self._ask(place, connections, 0, lambda connection: connection.get("pieces"))
+                    data = self._ask(place, stream, lambda connection: connection.get("pieces"))
                     self.store.load_hashes(data, self.source)
                 except NotYetError:
                     continue
@@ -767,8 +763,7 @@ class Mover:
                         (self.incoming / weights.PIECES).write_bytes(data)
                     return
                 finally:
-                    for connection in connections.values():
-                        connection.close()
+                    stream.close()
             if now() - self.progress_at > self.job["patience_s"]:
                 raise MoveError(f"Nobody sent the hashes of the pieces. {self.message}".strip())
             time.sleep(0.05)
@@ -821,7 +816,7 @@ class Mover:
         streams = weights.streams_for(self.job["streams"], len(self.store.pieces), os.cpu_count() or 2)
         kinds = [False] * streams + ([True] * streams if self.scatter["of"] else [])
         threads = [
-            threading.Thread(target=self._work, args=(stream, own), daemon=True) for stream, own in enumerate(kinds)
+            threading.Thread(target=self._work, args=(number, own), daemon=True) for number, own in enumerate(kinds)
         ]
         for thread in threads:
             thread.start()

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import random
+import resource
+import select
 import signal
 import socket
 import subprocess
@@ -421,21 +422,48 @@ def test_a_source_that_ends_in_the_middle_of_a_piece_counts_as_dead(
         threading.Thread(target=answer_half, args=(listener, stay), daemon=True).start()
         port = int(listener.getsockname()[1])
         connection = weights_mover.Connection("127.0.0.1", port, TOKEN, "digest", silence_s=1)
+        stream = weights_mover.Stream(0)
         began = time.monotonic()
         with pytest.raises(weights_mover.SourceDeadError, match=sentence):
-            connection.bring(piece, part.fileno(), memoryview(bytes(PIECE)))
+            connection.bring(piece, part.fileno(), stream.pipe)
         # One silence until what is less than a part is taken, and one after it.
         assert time.monotonic() - began < 2.6
+        # What is not empty afterwards would be written before the next piece.
+        assert select.select([stream.pipe[0]], [], [], 0) == ([], [], [])
+        stream.close()
         connection.close()
 
 
-def test_a_disk_that_fills_up_is_not_taken_for_a_dead_source(cluster: Cluster) -> None:
+def test_a_disk_that_fills_up_is_not_taken_for_a_dead_source(cluster: Cluster, tmp_path: Path) -> None:
+    """A limit to the length of files stands in for the disk's end; it comes in the middle of the piece."""
     connection = weights_mover.Connection("127.0.0.1", cluster.origin, TOKEN, cluster.manifest["digest"])
     piece = next(piece for piece in cluster.store.pieces if piece.length == PIECE)
-    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left") as caught:
-        connection.bring(piece, full.fileno(), memoryview(bytes(PIECE)))
-    assert caught.value.errno == errno.ENOSPC
+    stream = weights_mover.Stream(0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / "part").open("w+b") as part:
+        part.truncate(piece.offset + PIECE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (piece.offset + PIECE // 2, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                connection.bring(piece, part.fileno(), stream.pipe)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    stream.close()
     connection.close()
+
+
+def test_a_file_that_somebody_shortens_while_it_arrives_is_named(cluster: Cluster) -> None:
+    last = cluster.store.pieces[-1]
+    cluster.store.drop(last)
+    cluster.start(1, [0])
+    deadline = time.monotonic() + 30
+    while cluster.status(1).get("have_bytes", 0) < TOTAL - last.length:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.truncate(cluster.incoming(1) / "model.safetensors", PIECE)
+    cluster.store.add(last)
+    message = cluster.until(1, "failed")["message"]
+    assert message == f"{cluster.root(1)}: somebody else has shortened a file of this transfer."
 
 
 def test_a_target_that_cannot_be_written_is_named(cluster: Cluster) -> None:
