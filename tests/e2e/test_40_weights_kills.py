@@ -167,12 +167,11 @@ def die_at_the_end(playbook: Path) -> None:
     clean()
     process = start(playbook)
     log = playbook.parent / "run.log"
-    harness.wait_until(
-        "the last node is whole",
-        lambda: log.read_text(errors="replace").count(", whole") == len(NODES),
-        timeout_s=120,
-        every_s=0.02,
-    )
+    deadline = time.monotonic() + 120
+    while (said := log.read_text(errors="replace")).count(", whole") < len(NODES):
+        assert process.poll() is None, f"the run ended before all was whole: {said[-4000:]}"
+        assert time.monotonic() < deadline, f"the last node is not whole: {said[-4000:]}"
+        time.sleep(0.02)
     kill("control", process)
 
 
