@@ -94,6 +94,13 @@ class Cluster:
             time.sleep(0.05)
         return found
 
+    def until_has(self, node: int, count: int) -> None:
+        """Wait until a node has so many bytes."""
+        deadline = time.monotonic() + 30
+        while self.status(node).get("have_bytes", 0) < count:
+            assert time.monotonic() < deadline, self.status(node)
+            time.sleep(0.05)
+
     def kill(self, node: int, number: int = signal.SIGKILL) -> None:
         process = self.running.pop(node)
         process.send_signal(number)
@@ -265,20 +272,14 @@ def test_a_piece_that_rots_on_the_way_is_fetched_again_by_the_node_that_passes_i
     last = cluster.store.pieces[-1]
     cluster.store.drop(last)
     cluster.start(1, [0])
-    deadline = time.monotonic() + 30
-    while cluster.status(1).get("have_bytes", 0) < TOTAL - last.length:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    cluster.until_has(1, TOTAL - last.length)
     with (cluster.incoming(1) / "model.safetensors").open("r+b") as handle:
         handle.seek(2 * PIECE)
         byte = handle.read(1)
         handle.seek(2 * PIECE)
         handle.write(bytes([byte[0] ^ 1]))
     cluster.start(2, [1, 0])
-    deadline = time.monotonic() + 30
-    while cluster.status(2).get("have_bytes", 0) < TOTAL - last.length:
-        assert time.monotonic() < deadline, cluster.status(2)
-        time.sleep(0.05)
+    cluster.until_has(2, TOTAL - last.length)
     cluster.store.add(last)
     assert cluster.until(2, "whole")["wrong_pieces"] == 1
     assert cluster.until(1, "whole")["fetched_bytes"] == TOTAL + PIECE
@@ -456,10 +457,7 @@ def test_a_file_that_somebody_shortens_while_it_arrives_is_named(cluster: Cluste
     last = cluster.store.pieces[-1]
     cluster.store.drop(last)
     cluster.start(1, [0])
-    deadline = time.monotonic() + 30
-    while cluster.status(1).get("have_bytes", 0) < TOTAL - last.length:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    cluster.until_has(1, TOTAL - last.length)
     os.truncate(cluster.incoming(1) / "model.safetensors", PIECE)
     cluster.store.add(last)
     message = cluster.until(1, "failed")["message"]
