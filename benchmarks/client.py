@@ -20,8 +20,8 @@ for _path in (REPO / ".collections", REPO):
     if str(_path) not in sys.path:
         sys.path.insert(0, str(_path))
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_client import BenchError  # noqa: E402
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_run import client_overhead  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import BenchError  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.run import client_overhead  # noqa: E402
 
 CONCURRENCY = (1, 4, 16, 64, 256)
 

@@ -22,9 +22,9 @@ for _path in (REPO / ".collections", REPO):
     if str(_path) not in sys.path:
         sys.path.insert(0, str(_path))
 
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import geometry_from_dict  # noqa: E402
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_fit import GB10  # noqa: E402
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import (  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.fit import GB10  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (  # noqa: E402
     Budget,
     Figures,
     Settings,

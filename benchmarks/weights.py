@@ -33,9 +33,10 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / ".collections")]
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover  # noqa: E402
 
-MODULE = "ansible_collections.gb10.cluster.plugins.module_utils.weights_mover"
+MODULE = "ansible_collections.gb10.cluster.plugins.module_utils._weights.mover"
 PREFIX = "gbw"
 PORT = 5081
 TOKEN = "benchmark"

@@ -25,9 +25,9 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / ".collections")]
 
-from ansible_collections.gb10.cluster.plugins.module_utils import mods as mods_logic
-from ansible_collections.gb10.cluster.plugins.module_utils import vllm_version
-from ansible_collections.gb10.cluster.plugins.plugin_utils import mod_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods as mods_logic
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import version as vllm_version
 from scripts import vllm_flags
 
 APPLY = REPO / "roles" / "image" / "files" / "apply_mods.py"

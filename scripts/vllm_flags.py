@@ -8,7 +8,7 @@
 ``wheel`` unpacks the Python files of the wheel into a temporary directory and reads them with
 ``--python``, an interpreter that has vLLM's dependencies (torch on CPU will do); neither a GPU
 nor the wheel's compiled parts are needed.  The tables go into
-``plugins/module_utils/vllm_flags/``; gb10.cluster.serve_args checks models against them.
+``plugins/plugin_utils/_vllm/flags/``; gb10.cluster.serve_args checks models against them.
 
 What a table holds is found by asking vLLM itself: its own parser for ``vllm serve``, what each
 option's type function accepts, the registries that the engine consults later, the bounds of the
@@ -32,7 +32,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-TABLES = "plugins/module_utils/vllm_flags"
+TABLES = "plugins/plugin_utils/_vllm/flags"
 
 # Options whose engine-side check is stricter than argparse's, and where the values stand.
 _OPEN = "open"  # beside the listed values, a class path such as package.module.Class

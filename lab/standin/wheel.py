@@ -13,7 +13,7 @@ from typing import Final
 from lab.standin.vllm import STAND_IN, __version__
 
 HERE: Final = Path(__file__).resolve().parent
-OPTIONS: Final = HERE.parents[1] / "plugins" / "module_utils" / "vllm_flags" / f"{__version__}.json"
+OPTIONS: Final = HERE.parents[1] / "plugins" / "plugin_utils" / "_vllm" / "flags" / f"{__version__}.json"
 NAME: Final = f"vllm-{__version__}-py3-none-any.whl"
 _INFO: Final = f"vllm-{__version__}.dist-info"
 

@@ -14,17 +14,16 @@ from typing import Any, TypeVar
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gb10.cluster.plugins.module_utils import bench_compare as compare
-from ansible_collections.gb10.cluster.plugins.module_utils.bench_prompt import PromptError, haystack
-from ansible_collections.gb10.cluster.plugins.plugin_utils import bench_report as report
-from ansible_collections.gb10.cluster.plugins.plugin_utils import bench_run as measure
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_client import (
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare, report
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import run as measure
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
     BenchError,
     Client,
     Endpoint,
     connect,
     import_aiohttp,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import PromptError, haystack
 
 T = TypeVar("T")
 

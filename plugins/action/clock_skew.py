@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gb10.cluster.plugins.module_utils.skew import Sample, best
+from ansible_collections.gb10.cluster.plugins.plugin_utils._probe.skew import Sample, best
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

@@ -25,7 +25,7 @@ from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gb10.cluster.plugins.module_utils import probe
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 
 SILENT_NODE_S = 40.0
 """A node whose last report is older than this counts as unreachable."""

@@ -11,7 +11,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.gb10.cluster.plugins.module_utils.cluster_status import document, screen
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import document, screen
 
 #: What asks for JSON on the terminal; anything else that is not empty is a path.
 PRINTED = ("-", "true", "yes", "1")

@@ -10,7 +10,14 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.gb10.cluster.plugins.module_utils.doctor import FAIL, OK, WARN, Limits, diagnose, tables
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import (
+    FAIL,
+    OK,
+    WARN,
+    Limits,
+    diagnose,
+    tables,
+)
 
 LEVELS = {"never": {OK, WARN, FAIL}, "fail": {OK, WARN}, "warn": {OK}}
 

@@ -14,9 +14,9 @@ import jinja2
 from ansible.plugins.action import ActionBase
 from ansible.plugins.filter.core import quote
 
-from ansible_collections.gb10.cluster.plugins.module_utils import image_recipe
-from ansible_collections.gb10.cluster.plugins.module_utils import mods as mods_logic
-from ansible_collections.gb10.cluster.plugins.plugin_utils import mod_files
+from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods as mods_logic
 
 _ROOT = Path(__file__).parents[2]
 _TEMPLATE = _ROOT / "roles" / "image" / "templates" / "Dockerfile.j2"

@@ -10,7 +10,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import MIB, progress_line
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import MIB, progress_line
 
 UNIT = "gb10-image-pull"
 _LOOK = f"cat /run/gb10/image-pull.json 2>/dev/null; echo; systemctl is-active {UNIT}.service"

@@ -9,7 +9,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.gb10.cluster.plugins.module_utils.journal_merge import merged
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.journal import merged
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

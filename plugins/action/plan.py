@@ -10,8 +10,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gb10.cluster.plugins.module_utils import image_recipe
-from ansible_collections.gb10.cluster.plugins.module_utils import model_spec as ms
+from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 
 _ROOT = Path(__file__).parents[2]
 

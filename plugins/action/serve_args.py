@@ -7,8 +7,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gb10.cluster.plugins.module_utils import serve_args
-from ansible_collections.gb10.cluster.plugins.plugin_utils import serve_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_args, serve_files
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

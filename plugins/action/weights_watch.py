@@ -17,7 +17,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
 
 _POLL_S = 4
 _LOOPBACK = "127.0.0.1"

@@ -8,11 +8,11 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric import carries, from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric_plan import Node, Settings, is_live, make_plan
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric_render import render, table
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric_verdict import rejections, verdict
-from ansible_collections.gb10.cluster.plugins.module_utils.throughput import slow_links
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.throughput import slow_links
+from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import Node, Settings, is_live, make_plan
+from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.render import render, table
+from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import rejections, verdict
 
 
 def fabric_verdict(findings: Mapping[str, Mapping[str, Any]], mtu_bytes: int = 0) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gb10.cluster.plugins.module_utils import launch
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch
 
 
 def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> dict[str, Any]:

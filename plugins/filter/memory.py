@@ -8,8 +8,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import MemoryModelError, tightest_of
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_spec import memory_arguments as arguments_of
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import MemoryModelError, tightest_of
+from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments as arguments_of
 
 
 def tightest(results: Sequence[Mapping[str, Any]], nodes: Sequence[str]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gb10.cluster.plugins.module_utils import mods as mods_logic
-from ansible_collections.gb10.cluster.plugins.plugin_utils import mod_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods as mods_logic
 
 
 def _directories(value: str | Sequence[str] | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gb10.cluster.plugins.module_utils import probe
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 
 
 def cluster_state(

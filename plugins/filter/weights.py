@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
 
 
 class FilterModule:

@@ -91,7 +91,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.docker_daemon import (
+from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import (
     DaemonConfigError,
     changed_keys,
     merge,

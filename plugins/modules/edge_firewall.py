@@ -127,7 +127,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.edge_firewall import (
+from ansible_collections.gb10.cluster.plugins.module_utils._edge.firewall import (
     FAMILY,
     TABLE,
     Fabric,

@@ -98,8 +98,8 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils import engine_check
-from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import check as engine_check
 
 
 def main() -> None:

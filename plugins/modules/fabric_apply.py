@@ -105,8 +105,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric import parse_networkctl
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric_apply import (
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.apply import (
     Backup,
     Device,
     apply_commands,
@@ -117,6 +116,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils.fabric_apply import (
     parse_devices,
     rollback_script,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import parse_networkctl
 
 DIRECTORY = Path("/var/lib/gb10/fabric")
 PENDING = DIRECTORY / "pending"

@@ -94,8 +94,8 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric import findings, parse_capture, to_dict
-from ansible_collections.gb10.cluster.plugins.module_utils.node import kho_fault, parse_meminfo
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import findings, parse_capture, to_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import kho_fault, parse_meminfo
 
 SYS = Path("/sys")
 NETDEV_FILES = ("address", "carrier", "flags", "mtu", "operstate", "speed")

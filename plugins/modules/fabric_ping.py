@@ -116,7 +116,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.icmp import (
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.icmp import (
     ETHERTYPE_ARP,
     Probe,
     arp_answer,

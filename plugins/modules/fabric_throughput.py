@@ -86,7 +86,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.throughput import (
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.throughput import (
     MeasurementError,
     parse_ib_bandwidth,
     parse_iperf3,

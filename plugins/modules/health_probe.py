@@ -149,16 +149,16 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils import probe
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_client import OpenUrlClient
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_http import Wanted, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import (
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, probe_api
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import OpenUrlClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
     RANK_ARGUMENTS,
     LogLimits,
     RankReader,
     rank_names,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_run import runner
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import runner
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **RANK_ARGUMENTS,

@@ -88,7 +88,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import MIB, layer_file, tag_file
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import MIB, layer_file, tag_file
 
 
 def sound(folder: Path, layer: dict[str, Any]) -> bool:

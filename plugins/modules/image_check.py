@@ -89,9 +89,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_assert import PROBE, verdict
-from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import tag_file
+from ansible_collections.gb10.cluster.plugins.module_utils._image.asserts import PROBE, verdict
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import tag_file
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 
 def inside(module: AnsibleModule, tag: str, python: str, code: str, *args: str) -> tuple[Any, ...]:

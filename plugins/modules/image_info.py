@@ -89,8 +89,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import OFFER_UNIT, tag_file, units_images
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import OFFER_UNIT, tag_file, units_images
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 
 def read_image(module: AnsibleModule, tag: str, records_dir: str) -> dict[str, Any]:

@@ -112,7 +112,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import OFFER_UNIT
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import OFFER_UNIT
 
 
 def listens(address: str, port: int) -> bool:

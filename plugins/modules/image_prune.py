@@ -81,7 +81,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import MIB, tag_file, to_remove, unreferenced
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import MIB, tag_file, to_remove, unreferenced
 
 KEPT_FORMAT = '{{.Names}} {{.Label "gb10.keep"}}'
 

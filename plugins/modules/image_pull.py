@@ -131,8 +131,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import tag_file
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import tag_file
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 UNIT = "gb10-image-pull"
 STATUS = "/run/gb10/image-pull.json"

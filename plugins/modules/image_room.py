@@ -84,7 +84,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import (
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import (
     GIB,
     MIB,
     chain_ids,

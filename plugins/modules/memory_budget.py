@@ -319,15 +319,15 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     Geometry,
     GeometryError,
     UnknownGeometryError,
     geometry_from_dict,
     geometry_from_hf_config,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_kv import CACHE_MODES, KV_CACHE_DTYPES, SSM_DTYPES
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import CACHE_MODES, KV_CACHE_DTYPES, SSM_DTYPES
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (
     DEVICES,
     FP4_BACKENDS,
     Budget,

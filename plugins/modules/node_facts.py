@@ -146,8 +146,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
-from ansible_collections.gb10.cluster.plugins.module_utils.node import (
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     KIB_PER_GIB,
     kho_fault,
     parse_meminfo,

@@ -112,13 +112,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.docker_daemon import (
+from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import (
     DaemonConfigError,
     merge,
     parse,
     render,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils.text_block import with_block
+from ansible_collections.gb10.cluster.plugins.module_utils._node.text_block import with_block
 
 SPEC: dict[str, Any] = {
     "path": {"type": "path", "required": True},

@@ -67,8 +67,8 @@ entries:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.journal_merge import parse_entries
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_run import runner
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.journal import parse_entries
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import runner
 
 
 def main() -> None:

@@ -115,16 +115,16 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.cluster_status import load_of
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_client import OpenUrlClient
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_http import Wanted, parse_metrics, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import (
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, parse_metrics, probe_api
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import OpenUrlClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
     LogLimits,
     RankReader,
     meminfo_gib,
     rank_names,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_run import runner
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import runner
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import load_of
 
 
 def read_object(path: Path) -> dict[str, Any]:

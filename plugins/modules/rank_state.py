@@ -122,13 +122,13 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import (
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
     RANK_ARGUMENTS,
     LogLimits,
     RankReader,
     rank_names,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_run import runner
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import runner
 
 
 def main() -> None:

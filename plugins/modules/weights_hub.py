@@ -95,7 +95,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
 
 INDEX = "model.safetensors.index.json"
 BLOCK = 4 * 2**20

@@ -136,11 +136,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
 
 UNIT = "gb10-weights"
 RUN_DIR = weights_mover.RUN_DIR
-PACKAGE = "ansible_collections/gb10/cluster/plugins/module_utils"
+PACKAGE = "ansible_collections/gb10/cluster/plugins/module_utils/_weights"
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def lay_out(run_dir: Path, job: dict[str, Any]) -> list[str]:
     path = run_dir / "job.json"
     path.touch(mode=0o600)
     path.write_text(json.dumps(job), encoding="utf-8")
-    return [sys.executable, "-B", "-m", f"{PACKAGE.replace('/', '.')}.weights_mover", str(path)]
+    return [sys.executable, "-B", "-m", f"{PACKAGE.replace('/', '.')}.mover", str(path)]
 
 
 def start(module: AnsibleModule) -> None:

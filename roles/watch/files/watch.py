@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils import probe
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_http import ProbeHttpError, Reply, Wanted, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import LogLimits, RankReader, rank_names
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import ProbeHttpError, Reply, Wanted, probe_api
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import LogLimits, RankReader, rank_names
 
 COMMAND_S = 30.0
 MAX_BODY_BYTES = 8 << 20

@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.action.image_plan import ActionModule
-from ansible_collections.gb10.cluster.plugins.module_utils import image_recipe, launch, memory_spec
-from ansible_collections.gb10.cluster.plugins.module_utils import model_spec as ms
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import Budget, Settings, evaluate
-from ansible_collections.gb10.cluster.plugins.plugin_utils import serve_files
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import Budget, Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._memory import spec as memory_spec
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, serve_files
 
 REPO = Path(__file__).resolve().parents[3]
 MODELS = ["nemotron-nano", "nemotron-super", "nemotron-ultra", "qwen3-122b", "qwen3-30b", "qwen397"]

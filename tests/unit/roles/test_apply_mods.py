@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import mods
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods
 
 SCRIPT = Path(__file__).parents[3] / "roles" / "image" / "files" / "apply_mods.py"
 # Twelve numbered lines, of which a patch changes the sixth.

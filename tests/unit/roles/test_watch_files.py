@@ -226,9 +226,9 @@ def shipped(directory: Path) -> Path:
     """Lay the program out as the role does."""
     constants = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
     package = directory / "ansible_collections" / "gb10" / "cluster" / "plugins" / "module_utils"
-    package.mkdir(parents=True)
+    (package / "_probe").mkdir(parents=True)
     for name in constants["_watch_modules"]:
-        shutil.copy(REPO / "plugins" / "module_utils" / f"{name}.py", package)
+        shutil.copy(REPO / "plugins" / "module_utils" / f"{name}.py", package / f"{name}.py")
     shutil.copy(ROLE / "files" / "watch.py", directory)
     return directory / "watch.py"
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils import serve_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
 from scripts import vllm_flags
 
 

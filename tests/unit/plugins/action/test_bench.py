@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.action.bench import concurrencies, too_long, wrong_arguments
-from ansible_collections.gb10.cluster.plugins.plugin_utils import bench_server
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_report import load_runs
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import server as bench_server
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.report import load_runs
 
 REPO = Path(__file__).parents[4]
 SPEC: dict[str, Any] = {

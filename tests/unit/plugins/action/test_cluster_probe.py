@@ -16,8 +16,8 @@ from ansible import constants
 from ansible.errors import AnsibleActionFail
 
 from ansible_collections.gb10.cluster.plugins.action import cluster_probe
-from ansible_collections.gb10.cluster.plugins.module_utils import probe
-from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import EngineLog
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import EngineLog
 
 NODES = ["gx10-1", "gx10-2", "gx10-3"]
 HEAD = NODES[0]

@@ -14,7 +14,8 @@ import pytest
 from ansible.errors import AnsibleActionFail
 
 from ansible_collections.gb10.cluster.plugins.action import weights_watch
-from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
 
 STATUS = {
     "state": "moving", "have_bytes": 2**30, "total_bytes": 2**31, "idle_s": 0.0, "source": "gx10-1", "message": "",

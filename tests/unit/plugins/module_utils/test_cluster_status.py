@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.cluster_status import (
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import (
     document,
     instant,
     last_failure,

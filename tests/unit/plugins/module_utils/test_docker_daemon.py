@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.docker_daemon import (
+from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import (
     DaemonConfigError,
     changed_keys,
     merge,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.edge_firewall import (
+from ansible_collections.gb10.cluster.plugins.module_utils._edge.firewall import (
     Device,
     Fabric,
     FirewallError,

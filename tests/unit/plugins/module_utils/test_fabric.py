@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric import (
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import (
     Machine,
     carries,
     engine_environment,

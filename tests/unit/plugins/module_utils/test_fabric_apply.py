@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.fabric_apply import (
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.apply import (
     Backup,
     Device,
     apply_commands,

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.icmp import (
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.icmp import (
     Probe,
     arp_answer,
     arp_request,

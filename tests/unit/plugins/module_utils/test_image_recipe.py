@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import image_assert, image_recipe
+from ansible_collections.gb10.cluster.plugins.module_utils._image import asserts as image_assert
+from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 
 IMAGES: dict[str, Any] = {
     "node": {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import image_store
+from ansible_collections.gb10.cluster.plugins.module_utils._image import store as image_store
 
 LAYERS: list[dict[str, Any]] = [
     {"diff_id": "sha256:a", "bytes": 100, "file_bytes": 40},

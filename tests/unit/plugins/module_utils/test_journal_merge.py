@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 
-from ansible_collections.gb10.cluster.plugins.module_utils.journal_merge import line_text, merged, parse_entries
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.journal import line_text, merged, parse_entries
 
 
 def entry(time_us: int, message: object, **more: str) -> str:

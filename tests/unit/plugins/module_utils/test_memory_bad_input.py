@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import GeometryError, geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import MemoryModelError, Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError, geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import MemoryModelError, Settings, evaluate
 
 REPO = Path(__file__).resolve().parents[4]
 MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import Budget, Settings, evaluate
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_spec import memory_arguments
-from ansible_collections.gb10.cluster.plugins.module_utils.model_spec import deep_merge
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import Budget, Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
+from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments
 
 REPO = Path(__file__).resolve().parents[4]
 GROUP_VARS = REPO / "playbooks" / "group_vars"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     KNOWN_ARCHITECTURES,
     Attention,
     GatedDeltaNet,

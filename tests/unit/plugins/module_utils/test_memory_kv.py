@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     Attention,
     GatedDeltaNet,
     Geometry,
@@ -17,7 +17,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils.geometry import (
     Mtp,
     geometry_from_dict,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_kv import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
     ALIGN,
     ALL,
     GIB,

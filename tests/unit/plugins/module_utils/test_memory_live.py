@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_kv import GIB
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import Settings, evaluate
 
 REPO = Path(__file__).resolve().parents[4]
 LAB = REPO / "inventories" / "lab" / "group_vars"

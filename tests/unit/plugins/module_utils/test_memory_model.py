@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils.geometry import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     Attention,
     Geometry,
     Mamba2,
     geometry_from_dict,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_kv import GIB
-from ansible_collections.gb10.cluster.plugins.module_utils.memory_model import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (
     FITS,
     FLASHINFER,
     REFUSED,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import model_spec as ms
+from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 
 GOOD: dict[str, Any] = {
     "name": "qwen397",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from ansible_collections.gb10.cluster.plugins.module_utils.node import (
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     kho_fault,
     parse_meminfo,
     parse_os_release,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import probe
-from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import EngineLog, MtpWiring
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import EngineLog, MtpWiring
 
 HEAD = "gx10-1"
 NODES = [f"gx10-{number}" for number in range(1, 5)]

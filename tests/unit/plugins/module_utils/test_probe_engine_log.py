@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import engine_log as el
-from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import LogLine
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as el
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
 
 START = """\
 gb10: vllm-qwen397 starts as rank 0 on enp1s0f0np0

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import probe_http as ph
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_client import OpenUrlClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import api as ph
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import OpenUrlClient
 
 MODEL = "nvidia/nemotron-3-nano"
 KEY = "open-sesame"

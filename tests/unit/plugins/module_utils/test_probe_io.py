@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import probe_io
-from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import LogLine, read_engine_log
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_io import LogLimits, RankNames, RankReader
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import rank as probe_io
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine, read_engine_log
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import LogLimits, RankNames, RankReader
 
 RUN = "bc638c5c80aa4b21a52cec60983990b0"
 BEFORE = "1f0c0d0e5c80aa4b21a52cec60983990"

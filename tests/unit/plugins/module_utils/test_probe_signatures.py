@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import probe_signatures as ps
-from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import LogLine
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import signatures as ps
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "probe"
 ORIGINS = ("captured", "quoted", "rendered")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.text_block import with_block
+from ansible_collections.gb10.cluster.plugins.module_utils._node.text_block import with_block
 
 BLOCK = "# BEGIN ours\none\ntwo\n# END ours\n"
 

@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
 from tests.unit.conftest import COLLECTIONS
 
 PIECE = weights.MIN_PIECE_BYTES
@@ -70,7 +71,7 @@ class Cluster:
             "run": str(self.runs), "run_dir": str(run_dir), **changes,
         }  # fmt: skip
         (run_dir / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        module = "ansible_collections.gb10.cluster.plugins.module_utils.weights_mover"
+        module = "ansible_collections.gb10.cluster.plugins.module_utils._weights.mover"
         self.running[node] = subprocess.Popen(
             [sys.executable, "-m", module, str(run_dir / "job.json")],
             env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
-from ansible_collections.gb10.cluster.plugins.module_utils.image_store import chain_ids, units_images
+from ansible_collections.gb10.cluster.plugins.module_utils._image.store import chain_ids, units_images
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 from ansible_collections.gb10.cluster.plugins.modules import (
     image_backup,
     image_info,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 from ansible_collections.gb10.cluster.plugins.modules import image_check, image_info, image_pull
 
 TAG = "gb10/probe:0123456789ab"

@@ -13,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gb10.cluster.plugins.filter import probe as probe_filter
-from ansible_collections.gb10.cluster.plugins.module_utils.engine_log import EngineLog
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import EngineLog
 from ansible_collections.gb10.cluster.plugins.modules import health_probe, rank_state
 
 NOTHING = {"name": "no-such-model-anywhere", "node": "gx10-1"}

@@ -11,7 +11,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils.probe_http import Reply
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Reply
 from ansible_collections.gb10.cluster.plugins.modules import node_journal, node_status
 
 RECORD = {"model": "a", "served_name": "served/a", "members": ["gx10-1", "gx10-2"], "api_port": 8123}

@@ -13,7 +13,7 @@ import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
 from ansible_collections.gb10.cluster.plugins.modules import weights_manifest
 
 PIECE = 2**20

@@ -15,7 +15,7 @@ import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
 from ansible_collections.gb10.cluster.plugins.modules import weights_move
 
 PIECES = hashlib.sha256(b"{}").digest()

@@ -14,7 +14,8 @@ import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils import weights, weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
 from ansible_collections.gb10.cluster.plugins.modules import weights_evict, weights_tree
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"0123456789" * 100}

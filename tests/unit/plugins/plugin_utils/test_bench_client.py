@@ -17,18 +17,18 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.bench_prompt import fit, story
-from ansible_collections.gb10.cluster.plugins.module_utils.bench_stats import burst_figures
-from ansible_collections.gb10.cluster.plugins.plugin_utils import bench_client
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_client import (
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import client as bench_client
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
     Asked,
     BenchError,
     Endpoint,
     Heard,
     connect,
 )
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_run import zero_work_server
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_server import MODEL, Behaviour
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import fit, story
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.run import zero_work_server
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.server import MODEL, Behaviour
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import burst_figures
 
 T = TypeVar("T")
 ATTEMPTS = 6

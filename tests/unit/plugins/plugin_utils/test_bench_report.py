@@ -12,16 +12,16 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.bench_compare import fingerprint
-from ansible_collections.gb10.cluster.plugins.module_utils.bench_stats import Request, burst_figures
-from ansible_collections.gb10.cluster.plugins.module_utils.bench_stream import FAILURES
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_report import (
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.compare import fingerprint
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.report import (
     client_sentence,
     history,
     render,
     verdict,
     write_whole,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import Request, burst_figures
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stream import FAILURES
 
 EVIL = "<script>alert(1)</script> | & \n next"
 

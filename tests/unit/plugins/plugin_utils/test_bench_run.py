@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils.bench_prompt import CONTINUE
-from ansible_collections.gb10.cluster.plugins.plugin_utils import bench_run as measure
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_client import BenchError, Client, Endpoint, connect
-from ansible_collections.gb10.cluster.plugins.plugin_utils.bench_server import (
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import run as measure
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import BenchError, Client, Endpoint, connect
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import CONTINUE
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.server import (
     MODEL,
     TEMPLATE_TOKENS,
     Behaviour,

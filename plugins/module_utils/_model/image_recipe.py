@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image is made of: recipes, their lineage, their fingerprint.  Pure: no file is read here."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import nearest
+
+_DEFAULTS: dict[str, Any] = {
+    "base": None,
+    "base_archive": None,
+    "packages": [],
+    "python": "python3",
+    "venv": "/opt/vllm",
+    "venv_args": [],
+    "vllm_version": None,
+    "steps": [],
+    "env": {},
+    "assertions": {},
+    "stand_in": False,
+}
+_STEP_DEFAULTS: dict[str, Any] = {
+    "wheels": [],
+    "wheel_hashes": {},
+    "requirements": [],
+    "pip_args": [],
+    "overlays": [],
+    "run": [],
+}
+_STEP_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
+
+
+def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the flat recipe of an image and what is wrong with it.
+
+    An image with ``from: <other image>`` starts where the other ends: its steps follow the other's, so that
+    both share the layers of the common part.
+
+    :param images: the catalogue, name → recipe.
+    :returns: (recipe with every key of an image present, sentences).
+    """
+    errors: list[str] = []
+    chain: list[Mapping[str, Any]] = []
+    lineage: list[str] = []
+    current: str | None = name
+    while current:
+        if current in lineage:
+            return {}, [f"gb10_images: '{' -> '.join([*lineage, current])}' goes round in a circle."]
+        recipe = images.get(current)
+        if not isinstance(recipe, Mapping):
+            near = nearest(current, images)
+            hint = f" Did you mean '{near}'?" if near else ""
+            return {}, [f"gb10_images has no image '{current}'.{hint} Known: {', '.join(sorted(images))}."]
+        lineage.append(current)
+        chain.append(recipe)
+        current = recipe.get("from")
+    flat: dict[str, Any] = json.loads(json.dumps(_DEFAULTS))
+    for image, recipe in zip(reversed(lineage), reversed(chain), strict=True):
+        where = f"gb10_images.{image}"
+        for key, value in recipe.items():
+            if key == "from":
+                continue
+            if key not in _DEFAULTS:
+                near = nearest(str(key), [*_DEFAULTS, "from"])
+                hint = f" Did you mean '{near}'?" if near else ""
+                errors.append(f"{where}.{key} is not a known key.{hint}")
+            elif key in ("packages", "steps"):
+                flat[key] = [*flat[key], *value]
+            elif key in ("env", "assertions"):
+                flat[key] = {**flat[key], **value}
+            else:
+                flat[key] = value
+    flat["name"] = name
+    flat["lineage"] = list(reversed(lineage))
+    if not flat["base"]:
+        errors.append(f"gb10_images.{name} has neither `base` nor `from`: there is nothing to build on.")
+    steps = []
+    names: set[str] = set()
+    for number, step in enumerate(flat["steps"]):
+        where = f"gb10_images.{name}.steps[{number}]"
+        for key in step:
+            if key not in _STEP_DEFAULTS and key != "name":
+                near = nearest(str(key), [*_STEP_DEFAULTS, "name"])
+                hint = f" Did you mean '{near}'?" if near else ""
+                errors.append(f"{where}.{key} is not a known key.{hint}")
+        full = {**_STEP_DEFAULTS, **step}
+        if not _STEP_NAME.match(str(full.get("name", ""))):
+            errors.append(f"{where}.name '{full.get('name', '')}' must be lower-case letters, digits, - and _.")
+        elif full["name"] in names:
+            errors.append(f"{where}.name '{full['name']}' is used twice in {' -> '.join(flat['lineage'])}.")
+        else:
+            names.add(full["name"])
+        if not (full["wheels"] or full["requirements"] or full["run"]):
+            errors.append(f"{where} does nothing: give wheels, requirements or run.")
+        steps.append(full)
+    flat["steps"] = steps
+    return flat, errors
+
+
+def choose_wheels(step: Mapping[str, Any], present: Sequence[str], where: str) -> tuple[list[str], list[str]]:
+    """Return (file names, sentences): which of the present wheels a step's patterns name.
+
+    Each pattern must match; a pattern without wildcards must be there by its exact name; one that begins with
+    ``!`` takes out what the patterns before it chose.
+    """
+    chosen: list[str] = []
+    errors: list[str] = []
+    for pattern in step["wheels"]:
+        if pattern.startswith("!"):
+            chosen = [file for file in chosen if not fnmatch.fnmatchcase(file, pattern[1:])]
+            continue
+        found = sorted(file for file in present if fnmatch.fnmatchcase(file, pattern))
+        if not found:
+            distribution = pattern.split("-", 1)[0]
+            others = sorted(file for file in present if file.split("-", 1)[0] == distribution)
+            hint = f" There is {', '.join(others)}, which is not what the pins name." if others else ""
+            errors.append(f"{where}: wheel {pattern} is missing.{hint}")
+        chosen += [file for file in found if file not in chosen]
+    return chosen, errors
+
+
+def wrong_hashes(step: Mapping[str, Any], hashes: Mapping[str, str], where: str) -> list[str]:
+    """Return a sentence for each wheel whose sha256 is not the pinned one."""
+    return [
+        f"{where}: {file} has sha256 {hashes[file][:16]}..., pinned is {pinned[:16]}...: "
+        "it is not the file that was proven. Fetch it again, or change the pin."
+        for file, pinned in step["wheel_hashes"].items()
+        if file in hashes and hashes[file] != pinned
+    ]
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """Return the sha256 (hex) of everything that an image is made of, independent of order and of paths."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def identity(inspected: Mapping[str, Any]) -> str:
+    """Return an image's identity that is the same on every storage driver: layer diff ids plus configuration.
+
+    :param inspected: one element of ``docker image inspect``; ``.Id`` is ignored, for the containerd image
+        store and overlay2 give different ones for the same image.
+    """
+    config = inspected.get("Config") or {}
+    kept = {key: config.get(key) for key in ("Env", "Entrypoint", "Cmd", "WorkingDir", "User", "Labels")}
+    kept = {key: value for key, value in kept.items() if value}
+    layers = (inspected.get("RootFS") or {}).get("Layers") or []
+    return fingerprint({"layers": layers, "config": kept, "architecture": inspected.get("Architecture")})

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One screen, or one document, of what a cluster serves and how well; pure.
+
+What comes in is what `node_status` told of each node; a node that told nothing is named, not left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
+
+#: The state as long as the head says nothing, beside those of the probe.
+UNKNOWN = "unknown"
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
+
+
+def rate(before: Mapping[str, float], after: Mapping[str, float], name: str, seconds: float) -> float | None:
+    """Return by how much a counter grew per second; None when it was not told twice, or began anew in between."""
+    if name not in before or name not in after or seconds <= 0 or after[name] < before[name]:
+        return None
+    return round((after[name] - before[name]) / seconds, 1)
+
+
+def load_of(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> dict[str, float | None]:
+    """Return what an engine is doing, from two looks at its /metrics ``seconds`` apart."""
+
+    def now(name: str) -> float | None:
+        return after.get(name)
+
+    kv = now("kv_cache_usage_perc")
+    return {
+        "running": now("num_requests_running"),
+        "waiting": now("num_requests_waiting"),
+        "kv_cache_percent": None if kv is None else round(kv * 100, 1),
+        "generated_tokens_per_s": rate(before, after, "generation_tokens_total", seconds),
+        "prompt_tokens_per_s": rate(before, after, "prompt_tokens_total", seconds),
+        "preemptions": now("num_preemptions_total"),
+        "window_s": round(seconds, 1),
+    }
+
+
+def since_text(seconds: float) -> str:
+    """Return a duration in its two largest units."""
+    whole = max(0, int(seconds))
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} min"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+
+
+def time_text(epoch_s: float) -> str:
+    """Return an instant in UTC, to the second."""
+    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def instant(value: object) -> float:
+    """Return seconds of the epoch from such seconds or from ISO 8601; 0.0 for anything else."""
+    if isinstance(value, bool):
+        return 0.0
+    if isinstance(value, (int, float)):
+        return float(value)
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        return 0.0
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+#: How engine_entry.py begins the sentence of a rank that ends because another did, and how soon after it.
+WITH_OTHERS = "restarting with the others"
+TOGETHER_S = 120.0
+
+
+def last_failure(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the newest failure that any node has kept, with the node's name; None when none has."""
+    found = [
+        {
+            "node": node,
+            "time": instant(each["last_failure"].get("time")),
+            "unit": str(each["last_failure"].get("unit", "")),
+            "reason": str(each["last_failure"].get("reason", "")),
+        }
+        for node, each in told.items()
+        if each.get("last_failure")
+    ]
+    if not found:
+        return None
+    newest_s = max(float(str(each["time"])) for each in found)
+    # The rank that failed and those that ended with it keep a reason each, seconds apart: the first kind explains.
+    causes = [
+        each
+        for each in found
+        if newest_s - float(str(each["time"])) < TOGETHER_S and not str(each["reason"]).startswith(WITH_OTHERS)
+    ]
+    return max(causes or found, key=lambda each: float(str(each["time"])))
+
+
+def _node(name: str, told: Mapping[str, Any] | None, problem: str, members: Sequence[str]) -> dict[str, Any]:
+    rank = members.index(name) if name in members else None
+    if told is None:
+        return {"node": name, "rank": rank, "state": probe.UNREACHABLE, "problem": " ".join(problem.split())}
+    report = told.get("rank") or {}
+    unit = report.get("unit") or {}
+    others = [each for each in told.get("units", []) if each != unit.get("name")]
+    return {
+        "node": name,
+        "rank": rank,
+        "state": str(report.get("state") or ("idle" if rank is None else probe.ABSENT)),
+        "unit": str(unit.get("name", "")),
+        "seconds": float(unit.get("seconds", 0.0)),
+        "restarts": int(unit.get("restarts", 0)),
+        "mem_available_gib": told.get("mem_available_gib"),
+        "mem_total_gib": told.get("mem_total_gib"),
+        "mem_floor_gib": told.get("mem_floor_gib"),
+        "other_units": others,
+    }
+
+
+def document(
+    nodes: Sequence[str],
+    head: str,
+    told: Mapping[str, Mapping[str, Any]],
+    problems: Mapping[str, str],
+    now_s: float,
+) -> dict[str, Any]:
+    """Return everything that is known of the cluster, as plain data.
+
+    nodes: all members of the inventory, in order; told: what each reachable node said; problems: why the others said
+    nothing; now_s: seconds since the epoch.
+    """
+    # The head's record is the one that counts; with the head gone, any member's.
+    records = [told[name].get("record") or {} for name in [head, *nodes] if name in told]
+    record = next((each for each in records if each), {})
+    members = [str(each) for each in record.get("members", [])]
+    serving_head = members[0] if members else head
+    entries = [_node(name, told.get(name), problems.get(name, "it told nothing"), members) for name in nodes]
+    api = (told.get(serving_head) or {}).get("api") or {}
+    load = (told.get(serving_head) or {}).get("load") or {}
+    result: dict[str, Any] = {
+        "time": now_s,
+        "model": str(record.get("model", "")),
+        "served_name": str(record.get("served_name", "")),
+        "state": probe.ABSENT,
+        "summary": "Nothing is served.",
+        "since": None,
+        "nodes": entries,
+        "unreachable": [name for name in nodes if name not in told],
+        "load": load,
+        "diagnosis": [],
+        "last_failure": last_failure(told),
+        "watch": (told.get(serving_head) or {}).get("watch") or None,
+    }
+    if not members:
+        if result["unreachable"]:
+            result["summary"] = "No node that answers has a record of what is served."
+        return result
+    if serving_head not in told:
+        why = " ".join(problems.get(serving_head, "it told nothing").split())
+        result.update(state=UNKNOWN, summary=f"{serving_head}, which serves the API, does not answer: {why}")
+        return result
+    reports = [
+        told[name].get("rank") or {"node": name, "state": probe.ABSENT}
+        if name in told
+        else probe.unreachable_rank(name, problems.get(name, "it told nothing"))
+        for name in members
+    ]
+    asked = bool(api.get("canary_wanted", True))
+    merged = probe.merge(
+        reports,
+        api,
+        head=serving_head,
+        expected={"served_name": result["served_name"], "canary": asked},
+    )
+    head_report = next(each for each in reports if each.get("node") == serving_head)
+    log, unit = head_report.get("log") or {}, head_report.get("unit") or {}
+    if merged.state == probe.READY and log.get("phase") == "ready" and log.get("phase_time_s"):
+        result["since"] = float(log["phase_time_s"])
+    elif unit.get("seconds"):
+        result["since"] = now_s - float(unit["seconds"])
+    result.update(
+        state=merged.state,
+        summary=merged.summary,
+        progress=merged.progress,
+        diagnosis=[
+            {"node": each.node, "name": each.name, "cause": each.cause, "cure": each.cure, "line": each.line}
+            for each in merged.diagnosis
+        ],
+    )
+    return result
+
+
+def _figure(value: Any, form: str = "{:.1f}") -> str:
+    return "-" if value is None else form.format(float(value))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def screen(found: Mapping[str, Any]) -> list[str]:
+    """Return the document as lines for a person."""
+    now_s = float(found["time"])
+    lines = []
+    if found["model"]:
+        since = found.get("since")
+        for_long = f" since {time_text(since)} ({since_text(now_s - since)})" if since else ""
+        lines.append(f"{found['served_name']} ({found['model']}): {found['state']}{for_long}")
+    else:
+        lines.append(str(found["summary"]))
+    rows = [["RANK", "NODE", "STATE", "FOR", "RESTARTS", "AVAILABLE", "TOTAL", "FLOOR GiB"]]
+    notes = []
+    for each in found["nodes"]:
+        rank = "-" if each["rank"] is None else str(each["rank"])
+        if "problem" in each:
+            rows.append([rank, each["node"], each["state"], "-", "-", "-", "-", "-"])
+            notes.append(f"{each['node']} does not answer: {each['problem']}")
+            continue
+        rows.append(
+            [
+                rank,
+                each["node"],
+                each["state"],
+                since_text(each["seconds"]) if each["seconds"] else "-",
+                str(each["restarts"]) if each["unit"] else "-",
+                _figure(each["mem_available_gib"]),
+                _figure(each["mem_total_gib"]),
+                _figure(each["mem_floor_gib"]),
+            ]
+        )
+        available, floor = each["mem_available_gib"], each["mem_floor_gib"]
+        if available is not None and floor is not None and available < floor:
+            notes.append(f"{each['node']} has {available:.1f} GiB available, {floor - available:.1f} below its floor.")
+        notes += [f"{each['node']} also runs {unit}" for unit in each["other_units"]]
+    lines += ["", *_table(rows)]
+    load = found.get("load") or {}
+    if load:
+        generated, read = _figure(load["generated_tokens_per_s"]), _figure(load["prompt_tokens_per_s"])
+        lines += [
+            "",
+            f"requests {_figure(load['running'], '{:.0f}')} running, {_figure(load['waiting'], '{:.0f}')} waiting"
+            f"   KV cache {_figure(load['kv_cache_percent'])} %"
+            f"   tokens/s {generated} generated, {read} read (over {load['window_s']:.0f} s)",
+        ]
+    if found["model"]:
+        lines += ["", str(found["summary"])]
+    lines += notes
+    watch = found.get("watch")
+    if watch:
+        looked = instant(watch.get("looked"))
+        ago = f", last look {since_text(now_s - looked)} ago" if looked else ""
+        lines.append(f"watch: {watch.get('state', 'unknown')} since {time_text(instant(watch.get('since')))}{ago}")
+    failure = found.get("last_failure")
+    if failure:
+        lines.append(
+            f"last failure: {time_text(failure['time'])} on {failure['node']}, {failure['unit']}: {failure['reason']}"
+        )
+    return lines

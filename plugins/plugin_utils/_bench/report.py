@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results on disk, and the two forms of the report: one HTML page that needs no network, and Markdown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stream import FAILURES
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.svg import (
+    Bar,
+    Limit,
+    Series,
+    line_chart,
+    number,
+    timeline,
+)
+
+FORMAT = 1
+SHOWN_REQUESTS = 32
+SHOWN_RUNS = 40
+NOTHING = "\N{EN DASH}"
+TEMPLATES = Path(__file__).parent
+LEGEND = (("queue", "waits for a slot"), ("prefill", "prefill"), ("decode", "decode"), ("failed", "failed"))
+
+
+def now_stamp() -> tuple[str, str]:
+    """Return the time as it stands in a run's name, and as it is shown."""
+    now = datetime.now(UTC)
+    return now.strftime("%Y%m%dT%H%M%SZ"), now.isoformat(timespec="seconds")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under another name first, so that no half of it is ever there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the results in a folder, the oldest first, and a sentence for each file that holds none."""
+    found, problems = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if run["format"] != FORMAT:
+                problems.append(f"{path} has format {run['format']}, not {FORMAT}: left out of the history.")
+                continue
+            _unused = (run["run"], run["taken"], run["fingerprint"]["digest"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{path} holds no results ({error}): left out of the history.")
+            continue
+        found.append(run)
+    return sorted(found, key=lambda run: str(run["taken"])), problems
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def sweep_plots(sweep: Mapping[str, Any], ceiling: Mapping[str, Any] | None) -> list[str]:
+    """Return the charts over concurrency."""
+    points = sweep["points"]
+    labels = [str(point["concurrency"]) for point in points]
+    limits = [Limit("ceiling of one sequence", float(ceiling["value"]))] if ceiling else []
+
+    def chart(title: str, unit: str, lines: Sequence[Series], limits: Sequence[Limit] = ()) -> str:
+        return line_chart(title, labels, lines, x_name="requests at once", y_name=unit, limits=limits)
+
+    def of_points(name: str, *path: str) -> Series:
+        return Series(name, [compare.place(point, path) for point in points])
+
+    return [
+        chart(
+            "Decode, all requests together",
+            "tokens/s",
+            [of_points("decode", "decode_tokens_per_s"), of_points("output by wall time", "output_tokens_per_s")],
+        ),
+        chart(
+            "Decode of one request",
+            "tokens/s",
+            [
+                of_points("median", "request_decode_tokens_per_s", "p50"),
+                of_points("slowest", "request_decode_tokens_per_s", "min"),
+            ],
+            limits,
+        ),
+        chart(
+            "Time to the first token",
+            "s",
+            [
+                of_points("median", "ttft_s", "p50"),
+                of_points("p90", "ttft_s", "p90"),
+                of_points("p99", "ttft_s", "p99"),
+                of_points("prefill alone", "prefill_s", "p50"),
+            ],
+        ),
+        chart(
+            "Prefill",
+            "tokens/s",
+            [
+                of_points("while under way", "prefill_tokens_per_s"),
+                of_points("waiting counted in", "prefill_with_queue_tokens_per_s"),
+            ],
+        ),
+        chart("Between chunks", "s", [of_points("median", "gap_s", "p50"), of_points("p99", "gap_s", "p99")]),
+    ]
+
+
+def request_bars(point: Mapping[str, Any]) -> str:
+    """Return the timeline of a concurrency's requests, those of its first round."""
+    rows = [row for row in point["per_request"] if row["round"] == 1]
+    bars = []
+    for row in rows[:SHOWN_REQUESTS]:
+        begin, ttft, queue = row["sent_s"], row["ttft_s"], row["queue_s"] or 0.0
+        end = begin + row["duration_s"]
+        if row["failure"]:
+            parts = [("failed", begin, end)]
+        else:
+            parts = [("prefill", begin + queue, begin + ttft), ("decode", begin + ttft, end)]
+            parts = [("queue", begin, begin + queue), *parts] if queue else parts
+        bars.append(Bar(f"request {row['request']}", parts, row["failure"]))
+    more = f", the first {SHOWN_REQUESTS}" if len(rows) > SHOWN_REQUESTS else ""
+    return timeline(f"{point['concurrency']} requests at once{more}", bars, LEGEND, x_name="s after the start")
+
+
+def history_plot(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the chart of decode rates over runs of one shape; each label ends with the fingerprint's first digits."""
+    shown = runs[-SHOWN_RUNS:]
+    counts = sorted({point["concurrency"] for run in shown for point in run["sweep"]["points"]})
+    series = []
+    for count in counts:
+        by_run = [
+            next((point for point in run["sweep"]["points"] if point["concurrency"] == count), None) for run in shown
+        ]
+        series.append(
+            Series(
+                f"N={count}", [compare.place(point, ("decode_tokens_per_s",)) if point else None for point in by_run]
+            )
+        )
+    labels = [f"{run['taken'][5:10]} {run['fingerprint']['digest'][:4]}" for run in shown]
+    return line_chart(
+        "Decode, all requests together, over runs", labels, series, x_name="run and fingerprint", y_name="tokens/s"
+    )
+
+
+def history(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the runs of this one's shape up to it, what changed from one to the next, and their plot."""
+    shape = (result.get("sweep") or {}).get("shape")
+    same = [
+        run for run in runs if shape and (run.get("sweep") or {}).get("shape") == shape and run["run"] != result["run"]
+    ]
+    same = [*same, result] if shape else []
+    rows = []
+    for before, run in zip([None, *same], same, strict=False):
+        changed = compare.changed_between(before["fingerprint"], run["fingerprint"]) if before else []
+        best = max((point["decode_tokens_per_s"] or 0 for point in run["sweep"]["points"]), default=0)
+        rows.append(
+            {
+                "run": run["run"],
+                "taken": run["taken"],
+                "digest": run["fingerprint"]["digest"],
+                "changed": changed,
+                "best": best,
+            }
+        )
+    return {"rows": rows[-SHOWN_RUNS:], "plot": history_plot(same) if len(same) > 1 else ""}
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def client_sentence(result: Mapping[str, Any]) -> str:
+    """Say how much of the figures is the client's own share."""
+    overhead = result["client"]["overhead"]
+    if not overhead:
+        return "The client's own share was not measured in this run (bench_client_overhead is false)."
+    worst = max(overhead, key=lambda row: row["ttft_share_s"]["p50"])
+    slowest = min(overhead, key=lambda row: row["chunks_per_s"])
+    lag_ms = max(row["token_lag_s"]["p50"] for row in overhead) * 1000
+    sentence = (
+        "Against a local server that does no work, at up to "
+        f"{max(row['concurrency'] for row in overhead)} requests at once, this client adds a median of at most "
+        f"{worst['ttft_share_s']['p50'] * 1000:.1f} ms to a first token (at {worst['concurrency']}), sees a token "
+        f"{lag_ms:.1f} ms after it was sent, and takes {slowest['chunks_per_s']:.0f} chunks/s or more. "
+        "The connection and that server are in these figures too."
+    )
+    points = (result.get("sweep") or {}).get("points") or []
+    rates = [point["output_tokens_per_s"] or 0 for point in points]
+    if rates and max(rates) > 0:
+        sentence += (
+            f" The endpoint gave at most {max(rates):.1f} tokens/s, {max(rates) / slowest['chunks_per_s']:.1%} of that."
+        )
+    return sentence
+
+
+def verdict(result: Mapping[str, Any], regression_share: float) -> str:
+    """Say how this run stands to what it was compared with, where nothing is worse."""
+    judged = [str(each["with"]) for each in result["comparisons"] if each["rows"] and each["judged"]]
+    if not judged:
+        return "There was nothing to judge this run by."
+    return f"Nothing is worse than in {' and '.join(judged)} by more than {regression_share:.0%}."
+
+
+def seconds(value: float | None) -> str:
+    """Return a time for a table, in seconds."""
+    return NOTHING if value is None else number(value)
+
+
+def figure(value: float | None) -> str:
+    """Return a number for a table."""
+    return NOTHING if value is None else number(value)
+
+
+def percent(value: float | None, signed: bool = False) -> str:
+    """Return a share for a table."""
+    if value is None:
+        return NOTHING
+    return f"{value:+.1%}" if signed else f"{value:.1%}"
+
+
+def of(values: Mapping[str, Any] | None, name: str) -> float | None:
+    """Return one figure of a summary that may be missing."""
+    return None if values is None else values.get(name)
+
+
+def cell(text: Any) -> str:
+    """Return a text that does not break a row of a Markdown table."""
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _environment() -> jinja2.Environment:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    env.filters.update(figure=figure, seconds=seconds, percent=percent, of=of, cell=cell)
+    return env
+
+
+def render(result: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], regression_share: float) -> tuple[str, str]:
+    """Return the report of a run as (HTML, Markdown); ``runs`` are the earlier ones, the oldest first."""
+    sweep = result.get("sweep")
+    context: dict[str, Any] = {
+        "result": result,
+        "sweep": sweep,
+        "plots": sweep_plots(sweep, result["decode_ceiling"]) if sweep else [],
+        "bars": [request_bars(point) for point in sweep["points"]] if sweep else [],
+        "history": history(runs, result),
+        "verdict": verdict(result, regression_share),
+        "client_sentence": client_sentence(result),
+        "failure_words": FAILURES,
+        "failed": [
+            row for point in (sweep["points"] if sweep else []) for row in point["per_request"] if row["failure"]
+        ],
+        "notes": sorted(
+            {
+                *(
+                    note
+                    for point in (sweep["points"] if sweep else [])
+                    for row in point["per_request"]
+                    for note in row["notes"]
+                ),
+                *(warning for point in (sweep["points"] if sweep else []) for warning in point["warnings"]),
+                *(point["queue_problem"] for point in (sweep["points"] if sweep else []) if point["queue_problem"]),
+            }
+        ),
+        "regression_share": regression_share,
+        "fingerprint_rows": [
+            (key, compare.canonical(value)) for key, value in result["fingerprint"].items() if key != "model_spec"
+        ],
+        "spec": json.dumps(result["fingerprint"]["model_spec"], indent=2, sort_keys=True, default=str),
+    }
+    env = _environment()
+    return env.get_template("bench_report.html.j2").render(context), env.get_template("bench_report.md.j2").render(
+        context
+    )

@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a cluster's nodes say of themselves, judged: OK, WARN or FAIL, with a remedy for each; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, findings, from_dict
+from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import verdict
+
+OK = "OK"
+WARN = "WARN"
+FAIL = "FAIL"
+_RANK = {OK: 0, WARN: 1, FAIL: 2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    value: str
+    level: str = OK
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is healthy. Sizes in GiB, times in seconds, MTU in bytes, speed in Mb/s; 0 switches a limit off."""
+
+    memory_available_gib: float = 10.0
+    disk_free_gib: float = 50.0
+    clock_skew_s: float = 0.5
+    mtu_bytes: int = 9000
+    speed_mbps: int = 200_000
+    rdma: bool = True
+    gpu: bool = True
+    time_sync: bool = True
+    earlyoom: bool = True
+    sysctl: bool = True
+    open_ports: tuple[int, ...] = (22, 8000)
+
+
+@dataclass
+class Report:
+    """The whole diagnosis; ``nodes`` by name."""
+
+    nodes: dict[str, list[Check]] = field(default_factory=dict)
+    cluster: list[Check] = field(default_factory=list)
+
+    def checks(self) -> Iterable[tuple[str, Check]]:
+        """Return every check with the node it is of; the cluster's under an empty name."""
+        for name, checks in self.nodes.items():
+            for check in checks:
+                yield name, check
+        for check in self.cluster:
+            yield "", check
+
+    @property
+    def level(self) -> str:
+        """The worst level of all checks."""
+        return max((check.level for _name, check in self.checks()), key=lambda each: _RANK[each], default=OK)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many checks have which level."""
+        found = {OK: 0, WARN: 0, FAIL: 0}
+        for _name, check in self.checks():
+            found[check.level] += 1
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        return {
+            "level": self.level,
+            "counts": self.counts(),
+            "nodes": {name: [asdict(check) for check in checks] for name, checks in self.nodes.items()},
+            "cluster": [asdict(check) for check in self.cluster],
+        }
+
+
+def diagnose(told: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits]) -> Report:
+    """Return the report on a cluster.
+
+    Args:
+        told: by node, ``node`` (of gb10.cluster.node_facts with ``detail``), ``fabric`` (of gb10.cluster.fabric_facts),
+            ``ping`` (of gb10.cluster.fabric_ping), ``skew`` (of gb10.cluster.clock_skew); without ``node`` the node
+            did not answer, and ``error`` may say why.
+        limits: what is healthy, by node.
+    """
+    report = Report()
+    answering = {name: data for name, data in told.items() if data.get("node")}
+    for name, data in told.items():
+        report.nodes[name] = (
+            node_checks(data, limits[name])
+            if name in answering
+            else [
+                Check(
+                    "reachable",
+                    str(data.get("error") or "no answer"),
+                    FAIL,
+                    "Check its power and its management cable; a node that answers pings but not SSH has starved: "
+                    "power it off and on.",
+                )
+            ]
+        )
+    report.cluster = cluster_checks(answering, limits, len(told))
+    return report
+
+
+def node_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
+    """Return the checks of one node that answers."""
+    node = data["node"]
+    return [
+        *_system_checks(node, limits),
+        *_memory_checks(node, limits),
+        *_disk_checks(node, limits),
+        *_service_checks(node),
+        *_clock_checks(node, data.get("skew"), limits),
+        *_fabric_checks(data, limits),
+        *_port_checks(data, limits),
+    ]
+
+
+def _system_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
+    system = node["os"]
+    dgx = f", DGX OS {system['dgx']}" if system["dgx"] else ""
+    checks = [
+        Check("system", f"{system['name']}{dgx}"),
+        Check(
+            "kernel",
+            f"{system['kernel']} {system['arch']}",
+            FAIL if node["kho_fault"] else OK,
+            "CmaFree exceeds CmaTotal: boot with kho=off (GRUB_CMDLINE_LINUX, update-grub, reboot)."
+            if node["kho_fault"]
+            else "",
+        ),
+    ]
+    gpu = node["gpu"]
+    if gpu["present"]:
+        ready = gpu["container_toolkit"]
+        checks.append(
+            Check(
+                "GPU driver",
+                gpu["driver"] or "present, version unknown",
+                OK if ready else FAIL,
+                ""
+                if ready
+                else "Install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker.",
+            )
+        )
+    elif limits.gpu:
+        checks.append(Check("GPU driver", "none", FAIL, "Install it; without one nothing is served."))
+    if node.get("bios"):
+        checks.append(Check("firmware", node["bios"]))
+    return checks
+
+
+def _memory_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
+    memory = node["memory_gib"]
+    serving = bool(node["engines"])
+    short = memory["available"] < limits.memory_available_gib
+    checks = [
+        Check(
+            "memory",
+            f"{memory['available']:.1f} of {memory['total']:.1f} GiB available, floor {limits.memory_available_gib:g}",
+            (FAIL if not serving else WARN) if short else OK,
+            (
+                "Lower the model's memory budget before the node livelocks in reclaim."
+                if serving
+                else "Nothing serves here, and yet the memory is gone: look at `ps -eo rss,comm --sort -rss`."
+            )
+            if short
+            else "",
+        )
+    ]
+    if memory["swap_total"]:
+        checks.append(
+            Check("swap", f"{memory['swap_total'] - memory['swap_free']:.1f} of {memory['swap_total']:.1f} GiB used")
+        )
+    desktop = node["desktop"]
+    if desktop["unit"]:
+        checks.append(
+            Check(
+                "desktop",
+                f"{desktop['unit']} holds {desktop['rss_gib']:.1f} GiB",
+                WARN,
+                "Run playbooks/provision.yml, or: systemctl set-default multi-user.target; systemctl isolate it.",
+            )
+        )
+    guard = node.get("protection", {})
+    if limits.earlyoom and not guard.get("earlyoom"):
+        checks.append(Check("earlyoom", "not running", FAIL, "Run playbooks/provision.yml."))
+    elif guard.get("earlyoom"):
+        checks.append(Check("earlyoom", "running"))
+    if guard:
+        score = guard["sshd_oom_score_adjust"]
+        checks.append(
+            Check(
+                "sshd when memory ends",
+                f"OOM score adjustment {score}",
+                OK if score <= -900 else WARN,
+                "" if score <= -900 else "Run playbooks/provision.yml; without it the way in may be what is killed.",
+            )
+        )
+        if limits.sysctl and guard["swappiness"] > 1:
+            checks.append(Check("vm.swappiness", str(guard["swappiness"]), WARN, "Run playbooks/provision.yml."))
+    return checks
+
+
+def _disk_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
+    by_mount: dict[str, Mapping[str, Any]] = {disk["mount"]: disk for disk in node["disks"].values()}
+    checks = []
+    for mount, disk in sorted(by_mount.items()):
+        level = OK
+        if limits.disk_free_gib and disk["free_gib"] < limits.disk_free_gib:
+            level = FAIL if disk["free_gib"] < limits.disk_free_gib / 5 else WARN
+        checks.append(
+            Check(
+                f"disk {mount}",
+                f"{disk['free_gib']:.0f} of {disk['size_gib']:.0f} GiB free",
+                level,
+                "" if level == OK else "Remove weights and images that no model of yours uses (never prune -a).",
+            )
+        )
+    return checks
+
+
+def _service_checks(node: Mapping[str, Any]) -> list[Check]:
+    docker = node["docker"]
+    version = node.get("docker_version", "")
+    checks = [
+        Check(
+            "Docker",
+            f"{version or 'running'} at {docker['data_root']}" if docker["active"] else "not running",
+            OK if docker["active"] else FAIL,
+            "" if docker["active"] else "systemctl status docker; playbooks/provision.yml sets it up.",
+        )
+    ]
+    target = node["systemd"]["default_target"]
+    headless = target == "multi-user.target"
+    checks.append(
+        Check("boots into", target, OK if headless else WARN, "" if headless else "Run playbooks/provision.yml.")
+    )
+    failed = node["systemd"]["failed"]
+    if failed:
+        checks.append(Check("failed units", ", ".join(failed), WARN, f"systemctl status {failed[0]}"))
+    checks.append(Check("engine", ", ".join(node["engines"]) or "none serves"))
+    return checks
+
+
+def _clock_checks(node: Mapping[str, Any], skew: Mapping[str, Any] | None, limits: Limits) -> list[Check]:
+    checks = []
+    clock = node["time"]
+    if limits.time_sync:
+        kept = bool(clock["service"]) and clock["synchronized"]
+        checks.append(
+            Check(
+                "time service",
+                f"{clock['service'] or 'none'}, {'synchronised' if clock['synchronized'] else 'not synchronised'}",
+                OK if kept else WARN,
+                ""
+                if kept
+                else "playbooks/provision.yml installs one; `chronyc sources` or `timedatectl` say what it lacks.",
+            )
+        )
+    if skew and skew.get("skew_s") is not None:
+        seconds, error = float(skew["skew_s"]), float(skew.get("error_s") or 0.0)
+        # What the measurement cannot tell is not held against the node.
+        apart = bool(limits.clock_skew_s) and abs(seconds) - error > limits.clock_skew_s
+        checks.append(
+            Check(
+                "clock",
+                f"{seconds:+.3f} s from the control node (±{error:.3f})",
+                FAIL if apart else OK,
+                "Let the time service set it: `chronyc makestep`." if apart else "",
+            )
+        )
+    return checks
+
+
+def _fabric_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
+    facts = data.get("fabric")
+    if not facts:
+        return []
+    machine = from_dict(facts["machine"])
+    found = findings(
+        machine,
+        mtu_bytes=limits.mtu_bytes,
+        speed_mbps=limits.speed_mbps,
+        rdma=limits.rdma,
+    )
+    checks = []
+    for netdev in machine.netdevs:
+        if not (netdev.carrier or netdev.addresses):
+            continue
+        own = [each for each in found if netdev.name in each.what]
+        worst = max((each.level for each in own), key=lambda each: _RANK[each], default=OK)
+        parts = [
+            f"{netdev.speed_mbps // 1000} Gb/s" if netdev.speed_mbps else "",
+            f"MTU {netdev.mtu_bytes}",
+            " ".join(netdev.addresses) or "no address",
+            "" if netdev.carrier else "no carrier",
+            f"{netdev.hca.name} {netdev.hca.state}" if netdev.hca else "",
+            f"firmware {netdev.hca.firmware}" if netdev.hca and netdev.hca.firmware else "",
+        ]
+        checks.append(
+            Check(
+                f"port {netdev.name}",
+                ", ".join(filter(None, parts)),
+                worst,
+                " ".join(each.sentence() for each in own),
+            )
+        )
+    rest = [each for each in found if not any(netdev.name in each.what for netdev in machine.netdevs if netdev.carrier)]
+    checks += [Check("fabric", each.what, each.level, each.remedy) for each in rest]
+    return checks
+
+
+def _port_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
+    node = data["node"]
+    if "listeners" not in node:
+        return []
+    fabric = set()
+    if data.get("fabric"):
+        fabric = {address for netdev in from_dict(data["fabric"]["machine"]).netdevs for address in netdev.ipv4()}
+    beyond = [
+        each for each in node["listeners"] if each["port"] not in limits.open_ports and each["address"] not in fabric
+    ]
+    shown = ", ".join(
+        f"{each['address']}:{each['port']}" + (f" ({each['process']})" if each["process"] else "") for each in beyond
+    )
+    return [
+        Check(
+            "open beyond the fabric",
+            shown or f"only {', '.join(map(str, limits.open_ports))}",
+            WARN if beyond else OK,
+            "Nothing of this collection listens there; end it, or bind it to the fabric or the loopback."
+            if beyond
+            else "",
+        )
+    ]
+
+
+def cluster_checks(told: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits], expected: int) -> list[Check]:
+    """Return the checks that take several nodes: reachability over the fabric, and parity line by line."""
+    checks = [
+        Check(
+            "nodes",
+            f"{len(told)} of {expected} answer",
+            OK if len(told) == expected else FAIL,
+            "" if len(told) == expected else "See the tables of those that do not.",
+        )
+    ]
+    pings = {name: data["ping"] for name, data in told.items() if data.get("ping")}
+    if len(pings) > 1:
+        mtu = max((limits[name].mtu_bytes for name in pings), default=0)
+        problems = verdict(pings, mtu)
+        checks += [Check("fabric", problem, FAIL, "") for problem in problems]
+        if not problems:
+            checks.append(Check("fabric", f"every node reaches every other with {mtu} bytes unfragmented"))
+    slow = [sentence for data in told.values() for sentence in data.get("slow") or ()]
+    checks += [Check("throughput", sentence, FAIL, "") for sentence in sorted(set(slow))]
+    if len(told) > 1:
+        checks += parity(told)
+    return checks
+
+
+def _memory_summary(data: Mapping[str, Any]) -> str:
+    return f"{data['node']['memory_gib']['total']:.0f} GiB"
+
+
+def _fabric_summary(data: Mapping[str, Any]) -> str:
+    facts, ping = data.get("fabric"), data.get("ping")
+    if not facts or not ping:
+        return ""
+    netdev = carries(from_dict(facts["machine"]), ping["address"])
+    if netdev is None:
+        return "no address"
+    speed = f", {netdev.speed_mbps // 1000} Gb/s" if netdev.speed_mbps else ""
+    firmware = f", firmware {netdev.hca.firmware}" if netdev.hca else ""
+    return f"MTU {netdev.mtu_bytes}{speed}{firmware}"
+
+
+#: Name, level of a difference, what to compare, what to do about it.
+_PARITY: Sequence[tuple[str, str, Callable[[Mapping[str, Any]], str], str]] = (
+    ("system", WARN, lambda data: str(data["node"]["os"]["name"]), "Bring all nodes to the same release."),
+    ("DGX OS", WARN, lambda data: str(data["node"]["os"]["dgx"]), "Bring all nodes to the same release."),
+    ("kernel", FAIL, lambda data: str(data["node"]["os"]["kernel"]), "Boot the same kernel on all nodes."),
+    ("GPU driver", FAIL, lambda data: str(data["node"]["gpu"]["driver"]), "Install the same driver on all nodes."),
+    ("firmware", WARN, lambda data: str(data["node"].get("bios", "")), "Update the firmware (fwupdmgr)."),
+    ("Docker", WARN, lambda data: str(data["node"].get("docker_version", "")), "Install the same version."),
+    ("Python", WARN, lambda data: str(data["node"]["os"]["python"]), "Install the same version."),
+    (
+        "memory",
+        WARN,
+        lambda data: f"{data['node']['memory_gib']['total']:.0f} GiB",
+        "The smallest node sets the budget.",
+    ),
+    ("fabric port", WARN, _fabric_summary, "Bring all ports to the same settings and firmware."),
+)
+
+
+def parity(told: Mapping[str, Mapping[str, Any]]) -> list[Check]:
+    """Return a line for each property that must be the same on all nodes, with who differs."""
+    checks = []
+    for name, level, read, remedy in _PARITY:
+        values = {node: read(data) for node, data in told.items()}
+        if any(values.values()):
+            checks.append(_same(f"same {name}", values, level, remedy))
+    tags = sorted({tag for data in told.values() for tag in data["node"].get("images", {})})
+    for tag in tags:
+        values = {node: data["node"].get("images", {}).get(tag, "absent")[:19] for node, data in told.items()}
+        present = {node: value for node, value in values.items() if value != "absent"}
+        if len(set(present.values())) > 1:
+            checks.append(_same(f"image {tag}", values, FAIL, "Run playbooks/image.yml: one tag must be one image."))
+        elif len(present) == len(values):
+            checks.append(Check(f"image {tag}", next(iter(present.values()))))
+    return checks
+
+
+def _same(name: str, values: Mapping[str, str], level: str, remedy: str) -> Check:
+    by_value: dict[str, list[str]] = {}
+    for node, value in values.items():
+        by_value.setdefault(value or "none", []).append(node)
+    if len(by_value) == 1:
+        return Check(name, next(iter(by_value)))
+    shown = "; ".join(
+        f"{value}: {', '.join(nodes)}" for value, nodes in sorted(by_value.items(), key=lambda it: -len(it[1]))
+    )
+    return Check(name, shown, level, remedy)
+
+
+def tables(report: Report, width: int = 100) -> list[str]:
+    """Return the report as lines: a table per node and one for the cluster, remedies below what they are for."""
+    lines = []
+    named: list[tuple[str, list[Check]]] = [*report.nodes.items(), ("cluster", report.cluster)]
+    for title, checks in named:
+        column = max((len(check.name) for check in checks), default=0)
+        lines += ["", f"== {title} ".ljust(width, "=")]
+        for check in checks:
+            lines += _wrapped(f"{check.level:<4}  {check.name:<{column}}  ", check.value, width)
+            if check.remedy and check.level != OK:
+                lines += _wrapped(" " * (column + 8) + "-> ", check.remedy, width)
+    counts = report.counts()
+    lines += ["", f"{report.level}: {counts[OK]} OK, {counts[WARN]} WARN, {counts[FAIL]} FAIL"]
+    return lines
+
+
+def _wrapped(lead: str, text: str, width: int) -> list[str]:
+    lines, line = [], lead
+    for word in text.split():
+        if len(line) + len(word) + 1 > width and line.strip() != lead.strip():
+            lines.append(line.rstrip())
+            line = " " * len(lead)
+        line += word if line.endswith(" ") and len(line) <= len(lead) else f" {word}"
+    return [*lines, line.rstrip()]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a ``model_spec`` to the arguments of ``gb10.cluster.memory_budget``.  Pure.
+
+The engine's own options say all that the memory model asks for, so that a catalogue file
+states nothing twice: ``serve`` and ``env`` give the settings, ``size_gib`` the weights,
+``geometry`` the shape; ``memory`` adds the limits that are not options of the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (
+    CPU,
+    CUDA,
+    FLASHINFER,
+    MARLIN,
+    MemoryModelError,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import nearest
+
+#: Option of ``vllm serve`` -> argument of the module, taken as it is.
+_SAME = {
+    "kv-cache-dtype": "kv_cache_dtype",
+    "mamba-ssm-cache-dtype": "ssm_dtype",
+    "mamba-cache-mode": "mamba_cache_mode",
+}
+_WHOLE = {
+    "tensor-parallel-size": "tensor_parallel_size",
+    "max-model-len": "max_model_len",
+    "max-num-seqs": "max_num_seqs",
+    "max-num-batched-tokens": "max_num_batched_tokens",
+    "block-size": "block_granularity",
+}
+_SWITCH = {
+    "enable-expert-parallel": "expert_parallel",
+    "enable-prefix-caching": "enable_prefix_caching",
+    "enforce-eager": "enforce_eager",
+}
+_BUDGET = {
+    "gpu-memory-utilization-gb": "budget_gib",
+    "gpu-memory-utilization": "gpu_memory_utilization",
+}
+_MEMORY_KEYS = ("budget_gib", "gpu_memory_utilization", "kv_cache_memory_gib", "floor_gib", "firm_cap_gib")
+
+#: vLLM reads small letters as powers of 1000 and capitals as powers of 1024.
+_SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)")
+
+
+def parse_number(value: object) -> float | None:
+    """Return a number as vLLM's command line reads it (``256k`` is 256000), or None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    match = _NUMBER.fullmatch(str(value).strip())
+    return float(match[1]) * _SUFFIXES.get(match[2], 1) if match else None
+
+
+def _fp4_backend(spec: Mapping[str, Any]) -> str:
+    """Return the kernels that NVFP4 weights will run on.
+
+    Left alone, vLLM takes FlashInfer on a GB10 [S4]; an option or a variable can name Marlin.
+    """
+    serve, env = spec.get("serve") or {}, spec.get("env") or {}
+    named = [
+        str(serve.get("moe-backend", "")),
+        str(serve.get("linear-backend", "")),
+        str(env.get("VLLM_NVFP4_GEMM_BACKEND", "")),
+    ]
+    if any("flashinfer" in name for name in named):
+        return FLASHINFER
+    if any("marlin" in name for name in named) or "NVFP4" not in str(spec.get("repo", "")).upper():
+        return MARLIN
+    return FLASHINFER
+
+
+def _numbers(spec: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return the arguments that are numbers in ``serve``."""
+    serve = spec.get("serve") or {}
+    found: dict[str, Any] = {}
+    for option, argument in {**_WHOLE, **_BUDGET, "kv-cache-memory-bytes": "kv_cache_memory_gib"}.items():
+        if option not in serve:
+            continue
+        number = parse_number(serve[option])
+        if number is None or (option in _WHOLE and number != int(number)):
+            problems.append(f"model_spec.serve.{option} is {serve[option]!r}, which is no number that vLLM reads.")
+        elif option in _WHOLE:
+            found[argument] = int(number)
+        else:
+            found[argument] = number / GIB if option == "kv-cache-memory-bytes" else number
+    return found
+
+
+def _limits(spec: Mapping[str, Any], arguments: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return what ``memory`` says, held against ``serve``."""
+    found: dict[str, Any] = {}
+    for key, value in (spec.get("memory") or {}).items():
+        if key not in _MEMORY_KEYS:
+            guess = nearest(str(key), _MEMORY_KEYS)
+            hint = f"Did you mean {guess}?" if guess else f"Known: {', '.join(_MEMORY_KEYS)}."
+            problems.append(f"model_spec.memory.{key} is not known. {hint}")
+            continue
+        number = parse_number(value)
+        if number is None:
+            problems.append(f"model_spec.memory.{key} is {value!r}, which is no number.")
+        elif key in arguments and abs(arguments[key] - number) > 1e-6:
+            problems.append(f"model_spec.memory.{key} is {number:g}, but model_spec.serve says {arguments[key]:g}.")
+        else:
+            found[key] = number
+    return found
+
+
+def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = CUDA) -> dict[str, Any]:
+    """Return the arguments of ``gb10.cluster.memory_budget`` for a model.
+
+    :param spec: a validated ``model_spec``
+    :param vllm_version: of the model's image
+    :param device: ``cuda``, or ``cpu`` for the lab's engine
+    :raises MemoryModelError: with every problem at once, one sentence each
+    """
+    problems: list[str] = []
+    serve, env = spec.get("serve") or {}, spec.get("env") or {}
+    # Without a geometry the caller adds config_json, the path of the model on the node.
+    arguments: dict[str, Any] = {"geometry": dict(spec["geometry"])} if spec.get("geometry") else {}
+    arguments |= {
+        "weights_gib": float(spec["size_gib"]),
+        "vllm_version": vllm_version,
+        "device": device,
+        "fp4_backend": _fp4_backend(spec),
+    }
+    arguments.update({argument: str(serve[option]) for option, argument in _SAME.items() if option in serve})
+    arguments.update({argument: bool(serve[option]) for option, argument in _SWITCH.items() if option in serve})
+    arguments.update(_numbers(spec, problems))
+    speculation = serve.get("speculative-config")
+    if isinstance(speculation, Mapping):
+        tokens = speculation.get("num_speculative_tokens")
+        if isinstance(tokens, int) and not isinstance(tokens, bool):
+            arguments["speculative_tokens"] = tokens
+        else:
+            problems.append(
+                "model_spec.serve.speculative-config names no num_speculative_tokens, on which the size of the cache "
+                "depends."
+            )
+    if "max_model_len" not in arguments and not problems:
+        problems.append("model_spec.serve has no max-model-len: without it nothing can be sized.")
+    pool = env.get("VLLM_CPU_KVCACHE_SPACE")
+    if device == CPU and pool is not None:
+        # The CPU build takes its pool from here; the options for a GPU's memory do not reach it.
+        arguments = {key: value for key, value in arguments.items() if key not in _MEMORY_KEYS}
+        number = parse_number(pool)
+        if number is None:
+            problems.append(f"model_spec.env.VLLM_CPU_KVCACHE_SPACE is {pool!r}, which is no number of GiB.")
+        else:
+            arguments["kv_cache_memory_gib"] = number
+    arguments.update(_limits(spec, arguments, problems))
+    if problems:
+        raise MemoryModelError(problems)
+    return arguments

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as model_spec
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch
+
+
+def plan(**changes: Any) -> dict[str, Any]:
+    raw = {
+        "name": "m",
+        "repo": "o/m",
+        "served_name": "o/m-served",
+        "size_gib": 1,
+        "nodes": 2,
+        "image": "i",
+        "engine": "native",
+        "ports": {"master": 29510},
+        "serve": {"tensor-parallel-size": 2},
+    }
+    spec, errors = model_spec.validate(model_spec.deep_merge(raw, changes))
+    assert errors == []
+    members = ["a", "b"][: spec["nodes"]]
+    return {
+        "spec": spec,
+        "members": members,
+        "addresses": {"a": "10.1.0.1", "b": "10.1.0.2"},
+        "head_address": "10.1.0.1",
+        "multi_node": spec["nodes"] > 1,
+    }
+
+
+def test_native_head_serves_and_workers_are_headless() -> None:
+    head, errors = launch.rank_options(plan(), "a", "0.0.0.0")
+    worker, worker_errors = launch.rank_options(plan(), "b", "0.0.0.0")
+    assert errors == worker_errors == []
+    rendezvous = {"nnodes": 2, "master-addr": "10.1.0.1", "master-port": 29510, "distributed-executor-backend": "mp"}
+    assert rendezvous.items() <= head.items()
+    assert rendezvous.items() <= worker.items()
+    assert (head["node-rank"], worker["node-rank"]) == (0, 1)
+    assert (head["host"], head["port"]) == ("0.0.0.0", 8000)
+    assert worker["headless"] is True
+    assert "headless" not in head
+    assert "port" not in worker
+
+
+def test_ray_ranks_name_the_backend_alone() -> None:
+    options, errors = launch.rank_options(plan(engine="ray"), "a", "0.0.0.0")
+    assert errors == []
+    assert options["distributed-executor-backend"] == "ray"
+    assert "nnodes" not in options
+
+
+def test_one_node_needs_neither() -> None:
+    options, errors = launch.rank_options(plan(nodes=1, serve={"tensor-parallel-size": 1}), "a", "127.0.0.1")
+    assert errors == []
+    assert "distributed-executor-backend" not in options
+
+
+@pytest.mark.parametrize(
+    "name", ["served-model-name", "port", "nnodes", "node-rank", "master-addr", "headless", "api-key"]
+)
+def test_what_the_plan_decides_cannot_be_given_twice(name: str) -> None:
+    _options, errors = launch.rank_options(plan(serve={name: "x"}), "a", "0.0.0.0")
+    assert f"model_spec.serve must not hold '{name}'" in errors[0]
+
+
+def test_a_backend_that_contradicts_the_engine() -> None:
+    _options, errors = launch.rank_options(plan(serve={"distributed-executor-backend": "ray"}), "a", "0.0.0.0")
+    assert errors == ["model_spec.serve.distributed-executor-backend is 'ray', but engine 'native' needs 'mp'."]
+
+
+def test_ray_on_one_node_is_refused() -> None:
+    one = plan(nodes=1, serve={"tensor-parallel-size": 1, "distributed-executor-backend": "ray"})
+    assert "one node needs no Ray" in launch.rank_options(one, "a", "0.0.0.0")[1][0]
+
+
+WATCH = {
+    "api_host": "0.0.0.0", "tether_port": 29600, "silence_seconds": 30, "stall_seconds": 900, "floor_gib": 2.0,
+    "same_env": ["Z", "B"],
+}  # fmt: skip
+
+
+def test_entry_arguments_of_each_role() -> None:
+    ray = plan(engine="ray", ray_start_args=["--num-gpus=1"], required_env=["A", "B"])
+    head = launch.entry_arguments(ray, "a", ["--x"], WATCH)
+    worker = launch.entry_arguments(ray, "b", ["--x"], WATCH)
+    members = ["--members", "a=10.1.0.1,b=10.1.0.2", "--require-env", "A,B", "--tether-port", "29600"]
+    members += ["--silence-seconds", "30", "--same-env", "B,Z", "--floor-gib", "2.0"]
+    assert head == [
+        "ray-head", "--model", "m", "--rank", "0", *members, "--health", "http://127.0.0.1:8000/health",
+        "--port", "6379", "--stall-seconds", "900", "--ray-arg=--num-gpus=1",
+        "--", "vllm", "serve", "/root/.cache/huggingface/o/m", "--x",
+    ]  # fmt: skip
+    assert worker == [
+        "ray-worker", "--model", "m", "--rank", "1", *members, "--port", "6379", "--stall-seconds", "900",
+        "--ray-arg=--num-gpus=1",
+    ]  # fmt: skip
+    assert launch.entry_arguments(plan(), "b", ["--y"], WATCH)[0] == "serve"
+
+
+def test_a_single_node_holds_on_to_nobody_and_is_watched_all_the_same() -> None:
+    one = plan(nodes=1, serve={"tensor-parallel-size": 1})
+    found = launch.entry_arguments(one, "a", [], {**WATCH, "api_host": "10.1.0.1"})
+    assert "--tether-port" not in found
+    assert found[found.index("--floor-gib") + 1] == "2.0"
+    assert found[found.index("--health") + 1] == "http://10.1.0.1:8000/health"
+    assert "--floor-gib" not in launch.entry_arguments(one, "a", [], {**WATCH, "floor_gib": 0.0})
+
+
+def test_ports_of_each_role() -> None:
+    assert launch.rank_ports(plan(), "a") == [8000, 29510]
+    assert launch.rank_ports(plan(), "a", 29600) == [8000, 29510, 29600]
+    assert launch.rank_ports(plan(engine="ray"), "a") == [8000, 6379]
+    assert launch.rank_ports(plan(), "b", 29600) == []
+    assert launch.rank_ports(plan(nodes=1, serve={"tensor-parallel-size": 1}), "a", 29600) == [8000]
+
+
+@pytest.mark.parametrize(
+    ("argument", "quoted"),
+    [
+        ("--port=8000", "--port=8000"),
+        ('{"method":"mtp"}', '"{\\"method\\":\\"mtp\\"}"'),
+        ("a b", '"a b"'),
+        ("100%", '"100%%"'),
+        ("$HOME", '"$$HOME"'),
+        ("back\\slash", '"back\\\\slash"'),
+        ("", '""'),
+    ],
+)
+def test_systemd_reads_arguments_back_unchanged(argument: str, quoted: str) -> None:
+    assert launch.systemd_quote(argument) == quoted
+    if "%" not in argument and "$" not in argument:
+        assert shlex.split(quoted) == [argument]
