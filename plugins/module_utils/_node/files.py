@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a file completely or not at all.  Standard library only: modules and the node's program share it.
+
+Every file that this project writes on a machine goes through `write`: a temporary file beside the target, its data and
+its directory synchronised to disk, one rename.  A reader, a crash or a power cut sees the old content or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: As many symbolic links in one path as the kernel itself follows.
+MAX_LINKS = 40
+
+
+class UnsafeLinkError(OSError):
+    """A symbolic link of another user stands in the path; the message names the link and its owner."""
+
+
+def _trusted(uid: int) -> bool:
+    return uid in (0, os.geteuid())
+
+
+@contextlib.contextmanager
+def directory_of(path: Path | str) -> Iterator[tuple[int, str]]:
+    """Open the directory of a file without following links that somebody else could have placed.
+
+    A link is followed only when root or the calling user owns it: whoever owns a home directory cannot redirect what
+    root writes below it.  The walk holds each directory open, so that a link swapped in meanwhile changes nothing.
+
+    :param path: the file; a relative one counts from the working directory.
+    :returns: (descriptor of the directory, name of the file in it); the descriptor is closed on exit.
+    :raises UnsafeLinkError: a link in the path, or the file itself, is owned by another user.
+    :raises OSError: a directory is missing or not readable; more than 40 links (ELOOP).
+    """
+    parts = list(reversed(Path(os.path.abspath(path)).parts[1:]))  # noqa: PTH100  (resolve() would follow links)
+    if not parts:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    here = os.open("/", os.O_DIRECTORY | os.O_RDONLY)
+    links = 0
+    try:
+        while True:
+            name = parts.pop()
+            try:
+                found = os.lstat(name, dir_fd=here)
+            except FileNotFoundError:
+                if parts:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+                yield here, name
+                return
+            if stat.S_ISLNK(found.st_mode):
+                links += 1
+                if links > MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+                if not _trusted(found.st_uid):
+                    raise UnsafeLinkError(
+                        errno.EPERM,
+                        f"refusing to follow the symbolic link {name!r} of user id {found.st_uid} "
+                        "(only links of root are followed here); replace it by a directory or a file",
+                        str(path),
+                    )
+                target = os.readlink(name, dir_fd=here)
+                parts.extend(part for part in reversed(Path(target).parts) if part != "/")
+                if target.startswith("/"):
+                    root = os.open("/", os.O_DIRECTORY | os.O_RDONLY)
+                    os.close(here)
+                    here = root
+                if not parts:
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+                continue
+            if not parts:
+                yield here, name
+                return
+            below = os.open(name, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW, dir_fd=here)
+            os.close(here)
+            here = below
+    finally:
+        os.close(here)
+
+
+def write(
+    path: Path | str,
+    content: bytes | str,
+    mode: int = 0o644,
+    uid: int = -1,
+    gid: int = -1,
+) -> None:
+    """Replace a file's content completely or leave it as it was.
+
+    :param path: the file; its directory must exist.
+    :param content: bytes, or text that is written as UTF-8.
+    :param mode: permission bits of the file, whatever the umask is.
+    :param uid: owner; -1 keeps the calling user.
+    :param gid: group; -1 keeps the calling user's.
+    :raises UnsafeLinkError: another user's symbolic link stands in the path.
+    :raises OSError: as the operating system reports it; no temporary file is left behind.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with directory_of(path) as (directory, name):
+        temporary = f".{name[:200]}.{secrets.token_hex(6)}.tmp"
+        handle = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+        )
+        try:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(handle, view) :]
+                if (uid, gid) != (-1, -1):
+                    os.fchown(handle, uid, gid)
+                os.fchmod(handle, mode)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=directory)
+            raise
+        os.fsync(directory)
+
+
+def write_json(path: Path | str, value: Any, mode: int = 0o644) -> None:
+    """Write a value as indented JSON with sorted keys and a final newline; see `write`."""
+    write(path, json.dumps(value, indent=2, sort_keys=True) + "\n", mode)
+
+
+def remove(path: Path | str) -> bool:
+    """Remove a file and synchronise its directory; return whether there was one.
+
+    :raises UnsafeLinkError: another user's symbolic link stands in the path.
+    :raises OSError: as the operating system reports it, but not for a file that does not exist.
+    """
+    try:
+        with directory_of(path) as (directory, name):
+            os.unlink(name, dir_fd=directory)
+            os.fsync(directory)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """Return the JSON object that a file holds, or an empty one when it is missing or holds something else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
