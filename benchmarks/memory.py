@@ -24,10 +24,12 @@ for _path in (REPO / ".collections", REPO):
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.fit import GB10  # noqa: E402
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict  # noqa: E402
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (  # noqa: E402
     Budget,
     Figures,
     Settings,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (  # noqa: E402
     evaluate,
 )
 

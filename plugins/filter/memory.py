@@ -8,7 +8,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import MemoryModelError, tightest_of
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import MemoryModelError
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import tightest_of
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments as arguments_of
 
 

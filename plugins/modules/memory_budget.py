@@ -319,25 +319,24 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     Geometry,
     GeometryError,
     UnknownGeometryError,
     geometry_from_dict,
-    geometry_from_hf_config,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import CACHE_MODES, KV_CACHE_DTYPES, SSM_DTYPES
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     DEVICES,
     FP4_BACKENDS,
     Budget,
     MemoryModelError,
     Settings,
     available_on_idle_node,
-    evaluate,
     meminfo_gib,
-    unknown,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate, unknown
 
 MEMINFO = Path("/proc/meminfo")
 

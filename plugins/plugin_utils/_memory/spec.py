@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     CPU,
     CUDA,
     FLASHINFER,

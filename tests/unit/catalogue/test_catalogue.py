@@ -13,7 +13,8 @@ import yaml
 
 from ansible_collections.gb10.cluster.plugins.action.image_plan import ActionModule
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import Budget, Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Budget, Settings
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory import spec as memory_spec

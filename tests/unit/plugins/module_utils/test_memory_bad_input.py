@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError, geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import MemoryModelError, Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import MemoryModelError, Settings
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
 
 REPO = Path(__file__).resolve().parents[4]
 MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]

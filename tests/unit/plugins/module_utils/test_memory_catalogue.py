@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import Budget, Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Budget, Settings
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments
 

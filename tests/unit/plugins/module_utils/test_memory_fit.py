@@ -13,7 +13,8 @@ import yaml
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.fit import CPU, GB10, OBSERVATIONS, Fit, Observation
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import FLASHINFER, Settings, overheads_gib
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import overheads_gib
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import FLASHINFER, Settings
 
 REPO = Path(__file__).resolve().parents[4]
 MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]

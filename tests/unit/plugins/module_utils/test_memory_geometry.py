@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import (
     KNOWN_ARCHITECTURES,
+    geometry_from_hf_config,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     Attention,
     GatedDeltaNet,
     Geometry,
@@ -22,7 +25,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Mtp,
     UnknownGeometryError,
     geometry_from_dict,
-    geometry_from_hf_config,
 )
 
 REPO = Path(__file__).resolve().parents[4]

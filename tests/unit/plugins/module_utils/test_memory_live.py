@@ -18,7 +18,8 @@ import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import Settings, evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Settings
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
 
 REPO = Path(__file__).resolve().parents[4]
 LAB = REPO / "inventories" / "lab" / "group_vars"

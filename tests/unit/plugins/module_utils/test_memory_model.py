@@ -17,7 +17,12 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     geometry_from_dict,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import (
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import (
+    default_batch,
+    overheads_gib,
+    weights_per_rank_gib,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     FITS,
     FLASHINFER,
     REFUSED,
@@ -30,15 +35,9 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict impor
     Suggestion,
     assumed_available_gib,
     available_on_idle_node,
-    cluster_verdict,
-    default_batch,
-    evaluate,
     meminfo_gib,
-    overheads_gib,
-    tightest_of,
-    unknown,
-    weights_per_rank_gib,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate, tightest_of, unknown
 
 REPO = Path(__file__).resolve().parents[4]
 MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]
@@ -622,41 +621,46 @@ def test_plain_data() -> None:
     assert plain["suggestions"][0]["frees_gib"] == round(plain["suggestions"][0]["frees_gib"], 3)
 
 
+def tightest(per_node: dict[str, Budget]) -> dict[str, Any]:
+    """Ask as the filter does: with the results as plain data."""
+    return tightest_of({name: budget.as_dict() for name, budget in per_node.items()})
+
+
 def test_the_cluster_is_as_good_as_its_worst_node() -> None:
-    verdict = cluster_verdict(
+    verdict = tightest(
         {
             "gx10-1": evaluate(ultra()),
             "gx10-2": evaluate(ultra(mem_available_gib=110.0)),
             "gx10-3": evaluate(ultra(mem_available_gib=115.0)),
         }
     )
-    assert verdict.verdict == REFUSED
-    assert verdict.node == "gx10-2"
-    assert verdict.reason.startswith("gx10-2 is the tightest of 3 nodes (refused): It would start and die")
-    assert verdict.per_node == {"gx10-1": TIGHT, "gx10-2": REFUSED, "gx10-3": TIGHT}
+    assert verdict["verdict"] == REFUSED
+    assert verdict["node"] == "gx10-2"
+    assert verdict["reason"].startswith("gx10-2 is the tightest of 3 nodes (refused): It would start and die")
+    assert verdict["per_node"] == {"gx10-1": TIGHT, "gx10-2": REFUSED, "gx10-3": TIGHT}
 
 
 def test_among_equals_the_least_headroom_counts() -> None:
-    verdict = cluster_verdict({"a": evaluate(ultra()), "b": evaluate(ultra(mem_available_gib=111.2))})
-    assert verdict.node == "b"
-    again = cluster_verdict({"b": evaluate(ultra()), "a": evaluate(ultra())})
-    assert again.node == "a"
+    verdict = tightest({"a": evaluate(ultra()), "b": evaluate(ultra(mem_available_gib=111.2))})
+    assert verdict["node"] == "b"
+    again = tightest({"b": evaluate(ultra()), "a": evaluate(ultra())})
+    assert again["node"] == "a"
 
 
 def test_unknown_is_worse_than_tight_and_names_what_is_missing() -> None:
-    verdict = cluster_verdict({"a": evaluate(ultra()), "b": unknown(["The tokenizer of time."])})
-    assert verdict.verdict == UNKNOWN
-    assert verdict.reason == (
+    verdict = tightest({"a": evaluate(ultra()), "b": unknown(["The tokenizer of time."])})
+    assert verdict["verdict"] == UNKNOWN
+    assert verdict["reason"] == (
         "b is the tightest of 2 nodes (unknown): The memory of this model cannot be computed. The tokenizer of time."
     )
 
 
 def test_a_cluster_of_one() -> None:
-    assert cluster_verdict({"a": evaluate(nano())}).reason.startswith("a (fits): 24.34 GiB hold")
+    assert tightest({"a": evaluate(nano())})["reason"].startswith("a (fits): 24.34 GiB hold")
 
 
 def test_no_node_and_no_verdict() -> None:
     with pytest.raises(ValueError, match="No node was given: there is no tightest one"):
-        cluster_verdict({})
+        tightest_of({})
     with pytest.raises(ValueError, match=r"The result of a is not one of gb10\.cluster\.memory_budget"):
         tightest_of({"a": {"msg": "failed"}})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import MemoryModelError
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import MemoryModelError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments, parse_number
 
 REPO = Path(__file__).resolve().parents[4]

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One configuration worked out on one node: layout, pool, weights, overheads.  Pure.
+
+`kv` holds the exact half (vLLM's cache layout), `fit` the fitted one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import DTYPE_BYTES
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
+    GIB,
+    MIB,
+    Layout,
+    Pool,
+    VersionRules,
+    fill_pool,
+    plan_layout,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    CPU,
+    CUDA,
+    FLASHINFER,
+    Figures,
+    Settings,
+    assumed_available_gib,
+)
+
+#: Smallest block of the attention kernels.
+_GRANULARITY = {CUDA: 16, CPU: 128}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that the rules below look at."""
+
+    settings: Settings
+    rules: VersionRules
+    layout: Layout
+    pool: Pool
+    pool_bytes: int
+    max_num_seqs: int
+    batched_tokens: int
+    weights_gib: float
+    overheads: dict[str, float]
+    budget_gib: float
+    available_gib: float
+    prefill_gib: float
+
+    @property
+    def headroom_gib(self) -> float:
+        return self.available_gib - self.budget_gib - self.prefill_gib
+
+    @property
+    def sequence_gib(self) -> float:
+        return self.layout.sequence_bytes(self.settings.max_model_len) / GIB
+
+    @property
+    def startup_gib(self) -> float:
+        """Free memory that vLLM demands before it starts.
+
+        A pool of a given size does not switch off the check of the utilization.
+        """
+        settings = self.settings
+        if settings.device == CPU:
+            return 0.0
+        if settings.budget_gib is not None:
+            return settings.budget_gib
+        utilization = settings.gpu_memory_utilization or self.rules.default_utilization
+        return ceil(settings.mem_total_gib * utilization * GIB) / GIB
+
+    @property
+    def safe_ceiling_gib(self) -> float:
+        settings = self.settings
+        bounds = [
+            self.available_gib - self.prefill_gib - settings.floor_gib,
+            fit_of(settings).largest_share * settings.mem_total_gib,
+        ]
+        if settings.firm_cap_gib is not None:
+            bounds.append(settings.firm_cap_gib)
+        return max(0.0, min(bounds))
+
+
+def fit_of(settings: Settings) -> memory_fit.Fit:
+    return memory_fit.CPU if settings.device == CPU else memory_fit.GB10
+
+
+def default_batch(settings: Settings) -> tuple[int, int]:
+    """Return vLLM's own max_num_seqs and max_num_batched_tokens where the settings are silent."""
+    if settings.device == CPU:
+        seqs, tokens = 128 * settings.tensor_parallel_size, 2048 * settings.tensor_parallel_size
+    elif settings.mem_total_gib >= 70:
+        seqs, tokens = 1024, 8192
+    else:
+        seqs, tokens = 256, 2048
+    tokens = settings.max_num_batched_tokens or tokens
+    return settings.max_num_seqs or min(seqs, tokens), tokens
+
+
+def weights_per_rank_gib(settings: Settings) -> float:
+    """Return one rank's share of the weights; the MTP head is loaded only when it is used."""
+    weights, head = settings.weights_gib, settings.geometry.mtp
+    if head is not None and head.weights_gib is not None and not settings.speculative_tokens:
+        weights -= head.weights_gib
+    return weights / settings.tensor_parallel_size
+
+
+def overheads_gib(settings: Settings, batched_tokens: int) -> dict[str, float]:
+    """Return what the engine takes beside weights and cache, by name; see ``memory_fit``."""
+    fit, geometry = fit_of(settings), settings.geometry
+    element = DTYPE_BYTES[geometry.dtype]
+    hidden = batched_tokens * geometry.hidden_size * element / GIB
+    experts = 0.0
+    if geometry.moe:
+        inner = geometry.moe.expert_intermediate_size
+        if not settings.expert_parallel:
+            inner //= settings.tensor_parallel_size
+        width = (geometry.moe.latent_size or geometry.hidden_size) + inner
+        experts = batched_tokens * geometry.moe.experts_per_token * width * element / GIB
+    autotuner = fit.autotuner_expert_tensors * experts if settings.fp4_backend == FLASHINFER else 0.0
+    return {
+        "runtime_gib": fit.runtime_gib,
+        "activations_gib": fit.hidden_tensors * hidden + fit.expert_tensors * experts,
+        "autotuner_gib": autotuner,
+        "draft_gib": fit.draft_hidden_tensors * hidden if settings.speculative_tokens else 0.0,
+        "graphs_gib": 0.0 if settings.enforce_eager else fit.graphs_gib,
+        "distributed_gib": fit.distributed_gib if settings.tensor_parallel_size > 1 else 0.0,
+    }
+
+
+def make_plan(settings: Settings, rules: VersionRules) -> Plan:
+    layout = plan_layout(
+        settings.geometry,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        ssm_dtype=settings.ssm_dtype,
+        speculative_tokens=settings.speculative_tokens,
+        block_granularity=settings.block_granularity or _GRANULARITY[settings.device],
+        prefix_caching=settings.enable_prefix_caching,
+        cache_mode=settings.mamba_cache_mode,
+        rules=rules,
+    )
+    max_num_seqs, tokens = default_batch(settings)
+    # No step is larger than all sequences together.
+    tokens = min(tokens, settings.max_model_len * max_num_seqs)
+    weights = weights_per_rank_gib(settings)
+    overheads = overheads_gib(settings, tokens)
+    beside_pool = weights + sum(overheads.values())
+    if settings.kv_cache_memory_gib is not None:
+        pool_bytes = int(settings.kv_cache_memory_gib * GIB)
+        budget = beside_pool + settings.kv_cache_memory_gib
+    else:
+        budget = settings.budget_gib or (settings.gpu_memory_utilization or 0.0) * settings.mem_total_gib
+        pool_bytes = int((budget - beside_pool) * GIB)
+    available = settings.mem_available_gib
+    fit = fit_of(settings)
+    hidden = tokens * settings.geometry.hidden_size * DTYPE_BYTES[settings.geometry.dtype] / GIB
+    return Plan(
+        settings=settings,
+        rules=rules,
+        layout=layout,
+        pool=fill_pool(layout, pool_bytes, settings.max_model_len, rules),
+        pool_bytes=pool_bytes,
+        max_num_seqs=max_num_seqs,
+        batched_tokens=tokens,
+        weights_gib=weights,
+        overheads=overheads,
+        budget_gib=budget,
+        available_gib=assumed_available_gib(settings.mem_total_gib, settings.device)
+        if available is None
+        else available,
+        prefill_gib=fit.prefill_tensors_outside_budget * hidden,
+    )
+
+
+def figures_of(plan: Plan) -> Figures:
+    settings, layout = plan.settings, plan.layout
+    return Figures(
+        weights_gib_per_rank=plan.weights_gib,
+        kv_bytes_per_token=layout.kv_bytes_per_token,
+        attn_block_tokens=layout.block_tokens,
+        padding_percent=layout.padding_percent,
+        cache_mode=layout.cache_mode,
+        recurrent_state_mib_per_seq=layout.recurrent_bytes(settings.max_model_len) / MIB,
+        kv_gib_per_sequence=plan.sequence_gib,
+        kv_pool_gib=plan.pool_bytes / GIB,
+        kv_pool_blocks=plan.pool.blocks,
+        kv_cache_tokens=plan.pool.cache_tokens,
+        max_concurrency=plan.pool.max_concurrency,
+        budget_gib=plan.budget_gib,
+        mem_total_gib=settings.mem_total_gib,
+        mem_available_gib=plan.available_gib,
+        headroom_gib=plan.headroom_gib,
+        safe_ceiling_gib=plan.safe_ceiling_gib,
+        breakdown={
+            "weights_gib": plan.weights_gib,
+            **plan.overheads,
+            "kv_pool_gib": plan.pool_bytes / GIB,
+            "prefill_outside_budget_gib": plan.prefill_gib,
+            "floor_gib": settings.floor_gib,
+        },
+    )
