@@ -8,6 +8,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_args, serve_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
@@ -39,7 +40,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 args["mods_dir"],
                 args["tables_dir"],
             )
-        except serve_args.ServeError as problem:
+        except ServeError as problem:
             result.update(failed=True, errors=problem.errors, msg="\n".join(problem.errors))
             return result
         result.update(

@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files, serve_args
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods as mods_logic
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError
 
 #: The tables that the collection ships.
 OWN_TABLES = Path(__file__).parent / "flags"
@@ -38,7 +39,7 @@ def load_tables(directories: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
             except (json.JSONDecodeError, KeyError, TypeError) as problem:
                 errors.append(f"{path} is no table of options ({problem}); make it with scripts/vllm_flags.py.")
     if errors:
-        raise serve_args.ServeError(errors)
+        raise ServeError(errors)
     return found
 
 
@@ -73,9 +74,9 @@ def render(
             extra_parsers=[name for mod in wanted for name in mod.parsers],
             providers=mods_logic.providers_of(known),
         )
-    except serve_args.ServeError as problem:
+    except ServeError as problem:
         # A version that cannot be read is reported by both; say it once.
-        raise serve_args.ServeError([*errors, *(each for each in problem.errors if each not in errors)]) from None
+        raise ServeError([*errors, *(each for each in problem.errors if each not in errors)]) from None
     if errors:
-        raise serve_args.ServeError(errors)
+        raise ServeError(errors)
     return rendered

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files, mods, serve_args, serve_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import (
+    mod_files,
+    mods,
+    serve_args,
+    serve_check,
+    serve_environment,
+    serve_files,
+    serve_names,
+)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError
 
 PINNED = "0.22.1rc1.dev124+gace95c9cf.d20260603.cu132"
 TABLES = serve_files.load_tables()
@@ -231,7 +240,7 @@ def test_values(serve: dict[str, Any], version: str, args: list[str]) -> None:
     ],
 )
 def test_human_int(text: str, number: int | None) -> None:
-    assert serve_args.human_int(text) == number
+    assert serve_check.human_int(text) == number
 
 
 def sample(entry: dict[str, Any]) -> Any:
@@ -317,7 +326,7 @@ def test_tables_of_ones_own_come_first(tmp_path: Any) -> None:
 
 def test_a_file_that_is_no_table_is_named(tmp_path: Any) -> None:
     (tmp_path / "x.json").write_text('{"vllm": "1.0"}', encoding="utf-8")
-    with pytest.raises(serve_args.ServeError) as caught:
+    with pytest.raises(ServeError) as caught:
         serve_files.render({}, "0.22.1", {}, [], tables_dirs=[str(tmp_path), str(tmp_path / "none")])
     assert len(caught.value.errors) == 2
     assert "x.json is no table of options ('options'); make it with scripts/vllm_flags.py." in caught.value.errors[0]
@@ -393,12 +402,12 @@ def test_tables_say_what_is_known_of_their_versions(version: str) -> None:
 
 def test_what_is_called_gone_is_gone_and_its_replacement_exists() -> None:
     newest = TABLES["0.22.1"]["options"]
-    for name, gone in serve_args._GONE_OPTIONS.items():
+    for name, gone in serve_names.GONE_OPTIONS.items():
         assert name not in newest, name
         words = gone.instead.replace(":", " ").split()
         named = [word for word in words if "-" in word]
         assert all(word in newest for word in named), (name, named)
-    for name, gone in serve_args._GONE_ENV.items():
+    for name, gone in serve_environment.GONE_ENV.items():
         present = [version for version in VERSIONS if name in TABLES[version]["env"]]
         assert "0.33.0" not in present, name
         for word in (word for word in gone.instead.split() if word.endswith("-backend")):

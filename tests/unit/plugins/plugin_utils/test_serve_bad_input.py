@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_args, serve_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError
 
 SUFFIXES = (
     "a whole number or one with a single suffix (256k = 256000, 8G = 8589934592; "
@@ -155,7 +156,7 @@ VALUES = [
     serve({"enforce-eager": "maybe"}, "serve.enforce-eager is a switch: write true or false, found 'maybe'."),
     serve(
         {"no-enforce-eager": False},
-        "serve.no-enforce-eager: false denies a denial; write 'enforce-eager: true'.",
+        "serve.no-enforce-eager: false is a double negative; write 'enforce-eager: true'.",
     ),
     # numbers
     serve({"max-num-seqs": "many"}, "serve.max-num-seqs takes a whole number, found 'many'."),
@@ -251,9 +252,10 @@ VALUES = [
     ),
     serve(
         {"reasoning-parser": "super_v3"},
-        f"serve.reasoning-parser: vLLM 0.22.1 knows no 'super_v3' {LATER}. It comes as a plugin: "
-        "set reasoning-parser-plugin to the path of super_v3_reasoning_parser.py in the repository of "
-        "Nemotron-3-Super.",
+        f"serve.reasoning-parser: vLLM 0.22.1 knows no 'super_v3' {LATER}. Where the model's "
+        "repository ships the parser, set reasoning-parser-plugin to that file. Known: cohere_command3, "
+        "cohere_command4, deepseek_r1, deepseek_v3, deepseek_v4, ernie45, gemma4, glm45, granite, holo2, hunyuan_a13b, "
+        "hy_v3, kimi_k2, mimo, minimax_m2, minimax_m2_append_think, mistral, nemotron_v3, olmo3, openai_gptoss and 5 more.",
     ),
     serve(
         {"tool-call-parser": "qwen3coder"},
@@ -526,7 +528,7 @@ def name_of(bad: Bad) -> str:
 
 @pytest.mark.parametrize("bad", ALL, ids=name_of)
 def test_each_gets_its_sentence(bad: Bad) -> None:
-    with pytest.raises(serve_args.ServeError) as caught:
+    with pytest.raises(ServeError) as caught:
         serve_files.render(bad.serve, bad.version, bad.env, bad.mods)
     assert tuple(caught.value.errors) == bad.sentences
 
@@ -546,7 +548,7 @@ def test_all_errors_come_at_once() -> None:
             expected.extend(bad.sentences)
     variables = {key: value for bad in VARIABLES[2:4] for key, value in bad.env.items()}
     expected.extend(sentence for bad in VARIABLES[2:4] for sentence in bad.sentences)
-    with pytest.raises(serve_args.ServeError) as caught:
+    with pytest.raises(ServeError) as caught:
         serve_files.render(together, "0.22.1", variables, [])
     assert caught.value.errors == expected
     assert len(expected) > 20
@@ -554,6 +556,6 @@ def test_all_errors_come_at_once() -> None:
 
 
 def test_secrets_are_never_repeated() -> None:
-    with pytest.raises(serve_args.ServeError) as caught:
+    with pytest.raises(ServeError) as caught:
         serve_files.render({"api-key": "sesame", "hf-token": "sesame"}, "0.22.1", {}, [])
     assert "sesame" not in str(caught.value)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's environment: which variables this vLLM reads, and what its own getters refuse."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import INTEGER, Check, Gone, listed, show
+
+_MOE = "use the option moe-backend instead"
+_LINEAR = "use the option linear-backend instead"
+GONE_ENV: dict[str, Gone] = {
+    "VLLM_ATTENTION_BACKEND": Gone("use the option attention-backend instead"),
+    "VLLM_FLASHINFER_MOE_BACKEND": Gone(_MOE, (0, 24, 0)),
+    "VLLM_NVFP4_GEMM_BACKEND": Gone(_LINEAR, (0, 24, 0)),
+    "VLLM_TEST_FORCE_FP8_MARLIN": Gone(f"{_LINEAR} (marlin)"),
+    "VLLM_USE_FLASHINFER_MOE_FP16": Gone(_MOE),
+    "VLLM_USE_FLASHINFER_MOE_FP4": Gone(_MOE, (0, 24, 0)),
+    "VLLM_USE_FLASHINFER_MOE_FP8": Gone(_MOE),
+    "VLLM_USE_V1": Gone("the V1 engine is the only one; leave it out"),
+}
+_TRUTHY = ("1", "true", "yes", "on", "y", "t")
+
+
+def environment(check: Check, env: Mapping[str, Any], extra: set[str]) -> dict[str, str]:
+    """Return the environment as text; note unknown ``VLLM_*`` names and wrong values."""
+    known: Mapping[str, Mapping[str, Any]] = check.tables[check.name]["env"]
+    found: dict[str, str] = {}
+    for raw, value in env.items():
+        name = str(raw)
+        if isinstance(value, (bool, dict, list, tuple)) or value is None:
+            check.errors.append(
+                f"env.{name} must be text, found {show(value)}; quote what the variable is to hold, e.g. '1'."
+            )
+            continue
+        found[name] = str(value)
+        gone = GONE_ENV.get(name)
+        if name in extra:
+            continue
+        if gone and gone.since and check.version.release >= gone.since:
+            since = ".".join(map(str, gone.since))
+            check.errors.append(
+                f"env.{name}: vLLM {check.version.text} ignores it, it is gone since {since}: {gone.instead}."
+            )
+        elif name not in known:
+            _unknown_variable(check, name, known, gone)
+        else:
+            if gone:
+                until = f" and gone in {'.'.join(map(str, gone.since))}" if gone.since else ""
+                check.notes.append(f"env.{name} is deprecated{until}: {gone.instead}.")
+            _variable_value(check, name, found[name], known[name])
+    return found
+
+
+def _unknown_variable(check: Check, name: str, known: Mapping[str, Mapping[str, Any]], gone: Gone | None) -> None:
+    """Note a variable of vLLM's that this version does not read."""
+    near = difflib.get_close_matches(name.upper().replace("-", "_"), list(known), n=1, cutoff=0.8)
+    if not name.startswith("VLLM_"):
+        if near and (near[0] == name.upper() or name.upper().startswith(("VLLM", "VLM", "VLMM"))):
+            check.errors.append(f"env.{name} is no variable of vLLM. Did you mean '{near[0]}'?")
+        return
+    sentence = f"env.{name}: vLLM {check.version.text} does not know it and would only warn."
+    elsewhere = check.versions_with(lambda table: name in table["env"])
+    if elsewhere:
+        sentence += f" vLLM {elsewhere} {'have' if ',' in elsewhere else 'has'} it."
+    if name in check.providers:
+        mods = " or ".join(f"'{mod}'" for mod in check.providers[name])
+        sentence += f" The mod {mods} adds it; put that into model_spec.mods."
+    elif gone:
+        sentence += f" It is gone: {gone.instead}."
+    elif near:
+        sentence += f" Did you mean '{near[0]}'?"
+    check.errors.append(sentence)
+
+
+def _variable_value(check: Check, name: str, text: str, entry: Mapping[str, Any]) -> None:
+    """Note a value that vLLM's own getter would refuse when the engine starts."""
+    choices = entry.get("choices")
+    if choices:
+        fold: Callable[[str], str] = str.lower if entry.get("fold") else str
+        parts = text.split(",") if entry.get("nargs") else [text]
+        for part in (each.strip() for each in parts):
+            if fold(part) not in [fold(each) for each in choices]:
+                check.errors.append(f"env.{name} is {show(part)}; vLLM {check.version.text} takes {listed(choices)}.")
+    elif entry.get("kind") == "bool":
+        if text in entry["true"] or text.lower() in ("0", "false", "no", "off", ""):
+            return
+        read = "reads it as off" if text.lower() in _TRUTHY else "knows only on and off"
+        check.errors.append(
+            f"env.{name} is {show(text)}; vLLM {check.version.text} {read}. Write '{entry['true'][0]}' or '0'."
+        )
+    elif entry.get("kind") == "int" and not INTEGER.match(text.strip()):
+        check.errors.append(f"env.{name} takes a whole number (0 and 1 for off and on), found {show(text)}.")
+    elif entry.get("kind") == "float":
+        try:
+            float(text)
+        except ValueError:
+            check.errors.append(f"env.{name} takes a number, found {show(text)}.")
+    elif entry.get("kind") == "json":
+        try:
+            json.loads(text)
+        except json.JSONDecodeError:
+            check.errors.append(f"env.{name} takes JSON, found {show(text)}.")

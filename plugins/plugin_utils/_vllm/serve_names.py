@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names of vllm serve's options: their spellings, and what to write in place of one that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import Check, Gone, close, in_order, listed
+
+# Gone from every table that ships; `since` only where it was read in the packages themselves.
+GONE_OPTIONS: dict[str, Gone] = {
+    "swap-space": Gone("vLLM no longer swaps to the host; leave it out", (0, 18, 1)),
+    "disable-log-requests": Gone("write enable-log-requests: false"),
+    "enable-reasoning": Gone("reasoning-parser alone turns it on"),
+    "guided-decoding-backend": Gone("use structured-outputs-config: {backend: ...}"),
+    "max-seq-len-to-capture": Gone("use max-cudagraph-capture-size"),
+    "num-lookahead-slots": Gone("speculative-config decides it"),
+    "num-speculative-tokens": Gone("use speculative-config: {num_speculative_tokens: ...}"),
+    "rope-scaling": Gone("use hf-overrides: {rope_parameters: ...}"),
+    "speculative-model": Gone("use speculative-config: {model: ...}"),
+    "task": Gone("use runner and convert"),
+    "use-v2-block-manager": Gone("it is the only one; leave it out"),
+    "worker-use-ray": Gone("use distributed-executor-backend: ray"),
+}
+
+
+def spellings(options: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, bool]]:
+    """Return spelling → (canonical name, what a switch stores)."""
+    found: dict[str, tuple[str, bool]] = {}
+    for name, entry in options.items():
+        found[name] = (name, True)
+        found.update(dict.fromkeys(entry.get("aliases", ()), (name, True)))
+        found.update(dict.fromkeys(entry.get("off", ()), (name, False)))
+    return found
+
+
+def unknown_option(check: Check, key: str, known: Mapping[str, tuple[str, bool]]) -> str:
+    """Return the sentence for an option that this vLLM does not have."""
+    here = f"serve.{key}: vLLM {check.version.text} has no --{key}."
+    bare = key.lstrip("-")
+    dashed = bare.replace("_", "-")
+    if key[:2] != "--":
+        for name, entry in check.options.items():
+            if f"-{bare}" in entry.get("short", ()):
+                return f"serve.{key} is short for --{name}; write '{name}', in full."
+    if key != dashed and dashed in known:
+        return f"serve.{key} must be written '{dashed}': the long name, without dashes before it."
+    if "." in key and key.split(".", maxsplit=1)[0] in known:
+        head, tail = key.split(".", 1)
+        return f"serve.{key} must be a dictionary: '{head}: {{{tail.replace('.', ': {')}: ...'."
+    if dashed in check.providers:
+        mods = " or ".join(f"'{mod}'" for mod in check.providers[dashed])
+        return (
+            f"serve.{key}: --{dashed} is in no release of vLLM, the mod {mods} adds it; put "
+            "that into model_spec.mods, so that the image is built with it."
+        )
+    gone = GONE_OPTIONS.get(dashed)
+    if gone is not None:
+        since = f" since {'.'.join(map(str, gone.since))}" if gone.since else ""
+        return f"serve.{key}: vLLM {check.version.text} has no --{dashed}, it is gone{since}: {gone.instead}."
+    longer = sorted({known[each][0] for each in known if each.startswith(dashed)})
+    elsewhere = check.versions_with(lambda table: dashed in spellings(table["options"]))
+    if elsewhere:
+        other = f" vLLM {elsewhere} {'has' if ',' not in elsewhere else 'have'} it."
+        near = close(dashed, list(known))
+        return here + other + (f" The nearest here is '{near}'." if near else "")
+    if dashed and len(longer) == 1:
+        return (
+            f"serve.{key} is an abbreviation that vLLM's parser would take for "
+            f"--{longer[0]}; write '{longer[0]}', in full."
+        )
+    if dashed and len(longer) > 1:
+        return f"serve.{key} is an abbreviation of {listed(longer, 5)}; write one of them, in full."
+    near = close(dashed, list(known))
+    if near:
+        return f"{here} Did you mean '{near}'?"
+    everywhere = sorted({name for table in check.tables.values() for name in table["options"]})
+    near = close(dashed, everywhere)
+    if near:
+        elsewhere = check.versions_with(lambda table: near in table["options"])
+        return f"{here} The nearest is '{near}', which vLLM {elsewhere} has."
+    return f"{here} No version that is known here has it ({listed(in_order(check.tables))})."
