@@ -162,38 +162,13 @@ options:
     type: bool
     default: false
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-  - ansible.builtin.action_common_attributes.conn
-  - ansible.builtin.action_common_attributes.flow
+  - gb10.cluster.attributes.controller
 attributes:
-  action:
-    support: full
-  async:
-    support: none
-    description: Shows its progress while it runs.
-  become:
-    support: none
-    description: Nothing is run on a host.
-  bypass_host_loop:
-    support: none
-    description: Use C(run_once).
   check_mode:
-    support: full
-    description: Looks at what is served and measures nothing.
-  connection:
-    support: none
-    description: No connection to a host is made.
-  delegation:
-    support: none
-    description: Runs on the control node whatever it is delegated to.
-  diff_mode:
-    support: none
-    description: Changes nothing but its own results.
+    details: Looks at what is served and measures nothing.
   idempotent:
-    support: N/A
     description: Each run is a measurement of its own; it reports no change.
-  platform:
-    platforms: all
+    support: N/A
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

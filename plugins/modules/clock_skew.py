@@ -17,24 +17,7 @@ options:
     type: int
     default: 4
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-  - ansible.builtin.action_common_attributes.flow
-attributes:
-  action:
-    support: full
-  async:
-    support: none
-  become:
-    support: none
-    description: Nothing is run on a host with other rights.
-  bypass_host_loop:
-    support: none
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: posix
+  - gb10.cluster.attributes.connected
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -48,36 +48,16 @@ options:
         that the next run will meet again.
     type: int
     default: 0
-extends_documentation_fragment:
-  - gb10.cluster.probe
-  - gb10.cluster.probe.api
-  - ansible.builtin.action_common_attributes
-  - ansible.builtin.action_common_attributes.conn
-  - ansible.builtin.action_common_attributes.flow
-attributes:
-  action:
-    support: full
-  async:
-    support: none
-  become:
-    support: full
-  bypass_host_loop:
-    support: none
-  check_mode:
-    support: full
-    description: Looks once, without waiting and without failing.
-  connection:
-    support: full
-  delegation:
-    support: none
-  diff_mode:
-    support: none
-    description: Changes nothing.
-  platform:
-    platforms: linux
 seealso:
   - module: gb10.cluster.rank_state
   - module: gb10.cluster.health_probe
+extends_documentation_fragment:
+  - gb10.cluster.probe
+  - gb10.cluster.probe.api
+  - gb10.cluster.attributes.connected
+attributes:
+  check_mode:
+    details: Looks once, without waiting and without failing.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

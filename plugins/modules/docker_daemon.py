@@ -37,14 +37,7 @@ options:
     choices: [auto, always, never]
     default: auto
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: linux
+  - gb10.cluster.attributes
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -34,24 +34,7 @@ options:
     choices: [never, fail, warn]
     default: fail
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-  - ansible.builtin.action_common_attributes.flow
-attributes:
-  action:
-    support: full
-  async:
-    support: none
-  become:
-    support: none
-    description: Nothing is run on a host with other rights.
-  bypass_host_loop:
-    support: none
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: all
+  - gb10.cluster.attributes.controller
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -77,19 +77,10 @@ options:
     type: int
     default: 60
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - gb10.cluster.attributes
 attributes:
   check_mode:
-    description: Tells what would change; the rules are checked where nftables is installed.
-    support: full
-  diff_mode:
-    description: Shows the table's file.
-    support: full
-  idempotent:
-    description: A table that is loaded and unchanged is left alone.
-    support: full
-  platform:
-    platforms: linux
+    details: The rules are checked where nftables is installed.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -56,16 +56,11 @@ options:
     description: Where accepted configurations are remembered.
     type: path
     required: true
+extends_documentation_fragment:
+  - gb10.cluster.attributes.no_diff
 attributes:
   check_mode:
-    description: Asks in check mode too, since asking changes nothing, but remembers nothing.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: Never counts as a change.
-    support: full
+    details: Asks in check mode too, since asking changes nothing, but remembers nothing.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

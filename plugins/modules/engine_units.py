@@ -45,16 +45,8 @@ options:
     description: Where a start leaves what it found out; a stopped engine's files there are removed.
     type: path
     default: /run/gb10/engine
-attributes:
-  check_mode:
-    description: Can run in check mode.
-    support: full
-  diff_mode:
-    description: Shows which units would be started and stopped.
-    support: full
-  idempotent:
-    description: A unit that is as wanted is left alone.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -57,14 +57,7 @@ options:
     type: int
     default: 20
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: full
-  platform:
-    platforms: linux
+  - gb10.cluster.attributes
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -42,14 +42,7 @@ options:
     type: bool
     default: true
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
+  - gb10.cluster.attributes.reads
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -50,15 +50,10 @@ options:
     type: int
     default: 300
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - gb10.cluster.attributes.no_diff
 attributes:
   check_mode:
-    support: full
-    details: In check mode nothing is started or sent.
-  diff_mode:
-    support: none
-  platform:
-    platforms: linux
+    details: Nothing is started or sent.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

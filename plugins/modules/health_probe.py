@@ -46,22 +46,13 @@ options:
         that the next run will meet again.
     type: int
     default: 0
-attributes:
-  check_mode:
-    support: full
-    description: Reads the same in check mode, without waiting and without failing.
-  diff_mode:
-    support: none
-    description: Changes nothing.
-  idempotent:
-    support: full
-    description: Changes nothing.
-  platform:
-    platforms: linux
 extends_documentation_fragment:
   - gb10.cluster.probe
   - gb10.cluster.probe.api
-  - ansible.builtin.action_common_attributes
+  - gb10.cluster.attributes.reads
+attributes:
+  check_mode:
+    details: Looks once, without waiting and without failing.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

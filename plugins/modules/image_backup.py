@@ -36,16 +36,8 @@ options:
   record:
     description: What is recorded of the proven image, its C(identity) among it.
     type: dict
-attributes:
-  check_mode:
-    description: Can run in check mode, in which nothing is removed or written.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: A backup that is whole is left alone.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes.no_diff
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

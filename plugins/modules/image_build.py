@@ -39,16 +39,8 @@ options:
     description: Where the build's output goes.
     type: path
     required: true
-attributes:
-  check_mode:
-    description: Can run in check mode, in which it tells whether it would build.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: An image with the same fingerprint is not built again.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes.no_diff
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -41,16 +41,8 @@ options:
     description: Where to record the verified identity.
     type: path
     required: true
-attributes:
-  check_mode:
-    description: Can run in check mode, in which it only reports whether a check is due.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: An identity that is recorded as verified is not checked again.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes.no_diff
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

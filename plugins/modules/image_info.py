@@ -25,16 +25,8 @@ options:
     description: Where units are rendered.
     type: path
     default: /etc/systemd/system
-attributes:
-  check_mode:
-    description: Can run in check mode.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: Changes nothing.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes.reads
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

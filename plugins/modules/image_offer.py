@@ -58,18 +58,12 @@ options:
     description: The image agent on this node.
     type: path
     default: /usr/local/lib/gb10/image_agent.py
+extends_documentation_fragment:
+  - gb10.cluster.attributes.no_diff
 attributes:
-  check_mode:
-    description: Can run in check mode, in which nothing is stored or started.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
   idempotent:
-    description: >-
-      The unit is transient and the store a cache: neither counts as a change. Layers that are there are not
-      made again.
-    support: full
+    details: >-
+      The unit is transient and the store a cache; neither counts as a change. A complete layer is left alone.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

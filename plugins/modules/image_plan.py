@@ -46,34 +46,7 @@ options:
     description: Where to lay out the build context, as links. Nothing is written in check mode.
     type: path
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-  - ansible.builtin.action_common_attributes.flow
-  - ansible.builtin.action_common_attributes.conn
-attributes:
-  action:
-    support: full
-  async:
-    support: none
-    description: Answers at once.
-  become:
-    support: none
-    description: Nothing is run on a host.
-  bypass_host_loop:
-    support: none
-    description: Use C(run_once).
-  check_mode:
-    support: full
-  connection:
-    support: none
-    description: No connection is made.
-  delegation:
-    support: none
-    description: Runs on the control node whatever it is delegated to.
-  diff_mode:
-    support: none
-    description: Has nothing to show.
-  platform:
-    platforms: all
+  - gb10.cluster.attributes.controller
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

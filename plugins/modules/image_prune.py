@@ -35,16 +35,8 @@ options:
     description: Where layers for other nodes are kept.
     type: path
     required: true
-attributes:
-  check_mode:
-    description: Can run in check mode.
-    support: full
-  diff_mode:
-    description: Shows the names before and after.
-    support: full
-  idempotent:
-    description: What is within the policy is left alone.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -63,38 +63,8 @@ options:
     description: Used by the action plugin alone; the name under which the image arrived.
     type: str
     default: ""
-attributes:
-  action:
-    description: Watches the node from the control node.
-    support: full
-  async:
-    description: Shows its progress instead.
-    support: none
-  become:
-    description: Is needed for the unit and the record.
-    support: full
-  bypass_host_loop:
-    description: Runs on each host.
-    support: none
-  check_mode:
-    description: Can run in check mode, in which nothing is pulled.
-    support: full
-  connection:
-    description: Uses the host's connection.
-    support: full
-  delegation:
-    description: Can be delegated.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: An image with this identity is not pulled again.
-    support: full
-  platform:
-    description: Linux with systemd.
-    platforms: linux
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes.connected
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

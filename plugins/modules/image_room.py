@@ -42,16 +42,8 @@ options:
     description: What must stay free, in GiB.
     type: float
     default: 0
-attributes:
-  check_mode:
-    description: Can run in check mode.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: Changes nothing.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes.reads
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

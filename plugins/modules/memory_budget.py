@@ -133,14 +133,8 @@ options:
     type: float
     default: 0
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
+  - gb10.cluster.attributes.reads
 attributes:
-  check_mode:
-    support: full
-    details: The module only reads.
-  diff_mode:
-    support: none
-    details: The module changes nothing.
   platform:
     platforms: posix
 author:

@@ -32,17 +32,7 @@ options:
     elements: path
     default: [/]
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-  - ansible.builtin.action_common_attributes.facts
-attributes:
-  check_mode:
-    support: full
-  diff_mode:
-    support: none
-  facts:
-    support: none
-  platform:
-    platforms: linux
+  - gb10.cluster.attributes.reads
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -45,33 +45,11 @@ options:
     type: bool
     default: false
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-  - ansible.builtin.action_common_attributes.flow
-  - ansible.builtin.action_common_attributes.conn
+  - gb10.cluster.attributes.controller
 attributes:
-  action:
-    support: full
-  async:
-    support: none
-    description: Answers at once.
-  become:
-    support: none
-    description: Nothing is run on a host.
-  bypass_host_loop:
-    support: none
-    description: Use C(run_once).
-  check_mode:
-    support: full
-  connection:
-    support: none
-    description: No connection is made.
-  delegation:
-    support: none
-    description: Runs on the control node whatever it is delegated to.
   diff_mode:
+    description: Shows the options of the engine against the published ones.
     support: full
-  platform:
-    platforms: all
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -28,21 +28,12 @@ options:
     description: The RV(pulse) of an earlier report; a unit that differs from it is reported at once.
     type: list
     elements: str
-attributes:
-  check_mode:
-    support: full
-    description: Reads the same in check mode, without waiting.
-  diff_mode:
-    support: none
-    description: Changes nothing.
-  idempotent:
-    support: full
-    description: Changes nothing.
-  platform:
-    platforms: linux
 extends_documentation_fragment:
   - gb10.cluster.probe
-  - ansible.builtin.action_common_attributes
+  - gb10.cluster.attributes.reads
+attributes:
+  check_mode:
+    details: Looks once, without waiting.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -49,16 +49,11 @@ options:
     description: Directory in which the digests are noted; it need not outlive a boot.
     type: path
     default: /run/gb10/services
+extends_documentation_fragment:
+  - gb10.cluster.attributes
 attributes:
   check_mode:
-    description: Reports what would be done with the files that are there now.
-    support: full
-  diff_mode:
-    description: Shows what is done with each service.
-    support: full
-  idempotent:
-    description: A service that runs with the files of now is left alone.
-    support: full
+    details: Judges the files that are there now.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

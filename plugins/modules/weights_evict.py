@@ -21,16 +21,8 @@ options:
     type: list
     elements: str
     required: true
-attributes:
-  check_mode:
-    description: Can run in check mode, in which nothing is removed.
-    support: full
-  diff_mode:
-    description: Shows what goes, with its size.
-    support: full
-  idempotent:
-    description: What is not there is not removed.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

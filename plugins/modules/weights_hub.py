@@ -43,16 +43,11 @@ options:
     description: Free space that must remain on the file system.
     type: float
     default: 2.0
+extends_documentation_fragment:
+  - gb10.cluster.attributes.no_diff
 attributes:
   check_mode:
-    description: Can run in check mode, in which only the hub's list of files is read.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: Files that are there with the right hash are left alone.
-    support: full
+    details: Reads the hub's list of files only.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -37,16 +37,11 @@ options:
     description: Whether a source that is not there gives no manifest instead of a failure.
     type: bool
     default: false
+extends_documentation_fragment:
+  - gb10.cluster.attributes.reads
 attributes:
   check_mode:
-    description: Can run in check mode; it only reads, apart from its own cache.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: Changes nothing.
-    support: full
+    details: Writes its own cache only.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -85,16 +85,11 @@ options:
     description: With O(state=read), how long to wait for an end, in seconds.
     type: int
     default: 0
+extends_documentation_fragment:
+  - gb10.cluster.attributes.no_diff
 attributes:
-  check_mode:
-    description: Can run in check mode, in which nothing is started.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
   idempotent:
-    description: The unit is transient and never counts as a change.
-    support: full
+    details: The unit is transient and never counts as a change.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -56,16 +56,8 @@ options:
     description: A node that receives nothing for so long is named, in seconds.
     type: int
     default: 8
-attributes:
-  check_mode:
-    description: Can run in check mode, in which it tells whether something would be brought.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: A node that is whole is left alone.
-    support: full
+extends_documentation_fragment:
+  - gb10.cluster.attributes.connected
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """
