@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe files of other projects are read as their own programs read them, and commands as vLLM does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.command import (
+    CommandError,
+    read_command,
+    words_of,
+)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import (
+    RecipeError,
+    command_of,
+    fill,
+    read_recipe,
+)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
+
+OPTIONS = serve_files.load_tables()["0.33.0"]["options"]
+
+
+def serve(arguments: str) -> dict[str, Any]:
+    return read_command("vllm serve org/model " + arguments, OPTIONS).serve
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("-tp 2 -pp 1", {"tensor-parallel-size": 2, "pipeline-parallel-size": 1}),
+        ("-ep --enable_prefix_caching", {"enable-expert-parallel": True, "enable-prefix-caching": True}),
+        ("--no-enable-chunked-prefill", {"enable-chunked-prefill": False}),
+        ("--gpu-memory-utilization=.85", {"gpu-memory-utilization": 0.85}),
+        ("--kv-cache-memory-bytes 10G --max-model-len auto", {"kv-cache-memory-bytes": "10G", "max-model-len": "auto"}),
+        ("-cc.mode 0", {"compilation-config": {"mode": 0}}),
+        ("--compilation_config.cudagraph_mode none", {"compilation-config": {"cudagraph_mode": "none"}}),
+        (
+            "--compilation-config '{\"mode\": 3}' -cc.custom_ops+ all -cc.custom_ops+ none",
+            {"compilation-config": {"mode": 3, "custom_ops": ["all", "none"]}},
+        ),
+        (
+            "--default-chat-template-kwargs.thinking=true --default-chat-template-kwargs.reasoning_effort=high",
+            {"default-chat-template-kwargs": {"thinking": True, "reasoning_effort": "high"}},
+        ),
+        ("--cudagraph-capture-sizes 1 2 4 --dtype auto", {"cudagraph-capture-sizes": [1, 2, 4], "dtype": "auto"}),
+        ("--served-model-name a b", {"served-model-name": ["a", "b"]}),
+        ("--limit-mm-per-prompt '{{\"image\":1}}'", {"limit-mm-per-prompt": {"image": 1}}),
+        ('--hf-overrides \'{"a":{"b":1}}\'', {"hf-overrides": {"a": {"b": 1}}}),
+        ("--a-forks-switch --a-forks-list 1 x", {"a-forks-switch": True, "a-forks-list": [1, "x"]}),
+        ("--middleware one --middleware two", {"middleware": ["one", "two"]}),
+        ("-O3", {"optimization-level": "3"}),
+    ],
+)
+def test_options_are_read_as_vllm_reads_them(arguments: str, expected: dict[str, Any]) -> None:
+    assert serve(arguments) == expected
+
+
+def test_the_model_is_the_positional_or_the_option() -> None:
+    assert read_command("vllm serve org/model", OPTIONS).model == "org/model"
+    found = read_command("A=1 B='x y' python3 -m vllm.entrypoints.openai.api_server --model org/m --port 8000", OPTIONS)
+    assert (found.model, found.serve, found.env) == ("org/m", {"port": 8000}, {"A": "1", "B": "x y"})
+
+
+def test_what_is_left_out_is_noted() -> None:
+    assert read_command("vllm serve a b --dtype", OPTIONS).notes == [
+        "'b' follows the model without an option before it; it is left out.",
+        "--dtype has no value in the command; it is left out.",
+    ]
+
+
+def test_continuation_lines_with_spaces_behind_and_comments() -> None:
+    assert words_of("vllm serve x \\  \n  --a 1 # why\n") == ["vllm", "serve", "x", "--a", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vllm serve x && sleep 1", "a shell script ('&&' in it)"),
+        ("vllm serve x | tee log", "a shell script ('|' in it)"),
+        ("vllm serve 'x", "cannot be split into words"),
+        ("llama-server -m x", "starts with 'llama-server -m', where 'vllm serve' is expected"),
+        ("", "starts with ''"),
+    ],
+)
+def test_other_commands_are_refused(text: str, message: str) -> None:
+    with pytest.raises(CommandError, match=message.replace("(", r"\(").replace(")", r"\)").replace("|", r"\|")):
+        read_command(text, OPTIONS)
+
+
+def test_a_quoted_semicolon_is_no_script() -> None:
+    assert serve("--chat-template 'a;b'") == {"chat-template": "a;b"}
+
+
+EUGR = """
+recipe_version: "1"
+name: Some Model
+container: vllm-node
+model: org/some-model
+cluster_only: true
+build_args: [--x]
+mods: [mods/fix-some]
+defaults: {port: 8001, tensor_parallel: 2, spec: 3}
+env: {VLLM_A: 1}
+command: |
+  vllm serve org/some-model -tp {tensor_parallel} --port {port} \\
+    --speculative-config '{{"method":"mtp","num_speculative_tokens":{spec}}}'
+"""
+
+
+def test_eugr_version_1_is_one_format_string() -> None:
+    recipe = read_recipe(EUGR, "some.yaml")
+    assert (recipe.origin, recipe.name, recipe.model, recipe.container) == (
+        "eugr 1",
+        "Some Model",
+        "org/some-model",
+        "vllm-node",
+    )
+    assert (recipe.nodes, recipe.mods, recipe.env) == ((2, None), ["mods/fix-some"], {"VLLM_A": "1"})
+    assert list(recipe.left) == ["build_args"]
+    assert read_command(command_of(recipe), OPTIONS).serve == {
+        "tensor-parallel-size": 2,
+        "port": 8001,
+        "speculative-config": {"method": "mtp", "num_speculative_tokens": 3},
+    }
+
+
+def test_a_version_1_placeholder_without_a_value_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"some\.yaml: 'command' uses spec, which 'defaults' does not have"):
+        read_recipe(EUGR.replace(", spec: 3", ""), "some.yaml")
+    with pytest.raises(RecipeError, match="the braces of 'command' do not match"):
+        read_recipe(EUGR.replace("{spec}}}", "{spec}}"), "some.yaml")
+
+
+SPARKRUN = """
+recipe_version: "2"
+model: org/m
+model_revision: 0123456789abcdef0123456789abcdef01234567
+runtime: vllm
+container: ghcr.io/org/image:tag@sha256:00
+min_nodes: 2
+max_nodes: 2
+metadata: {description: A model.}
+defaults:
+  host: 0.0.0.0
+  tensor_parallel: 2
+  spec: '{"method":"mtp","num_speculative_tokens":{k}}'
+  k: 3
+env: {WHERE: "{model}", SWITCH: true}
+pre_exec: [echo]
+a_key_of_tomorrow: 1
+command: vllm serve {model} --tensor-parallel-size {tensor_parallel} --speculative-config '{spec}'
+"""
+
+
+def test_sparkrun_version_2_fills_in_until_nothing_changes() -> None:
+    recipe = read_recipe(SPARKRUN, "m.yaml")
+    assert (recipe.origin, recipe.name, recipe.nodes, recipe.description) == ("sparkrun 2", "m", (2, 2), "A model.")
+    assert recipe.revision == "0123456789abcdef0123456789abcdef01234567"
+    assert recipe.env == {"WHERE": "org/m", "SWITCH": "true"}
+    assert recipe.left == {
+        "pre_exec": "scripts are not run in the container; a change to vLLM is a mod (docs/mods.md)",
+        "a_key_of_tomorrow": "this project has nothing of that name",
+    }
+    assert read_command(command_of(recipe), OPTIONS).serve["speculative-config"]["num_speculative_tokens"] == 3
+
+
+def test_sparkrun_without_a_command_takes_the_defaults_as_options() -> None:
+    text = (
+        SPARKRUN[: SPARKRUN.index("command:")]
+        .replace("spec:", "speculative_config:")
+        .replace("  k: 3", "  k: 3\n  trust_remote_code: true\n  enforce_eager: false\n  expert_parallel: 1")
+    )
+    found = read_command(command_of(read_recipe(text.replace("{k}", "3").replace("  k: 3\n", ""), "m")), OPTIONS)
+    assert found.serve == {
+        "host": "0.0.0.0",
+        "tensor-parallel-size": 2,
+        "speculative-config": {"method": "mtp", "num_speculative_tokens": 3},
+        "trust-remote-code": True,
+        "enable-expert-parallel": True,
+    }
+
+
+def test_a_circle_of_placeholders_ends() -> None:
+    assert fill("{a}", {"a": "{b}", "b": "{a}"}) in ("{a}", "{b}")
+
+
+def test_includes_merge_below_the_file_that_names_them() -> None:
+    base = "defaults: {tensor_parallel: 1, port: 1}\nruntime: vllm\ncontainer: c"
+    recipe = read_recipe(
+        "include: base.yaml\nmodel: org/m\ndefaults: {port: 2}\n"
+        "command: vllm serve {model} -tp {tensor_parallel} --port {port}",
+        "m.yaml",
+        {"base.yaml": base}.__getitem__,
+    )
+    assert read_command(command_of(recipe), OPTIONS).serve == {"tensor-parallel-size": 1, "port": 2}
+    with pytest.raises(RecipeError, match="in a circle"):
+        read_recipe("include: a", "a", lambda _: "include: a")
+    with pytest.raises(RecipeError, match="files beside it are not read here"):
+        read_recipe("include: a", "x.yaml")
+
+
+VLLM = """
+meta:
+  slug: some-model
+  hardware: {dgx_spark_gb10: verified}
+model:
+  model_id: org/some-model
+  base_args: ["--max-model-len", "65536", --trust-remote-code]
+  base_env: {VLLM_B: 1}
+features:
+  reasoning: {args: [--reasoning-parser, qwen3]}
+hardware_overrides:
+  dgx_spark_gb10: {extra_args: [--max-num-seqs, "4"], extra_env: {VLLM_C: x}}
+variants: {default: {precision: nvfp4}}
+"""
+
+
+def test_vllm_recipes() -> None:
+    recipe = read_recipe(VLLM, "x.yaml")
+    assert (recipe.name, recipe.container, recipe.env) == (
+        "some-model",
+        "vllm/vllm-openai:latest",
+        {"VLLM_B": "1", "VLLM_C": "x"},
+    )
+    assert read_command(command_of(recipe), OPTIONS).serve == {
+        "max-model-len": 65536,
+        "trust-remote-code": True,
+        "reasoning-parser": "qwen3",
+        "max-num-seqs": 4,
+    }
+    assert list(recipe.left) == ["variants"]
+    assert "meta.hardware" in read_recipe(VLLM.replace("dgx_spark_gb10: verified", "h100: verified"), "x").left
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: a\nruntime: sglang\ncontainer: c", "is for the engine sglang; this project serves with vLLM"),
+        ("model: a\ncontainer: c\ncommand: llama-server -m a", "starts llama-server; this project serves with vLLM"),
+        ("recipe_version: '3'\nmodel: a", "has recipe_version 3; 1 and 2 are read here"),
+        ("- a", "its top level is no mapping"),
+        ("a: [", "x.yaml, line 1 is not valid YAML"),
+        ("services: {}", "is no recipe"),
+        ("model: a\ncontainer: c\nmin_nodes: many", "'min_nodes' must be a whole number of at least 1, found 'many'"),
+        ("model: a\ncontainer: c\ndefaults: [1]", "'defaults' must be a mapping, found list"),
+        (
+            'model: a\ncontainer: c\nenv: {X: "{launch.model_path}"}',
+            "env.X is '{launch.model_path}', which another launcher fills in at its start",
+        ),
+    ],
+)
+def test_what_is_no_recipe_is_one_sentence(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(text, "x.yaml")
+    assert message in str(caught.value)
