@@ -159,7 +159,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "probes": {mod["name"]: mod["probe"] for mod in mods},
             "assertions": recipe["assertions"],
             "vllm_version": recipe["vllm_version"],
-            "stand_in": recipe["stand_in"],
             "lacking": lacking,
         }, []
 

@@ -49,7 +49,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "images": {"type": "dict", "required": True},
                 "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
                 "render_only": {"type": "bool", "default": False},
-                "allow_stand_in": {"type": "bool", "default": False},
             }
         )
         errors = self._plan(args, known_vars, result)
@@ -75,7 +74,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if not args["render_only"]:
             errors += ms.inventory_errors(nodes)
 
-        if not args["model"] or args["spec"] is None:
+        if not args["model"] or not args["spec"]:
             files = [
                 str(path)
                 for folder in [_ROOT / "playbooks" / "group_vars", *args["catalogue"]]
@@ -101,11 +100,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             recipe, recipe_errors = image_recipe.resolve(args["images"], spec["image"])
             errors += recipe_errors
             vllm_version = recipe.get("vllm_version")
-            if recipe.get("stand_in") and not args["allow_stand_in"]:
-                errors.append(
-                    f"model_spec.image '{spec['image']}' holds a stand-in engine, which runs no model: it is for tests "
-                    "alone (allow_stand_in). Name an image with vLLM in it."
-                )
             if not recipe_errors and not vllm_version:
                 errors.append(
                     f"gb10_images.{spec['image']}.vllm_version is missing: neither options nor memory can be checked."

@@ -35,4 +35,5 @@ class FilterModule:
             "model_path": launch.model_path,
             "rank_ports": launch.rank_ports,
             "systemd_join": systemd_join,
+            "masked": launch.masked,
         }

@@ -24,9 +24,11 @@ def tightest(results: Sequence[Mapping[str, Any]], nodes: Sequence[str]) -> dict
         raise AnsibleFilterError(f"gb10.cluster.tightest: {error}") from error
 
 
-def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = "cuda") -> dict[str, Any]:
+def memory_arguments(spec: Mapping[str, Any], vllm_version: str) -> dict[str, Any]:
     """Return the module's arguments for a model; see memory_arguments.yml."""
     try:
+        # vLLM's builds for other hardware say so in the local part of their version (0.32.0+cpu).
+        device = "cpu" if vllm_version.partition("+")[2].split(".")[0] == "cpu" else "cuda"
         return arguments_of(spec, vllm_version, device)
     except MemoryModelError as error:
         raise AnsibleFilterError("gb10.cluster.memory_arguments: " + " ".join(error.problems)) from error

@@ -106,7 +106,7 @@ options:
     default: marlin
     choices: [marlin, flashinfer]
   device:
-    description: V(cuda) for a GB10; V(cpu) for vLLM's CPU build, as in the lab.
+    description: V(cuda) for a GB10; V(cpu) for vLLM's CPU build.
     type: str
     default: cuda
     choices: [cuda, cpu]

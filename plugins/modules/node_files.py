@@ -64,6 +64,11 @@ options:
         description: Keep the content out of the diff.
         type: bool
         default: false
+  root:
+    description:
+      - Directory that stands for V(/), to show on another machine what a node would be given.
+      - The files in it belong to the user who runs the module, whatever O(files[].owner) and O(files[].group) say.
+    type: path
 extends_documentation_fragment:
   - gb10.cluster.attributes
 author:
@@ -154,6 +159,8 @@ def target(item: dict[str, Any], before: str | None) -> str | None:
 
 def ids(module: AnsibleModule, item: dict[str, Any]) -> tuple[int, int]:
     """Return the numeric owner and group; fails when the node does not know the names."""
+    if module.params["root"]:
+        return os.geteuid(), os.getegid()
     try:
         return pwd.getpwnam(item["owner"]).pw_uid, grp.getgrnam(item["group"]).gr_gid
     except KeyError as error:
@@ -213,13 +220,17 @@ def write(module: AnsibleModule, path: Path, text: str, wanted: tuple[int, int, 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"files": {"type": "list", "elements": "dict", "required": True, "options": SPEC}},
+        argument_spec={
+            "files": {"type": "list", "elements": "dict", "required": True, "options": SPEC},
+            "root": {"type": "path"},
+        },
         supports_check_mode=True,
     )
     work: list[tuple[Path, str | None, tuple[int, int, int]]] = []
     diffs: list[dict[str, str]] = []
+    root = Path(module.params["root"] or "/")
     for item in module.params["files"]:
-        path = Path(item["path"])
+        path = root / item["path"].lstrip("/")
         before = read(path)
         try:
             after = target(item, before)

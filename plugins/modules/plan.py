@@ -17,7 +17,7 @@ options:
     description: The name that was asked for.
     type: str
   spec:
-    description: The C(model_spec) that the inventory holds for it. Omitted when there is none.
+    description: The C(model_spec) that the inventory holds for it. Omitted or empty when there is none.
     type: dict
   overrides:
     description: Merged into I(spec) for this run; V(null) removes a key.
@@ -38,10 +38,6 @@ options:
   render_only:
     description: >-
       The plan is only shown, no node will be contacted for it: addresses may still be placeholders.
-    type: bool
-    default: false
-  allow_stand_in:
-    description: Accept an image whose engine is a stand-in; for tests alone.
     type: bool
     default: false
 extends_documentation_fragment:

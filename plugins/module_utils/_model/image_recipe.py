@@ -23,7 +23,6 @@ _DEFAULTS: dict[str, Any] = {
     "steps": [],
     "env": {},
     "assertions": {},
-    "stand_in": False,
 }
 _STEP_DEFAULTS: dict[str, Any] = {
     "wheels": [],

@@ -120,7 +120,7 @@ def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = C
 
     :param spec: a validated ``model_spec``
     :param vllm_version: of the model's image
-    :param device: ``cuda``, or ``cpu`` for the lab's engine
+    :param device: ``cuda``, or ``cpu`` for vLLM's CPU build
     :raises MemoryModelError: with every problem at once, one sentence each
     """
     problems: list[str] = []

@@ -135,3 +135,18 @@ def systemd_quote(argument: str) -> str:
         return argument
     escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{escaped}"'
+
+
+_SECRET = re.compile(r"^(\w*(?:key|token|secret|password)\w*=).+$", re.IGNORECASE | re.MULTILINE)
+
+
+def masked(files: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return files to be shown: in those with ``secret`` set, each variable whose name says key, token, secret or
+    password has asterisks as its value.
+
+    :param files: items of ``gb10.cluster.node_files``; the given ones are not changed.
+    """
+    return [
+        {**each, "content": _SECRET.sub(r"\1********", each["content"])} if each.get("secret") else dict(each)
+        for each in files
+    ]

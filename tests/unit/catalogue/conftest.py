@@ -106,7 +106,7 @@ def rendered(site: Callable[[], Site], tmp_path_factory: pytest.TempPathFactory)
     @functools.cache
     def render(model: str) -> tuple[Path, Run]:
         where = tmp_path_factory.mktemp(f"rendered-{model}") / "out"
-        run = site().run("render.yml", "-e", f"model={model}", "-e", f"render_dir={where}", VLLM_API_KEY=API_KEY)
+        run = site().run("render.yml", "-e", f"model={model}", "-e", f"model_render_dir={where}", VLLM_API_KEY=API_KEY)
         assert run.returncode == 0, run.output
         return where, run
 

@@ -12,7 +12,12 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import names_from_files
+
 API_KEY = "an-api-key-that-nobody-may-see"
+
+GROUP_VARS = Path(__file__).resolve().parents[3] / "playbooks" / "group_vars"
+MODELS = names_from_files(map(str, GROUP_VARS.glob("model_*.yml")))
 
 
 def sentences(output: str) -> str:
@@ -38,8 +43,7 @@ def overrides(**given: Any) -> tuple[str, str]:
     [
         (
             ("-e", "model=nemotron-utlra"),
-            "Model 'nemotron-utlra' is not known. Did you mean 'nemotron-ultra'? Known: nemotron-nano, nemotron-super, "
-            "nemotron-ultra, qwen3-122b, qwen3-30b, qwen397.",
+            f"Model 'nemotron-utlra' is not known. Did you mean 'nemotron-ultra'? Known: {', '.join(MODELS)}.",
         ),
         (
             ("-e", "model=qwen397", *overrides(serv={"max-num-seqs": 4})),
@@ -90,7 +94,7 @@ def test_an_override_is_merged_and_shown(addressed: Any) -> None:
 
 def test_an_override_reaches_the_rendered_command(site: Callable[[], Any], tmp_path: Path) -> None:
     more = overrides(serve={"max-model-len": 524288, "max-cudagraph-capture-size": None})
-    run = site().run("render.yml", "-e", "model=nemotron-super", "-e", f"render_dir={tmp_path / 'out'}", *more)
+    run = site().run("render.yml", "-e", "model=nemotron-super", "-e", f"model_render_dir={tmp_path / 'out'}", *more)
     assert run.returncode == 0, run.output
     script = (tmp_path / "out" / "gx10-1" / "vllm-serve.sh").read_text(encoding="utf-8")
     assert "--max-model-len 524288" in script
@@ -110,15 +114,21 @@ def test_rendering_asks_no_node_and_gives_no_secret_away(rendered: Callable[[str
         assert not env or path.stat().st_mode & 0o077 == 0, "as closed as it will be on the node"
 
 
+def test_the_names_of_the_release_before_still_work(site: Callable[[], Any], tmp_path: Path) -> None:
+    run = site().run("render.yml", "-e", "model=nemotron-nano", "-e", f"render_dir={tmp_path / 'out'}")
+    assert run.returncode == 0, run.output
+    assert (tmp_path / "out" / "gx10-1" / "docker-run.sh").is_file()
+
+
 def test_rendering_needs_a_directory(site: Callable[[], Any]) -> None:
     run = site().run("render.yml", "-e", "model=nemotron-nano")
     assert run.returncode != 0
-    assert "Give -e render_dir=DIR" in run.output
+    assert "model_render_dir is required: pass -e model_render_dir=DIR" in run.output
 
 
 def test_a_bad_option_is_refused_while_rendering(site: Callable[[], Any], tmp_path: Path) -> None:
     more = overrides(serve={"gpu-memory-util": 0.9})
-    run = site().run("render.yml", "-e", "model=nemotron-nano", "-e", f"render_dir={tmp_path / 'out'}", *more)
+    run = site().run("render.yml", "-e", "model=nemotron-nano", "-e", f"model_render_dir={tmp_path / 'out'}", *more)
     assert run.returncode != 0
     assert "gpu-memory-utilization" in run.output
     assert not (tmp_path / "out").exists(), "nothing is written for an engine that would not start"
@@ -132,9 +142,9 @@ def test_memory_refuses_with_figures_and_what_to_change(addressed: Any) -> None:
     more = overrides(serve={"gpu-memory-utilization": 0.01})
     run = addressed.run("memory.yml", "-e", "model=nemotron-nano", *LOCAL, *more)
     assert run.returncode != 0
-    assert "nemotron-nano does not go onto this cluster. gx10-1 (refused):" in sentences(run.output), run.output
+    assert "nemotron-nano does not fit on this cluster. gx10-1 (refused):" in sentences(run.output), run.output
     assert "Nothing is left for the cache" in run.output
-    off = addressed.run("memory.yml", "-e", "model=nemotron-nano", "-e", "gb10_memory_check=false", *LOCAL, *more)
+    off = addressed.run("memory.yml", "-e", "model=nemotron-nano", "-e", "model_memory_check=false", *LOCAL, *more)
     assert off.returncode == 0, off.output
 
 

@@ -43,8 +43,9 @@ def test_wrong_input() -> None:
 
 
 def test_arguments_of_a_model() -> None:
-    found = memory_arguments({"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}}, "0.32.0", "cpu")
+    found = memory_arguments({"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}}, "0.32.0+cpu")
     assert found["max_model_len"] == 2048
+    assert found["device"] == "cpu"
     with pytest.raises(AnsibleFilterError, match=r"memory_arguments: model_spec\.serve has no max-model-len"):
         memory_arguments({"repo": "a/b", "size_gib": 1, "serve": {}}, "0.32.0")
     with pytest.raises(AnsibleFilterError, match="memory_arguments: model_spec has no 'size_gib'"):

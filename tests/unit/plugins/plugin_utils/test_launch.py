@@ -136,3 +136,14 @@ def test_systemd_reads_arguments_back_unchanged(argument: str, quoted: str) -> N
     assert launch.systemd_quote(argument) == quoted
     if "%" not in argument and "$" not in argument:
         assert shlex.split(quoted) == [argument]
+
+
+def test_files_are_shown_with_their_secrets_masked() -> None:
+    text = "A=1\nVLLM_API_KEY=abc\nhf_token=x y\nTOKENIZERS=2\nEMPTY_PASSWORD=\n"
+    files = [{"path": "/e", "content": text, "secret": True}, {"path": "/p", "content": "api_key=unrelated"}]
+    shown = launch.masked(files)
+    assert shown[0]["content"] == (
+        "A=1\nVLLM_API_KEY=********\nhf_token=********\nTOKENIZERS=********\nEMPTY_PASSWORD=\n"
+    )
+    assert shown[1] == files[1]
+    assert files[0]["content"] == text

@@ -255,7 +255,8 @@ VALUES = [
         f"serve.reasoning-parser: vLLM 0.22.1 knows no 'super_v3' {LATER}. Where the model's "
         "repository ships the parser, set reasoning-parser-plugin to that file. Known: cohere_command3, "
         "cohere_command4, deepseek_r1, deepseek_v3, deepseek_v4, ernie45, gemma4, glm45, granite, holo2, hunyuan_a13b, "
-        "hy_v3, kimi_k2, mimo, minimax_m2, minimax_m2_append_think, mistral, nemotron_v3, olmo3, openai_gptoss and 5 more.",
+        "hy_v3, kimi_k2, mimo, minimax_m2, minimax_m2_append_think, mistral, nemotron_v3, olmo3, openai_gptoss "
+        "and 5 more.",
     ),
     serve(
         {"tool-call-parser": "qwen3coder"},
