@@ -142,7 +142,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import OpenUrlClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
     RANK_ARGUMENTS,
     LogLimits,
@@ -180,10 +180,10 @@ class Prober:
         self.params = params
         self.names = rank_names(params, platform.node())
         self.reader = RankReader(runner(module), self.names, LogLimits(shown_lines=params["tail_lines"]))
-        self.client = OpenUrlClient(
+        self.client = ProbeClient(
             params["url"],
             api_key=params["api_key"],
-            silence_s=float(params["silence_seconds"]),
+            silence_seconds=float(params["silence_seconds"]),
             validate_certs=params["validate_certs"],
             ca_path=params["ca_path"],
         )

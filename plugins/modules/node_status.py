@@ -104,7 +104,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, parse_metrics, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import OpenUrlClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
     LogLimits,
     RankReader,
@@ -127,7 +127,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def ask(params: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the API's report and its load."""
     url = f"http://127.0.0.1:{record.get('api_port', 8000)}"
-    client = OpenUrlClient(url, api_key=params["api_key"], silence_s=float(params["silence_seconds"]))
+    client = ProbeClient(url, api_key=params["api_key"], silence_seconds=float(params["silence_seconds"]))
     before, began_s = client.get("/metrics"), time.monotonic()
     load: dict[str, Any] = {}
     if before.status == 200:

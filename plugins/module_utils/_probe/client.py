@@ -1,22 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP of the probe: Ansible's client, no proxy, a limit on silence, a key that stays in a header."""
+"""The HTTP of the probe: no proxy, no redirect, a limit on silence, a key that stays in a header.
+
+Standard library only: the modules and the periodic health check share it.
+"""
 
 from __future__ import annotations
 
+import http.client
 import json
+import ssl
+import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.error import HTTPError, URLError
 
-from ansible.module_utils.urls import open_url
-
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import ProbeHttpError, Reply
 
 MAX_BODY_BYTES = 8 << 20
+#: A request that got no answer, or not all of it; a server that dies in the middle of a chunk is an HTTPException.
+NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like others: following it would carry the key elsewhere."""
+
+    def redirect_request(self, *_given: Any) -> None:
+        """Follow nothing."""
 
 
 def error_word(problem: BaseException) -> str:
-    """`refused`, `timeout`, or the client's own words for a request that got no HTTP answer."""
+    """Return `refused`, `timeout`, or the client's own words for a request that got no HTTP answer."""
     reason = problem.reason if isinstance(problem, URLError) else problem
     if isinstance(reason, ConnectionRefusedError):
         return "refused"
@@ -25,11 +38,11 @@ def error_word(problem: BaseException) -> str:
     return str(reason) or type(reason).__name__
 
 
-class OpenUrlClient:
-    """Client of `probe_http` over ansible.module_utils.urls.
+class ProbeClient:
+    """Client of `_probe.api`.
 
-    url: scheme, host and port; silence_s: seconds without a byte after which a completion is
-    given up; short_s: the same for the quick questions.
+    url: scheme, host and port; silence_seconds: time without a byte after which a completion is given up;
+    short_seconds: the same for the quick questions; ca_path: a file with the certificates that are trusted.
     """
 
     def __init__(
@@ -37,62 +50,59 @@ class OpenUrlClient:
         url: str,
         *,
         api_key: str | None = None,
-        silence_s: float = 120.0,
-        short_s: float = 5.0,
+        silence_seconds: float = 120.0,
+        short_seconds: float = 5.0,
         validate_certs: bool = True,
         ca_path: str | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self.silence_s = silence_s
-        self.short_s = short_s
-        self.validate_certs = validate_certs
-        self.ca_path = ca_path
-        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.silence_seconds = silence_seconds
+        self.short_seconds = short_seconds
+        self.headers = {"User-Agent": "gb10-cluster-probe"}
+        if api_key:
+            self.headers["Authorization"] = f"Bearer {api_key}"
+        handlers: list[Any] = [urllib.request.ProxyHandler({}), _NoRedirect()]
+        if self.url.startswith("https:"):
+            context = ssl.create_default_context(cafile=ca_path)
+            if not validate_certs:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        self._opener = urllib.request.build_opener(*handlers)
 
-    def _open(self, method: str, path: str, data: str | None, timeout_s: float) -> Any:
-        headers = dict(self.headers)
-        if data is not None:
-            headers["Content-Type"] = "application/json"
-        return open_url(
-            self.url + path,
-            method=method,
-            data=data,
-            headers=headers,
-            timeout=timeout_s,
-            use_proxy=False,
-            validate_certs=self.validate_certs,
-            ca_path=self.ca_path,
-            http_agent="gb10-cluster-probe",
-            follow_redirects="none",
-        )
+    def _open(self, path: str, payload: Mapping[str, Any] | None, timeout_seconds: float) -> Any:
+        data = None if payload is None else json.dumps(payload).encode()
+        headers = {**self.headers, **({"Content-Type": "application/json"} if data else {})}
+        request = urllib.request.Request(self.url + path, data=data, headers=headers)
+        return self._opener.open(request, timeout=timeout_seconds)
 
-    def _ask(self, method: str, path: str, data: str | None, timeout_s: float) -> Reply:
+    def _ask(self, path: str, payload: Mapping[str, Any] | None, timeout_seconds: float) -> Reply:
         try:
-            with self._open(method, path, data, timeout_s) as answer:
+            with self._open(path, payload, timeout_seconds) as answer:
                 return Reply(int(answer.status), answer.read(MAX_BODY_BYTES).decode("utf-8", "replace"))
         except HTTPError as problem:
             return Reply(int(problem.code), problem.read(65536).decode("utf-8", "replace"))
-        except (URLError, OSError, ValueError) as problem:
+        except NO_ANSWER as problem:
             return Reply(0, "", error_word(problem))
 
     def get(self, path: str) -> Reply:
         """GET a path; never raises."""
-        return self._ask("GET", path, None, self.short_s)
+        return self._ask(path, None, self.short_seconds)
 
     def post(self, path: str, payload: Mapping[str, Any]) -> Reply:
         """POST JSON; never raises."""
-        return self._ask("POST", path, json.dumps(payload), self.silence_s)
+        return self._ask(path, payload, self.silence_seconds)
 
     def stream(self, path: str, payload: Mapping[str, Any]) -> Iterator[str]:
         """POST JSON and yield lines as they come; raises ProbeHttpError with what went wrong."""
         try:
-            with self._open("POST", path, json.dumps(payload), self.silence_s) as answer:
+            with self._open(path, payload, self.silence_seconds) as answer:
                 for raw in answer:
                     yield raw.decode("utf-8", "replace").rstrip("\r\n")
         except HTTPError as problem:
             body = problem.read(65536).decode("utf-8", "replace").strip()
             raise ProbeHttpError(int(problem.code), f"HTTP {problem.code}: {body[:300]}") from problem
-        except (URLError, OSError, ValueError) as problem:
+        except NO_ANSWER as problem:
             word = error_word(problem)
-            said = f"no byte for {self.silence_s:.0f} s" if word == "timeout" else word
+            said = f"no byte for {self.silence_seconds:.0f} s" if word == "timeout" else word
             raise ProbeHttpError(0, said) from problem

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import api as ph
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import OpenUrlClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient
 
 MODEL = "nvidia/nemotron-3-nano"
 KEY = "open-sesame"
@@ -134,7 +134,7 @@ def serving(api: Api) -> Iterator[str]:
 
 def probe(api: Api, key: str | None = KEY, **wanted: Any) -> dict[str, Any]:
     with serving(api) as url:
-        client = OpenUrlClient(url, api_key=key, silence_s=0.4, short_s=2.0)
+        client = ProbeClient(url, api_key=key, silence_seconds=0.4, short_seconds=2.0)
         return ph.probe_api(client, url, ph.Wanted(served_name=MODEL, **wanted))
 
 
@@ -186,13 +186,13 @@ def test_nobody_there_is_refused() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    client = OpenUrlClient(f"http://127.0.0.1:{port}")
+    client = ProbeClient(f"http://127.0.0.1:{port}")
     assert client.get("/health") == ph.Reply(0, "", "refused")
 
 
 def test_a_listener_that_says_nothing_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        client = OpenUrlClient(f"http://127.0.0.1:{mute.getsockname()[1]}", short_s=0.2)
+        client = ProbeClient(f"http://127.0.0.1:{mute.getsockname()[1]}", short_seconds=0.2)
         assert client.get("/health").error == "timeout"
 
 
@@ -290,3 +290,43 @@ def test_optional_canaries_are_left_out_when_no_token_came() -> None:
 @pytest.mark.parametrize("body", ["", "null", "[]", '{"data": [7]}', "<html>"])
 def test_what_is_no_list_of_models_is_none(body: str) -> None:
     assert ph.parse_models(body) == []
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Redirects, and dies in the middle of a chunk."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_given: object) -> None:
+        """Stay silent."""
+
+    def do_GET(self) -> None:
+        """Lead elsewhere."""
+        self.send_response(302)
+        self.send_header("Location", "/health")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        """Promise 255 bytes and give 4."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"ff\r\ndata")
+        self.close_connection = True
+
+
+def test_no_redirect_and_no_half_answer() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        client = ProbeClient(f"http://127.0.0.1:{server.server_address[1]}", api_key=KEY)
+        assert client.get("/health").status == 302
+        assert client.post("/x", {}).status == 0
+        with pytest.raises(ph.ProbeHttpError):
+            list(client.stream("/x", {}))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

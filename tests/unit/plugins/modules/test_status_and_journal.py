@@ -42,7 +42,7 @@ class Client:
 
     metrics = 0
 
-    def __init__(self, url: str, *, api_key: str | None = None, silence_s: float = 0) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None, silence_seconds: float = 0) -> None:
         self.url, self.api_key = url, api_key
 
     def get(self, path: str) -> Reply:
@@ -64,7 +64,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     made = Commands()
     monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, command, **_rest: made.run(command))
     monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _self, name, **_rest: f"/usr/bin/{name}")
-    monkeypatch.setattr(node_status, "OpenUrlClient", Client)
+    monkeypatch.setattr(node_status, "ProbeClient", Client)
     return made
 
 

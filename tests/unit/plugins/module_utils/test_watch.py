@@ -1,40 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program of the watch: what it keeps, what it tells whom, and that it runs with what the role ships alone."""
+"""The periodic health check: what it records, whom it notifies, and that it runs from its archive alone."""
 
 from __future__ import annotations
 
 import fcntl
 import http.server
-import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
 import yaml
 
-REPO = Path(__file__).resolve().parents[3]
-ROLE = REPO / "roles" / "watch"
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import watch
+from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build
+
+ROLE = Path(__file__).resolve().parents[4] / "roles" / "watch"
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("watch", ROLE / "files" / "watch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["watch"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-watch = load()
 READY = {"model": "a", "state": "ready", "summary": "It serves.", "diagnosis": []}
 DEAD = {
     "model": "a",
@@ -54,10 +42,10 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "state_dir": str(tmp_path / "state"),
         "canary": True,
         "canary_tokens": 4,
-        "silence_s": 5,
-        "look_s": 20,
+        "silence_seconds": 5,
+        "check_seconds": 20,
         "hook": [],
-        "hook_s": 5,
+        "hook_seconds": 5,
         "log_max_bytes": 10_000,
         "log_keep": 2,
     }
@@ -71,7 +59,7 @@ def lines(config: dict[str, Any]) -> list[dict[str, Any]]:
 def test_only_changes_are_transitions(config: dict[str, Any]) -> None:
     first = watch.note(config, READY, 100.0)
     assert (first["before"], first["before_seconds"]) == ("", 0.0)
-    assert watch.note(config, READY, 160.0) is None
+    assert watch.note(config, READY, 160.0) == {}
     second = watch.note(config, DEAD, 220.0)
     assert (second["before"], second["before_seconds"], second["state"]) == ("ready", 120.0, "dead")
     # Another model in the same state is a change too.
@@ -88,7 +76,7 @@ def test_only_changes_are_transitions(config: dict[str, Any]) -> None:
 
 def test_a_clock_that_is_put_back_makes_no_time_negative(config: dict[str, Any]) -> None:
     watch.note(config, READY, 5000.0)
-    assert watch.note(config, READY, 1400.0) is None
+    assert watch.note(config, READY, 1400.0) == {}
     assert json.loads((Path(config["state_dir"]) / "state.json").read_text())["since"] == 1400.0
     watch.note(config, READY, 5000.0)
     assert watch.note(config, DEAD, 1500.0)["before_seconds"] == 100.0
@@ -160,19 +148,12 @@ def test_a_look_that_lasts_counts_as_wedged(config: dict[str, Any], monkeypatch:
         time.sleep(30)
         return {}
 
-    monkeypatch.setattr(watch, "look", forever)
+    monkeypatch.setattr(watch, "check", forever)
     begun = time.monotonic()
-    found = watch.in_time({**config, "look_s": 0.2}, {"model": "a"})
+    found = watch.in_time({**config, "check_seconds": 0.2}, {"model": "a"})
     assert time.monotonic() - begun < 10
     assert (found["state"], found["model"]) == ("wedged", "a")
-    assert "not over within 0.2 s" in found["summary"]
-
-
-def test_commands_do_not_last_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "COMMAND_S", 0.2)
-    assert watch.run(["sleep", "30"]) == (124, "", "sleep did not end within 0 s")
-    assert watch.run(["/nonexistent/x"])[0] == 127
-    assert watch.run(["sh", "-c", "echo out; echo err >&2; exit 3"]) == (3, "out\n", "err\n")
+    assert "did not end within 0.2 s" in found["summary"]
 
 
 class Api(http.server.BaseHTTPRequestHandler):
@@ -211,28 +192,6 @@ def api() -> Iterator[int]:
     server.server_close()
 
 
-def test_the_client_of_the_look(api: int) -> None:
-    client = watch.LocalClient(f"http://127.0.0.1:{api}", "secret-5309", 5.0)
-    assert client.get("/v1/models").status == 200
-    assert watch.LocalClient(f"http://127.0.0.1:{api}", "", 5.0).get("/v1/models").status == 401
-    assert any("completion_tokens" in line for line in client.stream("/v1/completions", {}))
-    nobody = watch.LocalClient("http://127.0.0.1:1", "", 1.0)
-    assert (nobody.get("/health").status, nobody.get("/health").error) == (0, "refused")
-    with pytest.raises(watch.ProbeHttpError, match="refused"):
-        list(nobody.stream("/x", {}))
-
-
-def shipped(directory: Path) -> Path:
-    """Lay the program out as the role does."""
-    constants = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))
-    package = directory / "ansible_collections" / "gb10" / "cluster" / "plugins" / "module_utils"
-    (package / "_probe").mkdir(parents=True)
-    for name in constants["_watch_modules"]:
-        shutil.copy(REPO / "plugins" / "module_utils" / f"{name}.py", package / f"{name}.py")
-    shutil.copy(ROLE / "files" / "watch.py", directory)
-    return directory / "watch.py"
-
-
 def fake_node(directory: Path) -> dict[str, str]:
     """Programs that say that unit and container run."""
     answers = {
@@ -248,7 +207,9 @@ def fake_node(directory: Path) -> dict[str, str]:
 
 
 def test_it_runs_with_what_is_shipped_alone_and_shows_no_key(config: dict[str, Any], api: int, tmp_path: Path) -> None:
-    program = shipped(tmp_path / "shipped")
+    built = build("watch")
+    program = tmp_path / built.name
+    program.write_bytes(built.data)
     environment = fake_node(tmp_path / "bin")
     engine = Path(config["engine_dir"])
     record = {"model": "a", "served_name": "served/a", "members": ["gx10-1"], "api_port": api}
@@ -258,13 +219,8 @@ def test_it_runs_with_what_is_shipped_alone_and_shows_no_key(config: dict[str, A
     settings.write_text(json.dumps({**config, "hook": ["/bin/sh", "-c", f"env > {tmp_path}/hook.env"]}))
 
     def look() -> str:
-        # -I: no PYTHONPATH, no user site; the program's own directory is put back by hand, as a script has it.
-        code = (
-            f"import sys, runpy; sys.path.insert(0, {str(program.parent)!r}); sys.argv = ['watch', {str(settings)!r}]; "
-        )
-        code += f"runpy.run_path({str(program)!r}, run_name='__main__')"
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", code],
+            [sys.executable, "-I", "-S", "-B", str(program), "watch", str(settings)],
             check=False, capture_output=True, text=True, timeout=60, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -282,13 +238,13 @@ def test_it_runs_with_what_is_shipped_alone_and_shows_no_key(config: dict[str, A
 
     with (Path(config["state_dir"]) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert look() == "another look is going on\n"
+        assert look() == "another check is running\n"
 
 
 def test_looks_do_not_overlap_and_are_bounded() -> None:
     unit = (ROLE / "templates" / "gb10-watch.service.j2").read_text(encoding="utf-8")
     assert "Type=oneshot" in unit
-    assert "TimeoutStartSec={{ watch_look_s + watch_hook_s + 30 }}" in unit
+    assert "TimeoutStartSec={{ watch_check_seconds + watch_hook_seconds + 30 }}" in unit
     defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
     # The completion's own limit must come first, or its reason is never told.
-    assert defaults["watch_silence_s"] < defaults["watch_look_s"]
+    assert defaults["watch_silence_seconds"] < defaults["watch_check_seconds"]
