@@ -65,7 +65,7 @@ author:
 EXAMPLES = r"""
 - name: Prove that the model serves
   gb10.cluster.cluster_probe:
-    name: qwen397
+    name: my-model
     served_name: qwen3.5-397b
     head: gx10-1
     ranks: [gx10-1, gx10-2, gx10-3, gx10-4]

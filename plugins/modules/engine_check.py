@@ -68,7 +68,7 @@ author:
 EXAMPLES = r"""
 - name: Let the candidate image check the configuration
   gb10.cluster.engine_check:
-    model: qwen397
+    model: my-model
     image: gb10/vllm-node:0123456789ab
     argv: [vllm, serve, /root/.cache/huggingface/org/repo, --max-model-len, "4096"]
     weights: /var/lib/gb10/weights/org/repo

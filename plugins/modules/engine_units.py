@@ -55,12 +55,12 @@ EXAMPLES = r"""
 - name: Stop whatever else is served
   gb10.cluster.engine_units:
     state: alone
-    unit: vllm-qwen397.service
+    unit: vllm-my-model.service
 
 - name: Start the rank
   gb10.cluster.engine_units:
     state: started
-    unit: vllm-qwen397.service
+    unit: vllm-my-model.service
 """
 
 RETURN = r"""

@@ -60,7 +60,7 @@ author:
 EXAMPLES = r"""
 - name: Wait until the model on one node serves
   gb10.cluster.health_probe:
-    name: nemotron-nano
+    name: my-model
     served_name: nvidia/nemotron-3-nano
     url: http://127.0.0.1:8000
     api_key: "{{ vllm_api_key }}"
@@ -69,7 +69,7 @@ EXAMPLES = r"""
 
 - name: Ask the running engine for more than tokens
   gb10.cluster.health_probe:
-    name: qwen397
+    name: my-model
     served_name: qwen3.5-397b
     tool_call: true
     reasoning: true

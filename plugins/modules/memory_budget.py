@@ -172,7 +172,7 @@ EXAMPLES = r"""
 
 - name: Plan for a cluster that has not arrived yet
   gb10.cluster.memory_budget:
-    config_json: /srv/models/nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4
+    config_json: /srv/models/organisation/model
     weights_gib: 17.7
     vllm_version: 0.22.1
     kv_cache_dtype: fp8

@@ -41,7 +41,7 @@ author:
 EXAMPLES = r"""
 - name: Read this node's rank
   gb10.cluster.rank_state:
-    name: qwen397
+    name: my-model
     node: "{{ inventory_hostname }}"
   become: true
   register: rank

@@ -65,7 +65,7 @@ EXAMPLES = r"""
 - name: Check the options of a model
   gb10.cluster.serve_args:
     vllm_version: 0.22.1
-    model: nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4
+    model: organisation/model
     mods: [gpu-mem-util-gb]
     env:
       VLLM_FLASHINFER_ALLREDUCE_BACKEND: trtllm

@@ -55,9 +55,9 @@ author:
 EXAMPLES = r"""
 - name: Fetch the pinned revision
   gb10.cluster.weights_hub:
-    repo: Qwen/Qwen3.5-397B-A17B-FP8
+    repo: organisation/model
     revision: 0123456789abcdef0123456789abcdef01234567
-    path: ~/models/Qwen/Qwen3.5-397B-A17B-FP8
+    path: ~/models/organisation/model
     token: "{{ gb10_hf_token }}"
 """
 

@@ -49,8 +49,8 @@ author:
 EXAMPLES = r"""
 - name: Read the manifest at the source
   gb10.cluster.weights_manifest:
-    path: ~/models/Qwen/Qwen3.5-397B-A17B-FP8
-    repo: Qwen/Qwen3.5-397B-A17B-FP8
+    path: ~/models/organisation/model
+    repo: organisation/model
     cache: ~/.cache/gb10
   delegate_to: localhost
 """

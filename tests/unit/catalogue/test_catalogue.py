@@ -21,19 +21,9 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._memory import spec a
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, serve_files
 
 REPO = Path(__file__).resolve().parents[3]
-MODELS = ["nemotron-nano", "nemotron-super", "nemotron-ultra", "qwen3-122b", "qwen3-30b", "qwen397"]
+MODELS = ms.names_from_files(map(str, (REPO / "playbooks" / "group_vars").glob("model_*.yml")))
 #: What CUDA reports on a GX10 [P]; the tightest node then has 111.27 GiB for vLLM [S0].
 GX10_GIB = 121.69
-
-#: name, nodes, engine, image, mods, master port, GiB of weights, as the sources have them.
-FACTS = {
-    "qwen397": (4, "ray", "vllm-node-mimo", [], 29510, 379),
-    "nemotron-ultra": (4, "ray", "vllm-node", ["gpu-mem-util-gb", "nemotron-ultra"], 29520, 329),
-    "nemotron-super": (2, "ray", "vllm-ray", [], None, 69.5),
-    "nemotron-nano": (1, "native", "vllm-node", [], None, 17.7),
-    "qwen3-30b": (2, "ray", "vllm-ray", [], None, None),
-    "qwen3-122b": (2, "ray", "vllm-ray", [], None, None),
-}
 
 
 def checked(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,20 +47,10 @@ def version_of(spec: Mapping[str, Any], images: Mapping[str, Any]) -> str:
     return str(recipe["vllm_version"])
 
 
-def test_the_catalogue_has_these_models(catalogue: dict[str, Any]) -> None:
-    assert sorted(catalogue) == MODELS
-
-
 @pytest.mark.parametrize("model", MODELS)
-def test_valid_and_as_the_sources_have_it(model: str, catalogue: dict[str, Any]) -> None:
+def test_valid_and_says_nothing_twice(model: str, catalogue: dict[str, Any]) -> None:
     spec = checked(catalogue[model])
-    nodes, engine, image, mods, master, size = FACTS[model]
-    assert (spec["nodes"], spec["image"], spec["mods"]) == (nodes, image, mods)
-    assert spec["engine"] == engine
-    assert master is None or spec["ports"]["master"] == master
-    assert size is None or spec["size_gib"] == size
-    assert "served-model-name" not in spec["serve"]
-    assert "port" not in spec["serve"]
+    assert not {"served-model-name", "port"} & spec["serve"].keys()
 
 
 def test_models_do_not_share_a_rendezvous_port(catalogue: dict[str, Any]) -> None:

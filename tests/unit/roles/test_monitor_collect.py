@@ -28,8 +28,8 @@ def load() -> ModuleType:
 
 collector = load()
 RECORD: dict[str, Any] = {
-    "model": "qwen397",
-    "unit": "vllm-qwen397.service",
+    "model": "some397",
+    "unit": "vllm-some397.service",
     "served_name": "qwen/397",
     "repo": "Qwen/Q",
     "members": ["gx10-1", "gx10-2"],
@@ -73,15 +73,15 @@ def test_big_counters_keep_every_digit() -> None:
 def test_a_rank_is_told_with_its_model() -> None:
     found = lines(collector.engine, RECORD, "gx10-2", {"ActiveState": "active", "NRestarts": "3"})
     assert found == [
-        'gb10_engine_active_info{model="qwen397",served_name="qwen/397",repo="Qwen/Q",rank="1",ranks="2"} 1.0',
-        'gb10_engine_rank_up{model="qwen397",rank="1"} 1.0',
-        'gb10_engine_rank_restarts{model="qwen397",rank="1"} 3.0',
+        'gb10_engine_active_info{model="some397",served_name="qwen/397",repo="Qwen/Q",rank="1",ranks="2"} 1.0',
+        'gb10_engine_rank_up{model="some397",rank="1"} 1.0',
+        'gb10_engine_rank_restarts{model="some397",rank="1"} 3.0',
     ]
 
 
 @pytest.mark.parametrize("state", ["inactive", "failed", "activating", ""])
 def test_a_unit_that_is_not_active_is_down(state: str) -> None:
-    assert 'gb10_engine_rank_up{model="qwen397",rank="0"} 0.0' in lines(
+    assert 'gb10_engine_rank_up{model="some397",rank="0"} 0.0' in lines(
         collector.engine, RECORD, "gx10-1", {"ActiveState": state}
     )
 

@@ -9,9 +9,9 @@ import pytest
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 
 GOOD: dict[str, Any] = {
-    "name": "qwen397",
-    "repo": "Qwen/Qwen3.5-397B-A17B-FP8",
-    "served_name": "qwen397",
+    "name": "some397",
+    "repo": "org/Some-Model",
+    "served_name": "some397",
     "size_gib": 379,
     "nodes": 4,
     "image": "vllm-node-mimo",
@@ -91,23 +91,23 @@ def test_overrides_merge_deeply_replace_lists_and_remove_by_null() -> None:
 
 
 def test_unknown_model_lists_the_known_ones_and_the_nearest() -> None:
-    sentence = ms.unknown_model("qwen39", ["nemotron-ultra", "qwen397"])
-    assert "Did you mean 'qwen397'?" in sentence
-    assert "Known: nemotron-ultra, qwen397." in sentence
-    assert "group_vars/model_qwen39.yml" in sentence
+    sentence = ms.unknown_model("some39", ["other-big", "some397"])
+    assert "Did you mean 'some397'?" in sentence
+    assert "Known: other-big, some397." in sentence
+    assert "group_vars/model_some39.yml" in sentence
 
 
 def test_no_model_says_how_to_choose_one() -> None:
-    assert "-e model=<name>" in ms.unknown_model("", ["qwen397"])
+    assert "-e model=<name>" in ms.unknown_model("", ["some397"])
 
 
 def test_names_come_from_files() -> None:
-    files = ["a/group_vars/model_nemotron_ultra.yml", "b/model_qwen397.yaml", "b/models.yml", "b/model_qwen397.yml"]
-    assert ms.names_from_files(files) == ["nemotron-ultra", "qwen397"]
+    files = ["a/group_vars/model_other_big.yml", "b/model_some397.yaml", "b/models.yml", "b/model_some397.yml"]
+    assert ms.names_from_files(files) == ["other-big", "some397"]
 
 
 def test_group_names_are_what_the_constructed_plugin_makes() -> None:
-    assert ms.group_name("nemotron-3.5-ultra") == "model_nemotron_3_5_ultra"
+    assert ms.group_name("other-3.5-big") == "model_other_3_5_big"
 
 
 def test_members_are_head_first_and_the_rest_stays_idle() -> None:

@@ -16,8 +16,8 @@ REPO = Path(__file__).resolve().parents[4]
 MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]
 
 ULTRA: dict[str, Any] = {
-    "name": "nemotron-ultra",
-    "repo": "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4",
+    "name": "big",
+    "repo": "org/Big-NVFP4",
     "size_gib": 329,
     "serve": {
         "tensor-parallel-size": 4,

@@ -16,10 +16,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict impor
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments
 
-REPO = Path(__file__).resolve().parents[4]
+REPO = Path(__file__).resolve().parents[3]
 GROUP_VARS = REPO / "playbooks" / "group_vars"
-
-PUBLISHED = ["nemotron-nano", "nemotron-super", "nemotron-ultra", "qwen3-122b", "qwen3-30b", "qwen397"]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -46,12 +44,8 @@ def judge(spec: dict[str, Any], total_gib: float, **changes: Any) -> Budget:
     return evaluate(Settings(geometry=geometry, mem_total_gib=total_gib, mem_available_gib=111.27, **arguments))
 
 
-def test_the_six_models_are_there() -> None:
-    assert sorted(SPECS) == PUBLISHED
-
-
 @pytest.mark.parametrize("total_gib", [119.0, 121.69])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SPECS)
 def test_a_model_at_its_published_settings(name: str, total_gib: float) -> None:
     budget = judge(SPECS[name], total_gib)
     assert budget.verdict in ("fits", "tight"), budget.reasons + budget.missing
@@ -75,9 +69,17 @@ def test_the_ladder_from_the_catalogue_file() -> None:
     assert judge(SPECS["nemotron-nano"], 121.69, gpu_memory_utilization=0.15).verdict == "refused"
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_shape_in_the_catalogue_is_the_documented_one(name: str) -> None:
-    text = (REPO / "docs" / "memory.md").read_text(encoding="utf-8")
-    block = re.search(rf"^# {re.escape(name)}\b.*\n((?:geometry:\n)(?:  .*\n)+)", text, re.MULTILINE)
-    assert block is not None
-    assert geometry_from_dict(yaml.safe_load(block[1])["geometry"]) == geometry_from_dict(SPECS[name]["geometry"])
+#: The geometries that docs/memory.md shows, by model.
+DOCUMENTED = dict(
+    re.findall(
+        r"^# ([\w.-]+)\b.*\n((?:geometry:\n)(?:  .*\n)+)",
+        (REPO / "docs" / "memory.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_a_documented_shape_is_that_of_the_catalogue(name: str) -> None:
+    shown = geometry_from_dict(yaml.safe_load(DOCUMENTED[name])["geometry"])
+    assert shown == geometry_from_dict(SPECS[name]["geometry"])
