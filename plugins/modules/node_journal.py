@@ -10,7 +10,7 @@ short_description: Read the journal of a node's engine units
 version_added: 0.1.0
 description:
   - Reads the newest lines of the units that match, without escapes, a progress bar in its last state, and with
-    secrets masked. M(gb10.cluster.journal_merge) makes one log of what several nodes told.
+    secrets masked. M(gb10.cluster.journal_merge) merges the journals of several nodes.
   - Changes nothing.
 options:
   units:
@@ -58,6 +58,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.journal import parse_entries
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import runner
 
+#: systemd 252, of `--unit=` with a pattern that matches nothing.
+NO_SUCH_UNIT = "Failed to add filter for units: No data available"
+
 
 def main() -> None:
     module = AnsibleModule(
@@ -76,8 +79,8 @@ def main() -> None:
     command += [f"--since={want['since']}"] if want["since"] else []
     command += [f"--grep={want['grep']}"] if want["grep"] else []
     code, out, err = runner(module)(command)
-    # With --grep, no match is an exit status of 1 and no words.
-    if code != 0 and err.strip():
+    # With --grep, no match is an exit status of 1 without output; a pattern that no unit matches has words of its own.
+    if code != 0 and err.strip() and NO_SUCH_UNIT not in err:
         module.fail_json(msg=f"journalctl refuses since={want['since']!r} or grep={want['grep']!r}: {err.strip()}")
     module.exit_json(changed=False, entries=parse_entries(out, newest_first=bool(want["grep"])))
 

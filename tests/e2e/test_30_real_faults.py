@@ -52,7 +52,7 @@ def look(folder: Path) -> tuple[str, str] | None:
     """Return the state and the sentence that playbooks/status.yml tells now."""
     into = folder / "status.json"
     into.unlink(missing_ok=True)
-    harness.run("playbooks/status.yml", {"json": str(into)}, ok=None, quiet=True)
+    harness.run("playbooks/status.yml", {"status_json": str(into)}, ok=None, quiet=True)
     if not into.exists():
         return None
     told = json.loads(into.read_text(encoding="utf-8"))

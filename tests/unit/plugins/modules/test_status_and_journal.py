@@ -145,6 +145,8 @@ def test_the_journal_is_asked_for_what_is_wanted(commands: Commands, capsys: pyt
 def test_no_match_is_no_error_and_nonsense_is(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     commands.answers["journalctl"] = (1, "", "")
     assert call(node_journal, capsys, grep="nothing")["entries"] == []
+    commands.answers["journalctl"] = (1, "", "Failed to add filter for units: No data available\n")
+    assert call(node_journal, capsys)["entries"] == []
     commands.answers["journalctl"] = (1, "", "Failed to parse timestamp: the day after\n")
     failed = call(node_journal, capsys, since="the day after")
     assert failed["msg"] == (
