@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge what the nodes told, print it for people or programs, and fail when it is bad enough."""
+"""Judge the nodes' reports, print the diagnosis for people or programs, and fail from a chosen level on."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import (
     FAIL,
     OK,
     WARN,
-    Limits,
     diagnose,
     tables,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.gather import node_limits, node_report
 
 LEVELS = {"never": {OK, WARN, FAIL}, "fail": {OK, WARN}, "warn": {OK}}
 
@@ -34,32 +35,31 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         del tmp
         _validation, arguments = self.validate_argument_spec(
             argument_spec={
-                "told": {"type": "dict", "required": True},
-                "limits": {"type": "dict", "required": True},
+                "nodes": {"type": "list", "elements": "str", "required": True},
                 "json": {"type": "str", "default": ""},
                 "fail_on": {"type": "str", "choices": list(LEVELS), "default": "fail"},
             },
         )
-        limits = {
-            name: Limits(**{**given, "open_ports": tuple(int(port) for port in given["open_ports"])})
-            for name, given in arguments["limits"].items()
-        }
-        report = diagnose(arguments["told"], limits)
-        display = Display()
+        known = task_vars or {}
+
+        def of_this_run(variable: str) -> Any:
+            return self._templar.template(known[variable]) if variable in known else None
+
+        own = {node: known["hostvars"][node] for node in arguments["nodes"]}
+        report = diagnose(
+            {node: node_report(each) for node, each in own.items()},
+            {node: node_limits(each, of_this_run) for node, each in own.items()},
+        )
         text = json.dumps(report.to_dict(), indent=2)
-        if arguments["json"] == "-":
-            display.display(text)
-        else:
-            display.display("\n".join(tables(report)))
+        Display().display(text if arguments["json"] == "-" else "\n".join(tables(report)))
         if arguments["json"] not in ("", "-"):
-            Path(arguments["json"]).write_text(text + "\n", encoding="utf-8")
-        result.update(changed=False)
+            write(Path(arguments["json"]).expanduser(), text + "\n")
+        result.update(changed=False, report=report.to_dict())
         if report.level not in LEVELS[arguments["fail_on"]]:
             counts = report.counts()
             result.update(
                 failed=True,
                 msg=f"The diagnosis is {report.level}: {counts[FAIL]} FAIL and {counts[WARN]} WARN, see above.",
             )
-        else:
-            result["report"] = report.to_dict()
+            del result["report"]
         return result

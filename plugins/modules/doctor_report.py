@@ -6,23 +6,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: doctor_report
-short_description: Judge what the nodes of a cluster say of themselves
+short_description: Diagnose the nodes of a cluster from what role doctor has read
 version_added: 0.1.0
 description:
-  - Turns what other modules found on each node into checks with V(OK), V(WARN) or V(FAIL) and a remedy, compares the
-    nodes line by line, and prints one table per node and one for the cluster.
+  - Turns what the tasks of role doctor registered for each node into checks with V(OK), V(WARN) or V(FAIL) and a
+    remedy, compares the nodes property by property, and prints one table per node and one for the cluster.
+  - What is healthy is set by the variables of the roles doctor, fabric and host, for a node or for all; their
+    defaults are read from those roles.
   - Runs on the control node alone.
 options:
-  told:
-    description: >-
-      By node, C(node) (M(gb10.cluster.node_facts) with C(detail)), C(fabric) (M(gb10.cluster.fabric_facts)),
-      C(ping) (M(gb10.cluster.fabric_ping)), C(skew) (M(gb10.cluster.clock_skew)), C(slow) (sentences about throughput).
-      A node without C(node) did not answer; C(error) may say why.
-    type: dict
-    required: true
-  limits:
-    description: By node, what is healthy.
-    type: dict
+  nodes:
+    description: Inventory names of the nodes. One that did not answer is reported as such.
+    type: list
+    elements: str
     required: true
   json:
     description: V(-) prints JSON instead of tables; a path writes JSON there as well.
@@ -42,8 +38,7 @@ author:
 EXAMPLES = r"""
 - name: Print the diagnosis
   gb10.cluster.doctor_report:
-    told: "{{ told }}"
-    limits: "{{ limits }}"
+    nodes: "{{ groups['gx10'] }}"
     fail_on: warn
   run_once: true
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cluster's nodes say of themselves, judged: OK, WARN or FAIL, with a remedy for each; pure."""
+"""Checks of a cluster's nodes: each OK, WARN or FAIL, with a remedy; pure."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ class Report:
         }
 
 
-def diagnose(told: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits]) -> Report:
+def diagnose(reports: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits]) -> Report:
     """Return the report on a cluster.
 
     Args:
-        told: by node, ``node`` (of gb10.cluster.node_facts with ``detail``), ``fabric`` (of gb10.cluster.fabric_facts),
-            ``ping`` (of gb10.cluster.fabric_ping), ``skew`` (of gb10.cluster.clock_skew); without ``node`` the node
-            did not answer, and ``error`` may say why.
+        reports: by node, ``node`` (of gb10.cluster.node_facts with ``detail``), ``fabric`` (of
+            gb10.cluster.fabric_facts), ``ping`` (of gb10.cluster.fabric_ping), ``skew`` (of gb10.cluster.clock_skew),
+            ``slow`` (sentences about throughput); without ``node`` the node did not answer, and ``error`` may say why.
         limits: what is healthy, by node.
     """
     report = Report()
-    answering = {name: data for name, data in told.items() if data.get("node")}
-    for name, data in told.items():
+    answering = {name: data for name, data in reports.items() if data.get("node")}
+    for name, data in reports.items():
         report.nodes[name] = (
             node_checks(data, limits[name])
             if name in answering
@@ -105,7 +105,7 @@ def diagnose(told: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits]
                 )
             ]
         )
-    report.cluster = cluster_checks(answering, limits, len(told))
+    report.cluster = cluster_checks(answering, limits, len(reports))
     return report
 
 
@@ -343,27 +343,29 @@ def _port_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
     ]
 
 
-def cluster_checks(told: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits], expected: int) -> list[Check]:
+def cluster_checks(
+    reports: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits], expected: int
+) -> list[Check]:
     """Return the checks that take several nodes: reachability over the fabric, and parity line by line."""
     checks = [
         Check(
             "nodes",
-            f"{len(told)} of {expected} answer",
-            OK if len(told) == expected else FAIL,
-            "" if len(told) == expected else "See the tables of those that do not.",
+            f"{len(reports)} of {expected} answer",
+            OK if len(reports) == expected else FAIL,
+            "" if len(reports) == expected else "See the tables of those that do not.",
         )
     ]
-    pings = {name: data["ping"] for name, data in told.items() if data.get("ping")}
+    pings = {name: data["ping"] for name, data in reports.items() if data.get("ping")}
     if len(pings) > 1:
         mtu = max((limits[name].mtu_bytes for name in pings), default=0)
         problems = verdict(pings, mtu)
         checks += [Check("fabric", problem, FAIL, "") for problem in problems]
         if not problems:
             checks.append(Check("fabric", f"every node reaches every other with {mtu} bytes unfragmented"))
-    slow = [sentence for data in told.values() for sentence in data.get("slow") or ()]
+    slow = [sentence for data in reports.values() for sentence in data.get("slow") or ()]
     checks += [Check("throughput", sentence, FAIL, "") for sentence in sorted(set(slow))]
-    if len(told) > 1:
-        checks += parity(told)
+    if len(reports) > 1:
+        checks += parity(reports)
     return checks
 
 
@@ -402,16 +404,16 @@ _PARITY: Sequence[tuple[str, str, Callable[[Mapping[str, Any]], str], str]] = (
 )
 
 
-def parity(told: Mapping[str, Mapping[str, Any]]) -> list[Check]:
+def parity(reports: Mapping[str, Mapping[str, Any]]) -> list[Check]:
     """Return a line for each property that must be the same on all nodes, with who differs."""
     checks = []
     for name, level, read, remedy in _PARITY:
-        values = {node: read(data) for node, data in told.items()}
+        values = {node: read(data) for node, data in reports.items()}
         if any(values.values()):
             checks.append(_same(f"same {name}", values, level, remedy))
-    tags = sorted({tag for data in told.values() for tag in data["node"].get("images", {})})
+    tags = sorted({tag for data in reports.values() for tag in data["node"].get("images", {})})
     for tag in tags:
-        values = {node: data["node"].get("images", {}).get(tag, "absent")[:19] for node, data in told.items()}
+        values = {node: data["node"].get("images", {}).get(tag, "absent")[:19] for node, data in reports.items()}
         present = {node: value for node, value in values.items() if value != "absent"}
         if len(set(present.values())) > 1:
             checks.append(_same(f"image {tag}", values, FAIL, "Run playbooks/image.yml: one tag must be one image."))

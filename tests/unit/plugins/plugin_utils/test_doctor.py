@@ -55,7 +55,7 @@ def node() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def told(count: int = 3) -> dict[str, dict[str, Any]]:
+def reports(count: int = 3) -> dict[str, dict[str, Any]]:
     machine = to_dict(parse_capture(json.loads((FIXTURES / "switch.json").read_text(encoding="utf-8"))))
     names = NAMES[:count]
     return {
@@ -86,7 +86,7 @@ def bad(found: Report, name: str = "") -> list[tuple[str, str]]:
 
 
 def test_a_sound_cluster() -> None:
-    found = report(told())
+    found = report(reports())
     assert found.level == OK, [check for _name, check in found.checks() if check.level != OK]
     assert all(len(checks) > 10 for checks in found.nodes.values())
     assert found.to_dict()["counts"][FAIL] == 0
@@ -111,7 +111,7 @@ def test_a_sound_cluster() -> None:
     ],
 )
 def test_each_fault_of_a_node(path: tuple[str, ...], value: object, name: str, level: str) -> None:
-    data = told()
+    data = reports()
     place = data["n2"]["node"]
     for key in path[:-1]:
         place = place[key]
@@ -124,7 +124,7 @@ def test_each_fault_of_a_node(path: tuple[str, ...], value: object, name: str, l
 
 
 def test_what_was_waived_is_not_held_against_a_node() -> None:
-    data = told()
+    data = reports()
     for each in data.values():
         each["node"]["protection"].update(earlyoom=False, swappiness=60)
         each["node"]["gpu"] = {"present": False, "driver": "", "container_toolkit": False}
@@ -134,7 +134,7 @@ def test_what_was_waived_is_not_held_against_a_node() -> None:
 
 @pytest.mark.parametrize(("free", "level"), [(51.0, OK), (49.0, WARN), (9.9, FAIL)])
 def test_disk(free: float, level: str) -> None:
-    data = told(1)
+    data = reports(1)
     for disk in data["n1"]["node"]["disks"].values():
         disk["free_gib"] = free
     checks = [check for check in report(data).nodes["n1"] if check.name.startswith("disk")]
@@ -142,7 +142,7 @@ def test_disk(free: float, level: str) -> None:
 
 
 def test_memory_of_a_node_that_serves_is_a_warning() -> None:
-    data = told(1)
+    data = reports(1)
     data["n1"]["node"]["memory_gib"]["available"] = 5.0
     data["n1"]["node"]["engines"] = ["vllm-qwen397.service"]
     assert bad(report(data), "n1") == [("memory", WARN)]
@@ -152,7 +152,7 @@ def test_memory_of_a_node_that_serves_is_a_warning() -> None:
     ("skew", "error", "level"), [(0.4, 0.0, OK), (0.6, 0.05, FAIL), (-2.0, 0.1, FAIL), (0.6, 0.2, OK)]
 )
 def test_clock(skew: float, error: float, level: str) -> None:
-    data = told(1)
+    data = reports(1)
     data["n1"]["skew"] = {"skew_s": skew, "error_s": error}
     [check] = [check for check in report(data).nodes["n1"] if check.name == "clock"]
     assert check.level == level
@@ -171,21 +171,21 @@ def test_clock(skew: float, error: float, level: str) -> None:
     ],
 )
 def test_each_fault_of_a_port(machine: str, name: str, level: str) -> None:
-    data = told(1)
+    data = reports(1)
     tree = json.loads((FIXTURES / f"{machine}.json").read_text(encoding="utf-8"))
     data["n1"]["fabric"] = {"machine": to_dict(parse_capture(tree))}
     assert (name, level) in bad(report(data), "n1")
 
 
 def test_a_port_that_is_open_beyond_the_fabric() -> None:
-    data = told(1)
+    data = reports(1)
     data["n1"]["node"]["listeners"].append({"address": "0.0.0.0", "port": 6379, "process": "gcs_server"})
     [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "open beyond the fabric"]
     assert (check.level, check.value) == (WARN, "0.0.0.0:6379 (gcs_server)")
 
 
 def test_a_node_that_does_not_answer() -> None:
-    data = told()
+    data = reports()
     data["n3"] = {"node": {}, "error": "Connection timed out"}
     found = report(data)
     assert [(check.name, check.value, check.level) for check in found.nodes["n3"]] == [
@@ -195,7 +195,7 @@ def test_a_node_that_does_not_answer() -> None:
 
 
 def test_a_node_that_is_cut_off_the_fabric_is_named() -> None:
-    data = told()
+    data = reports()
     nothing = {"ok": False, "reachable": False, "largest": 0}
     data["n3"]["ping"].update(carrier=False, peers={"n1": nothing, "n2": nothing})
     for name in ("n1", "n2"):
@@ -205,7 +205,7 @@ def test_a_node_that_is_cut_off_the_fabric_is_named() -> None:
 
 
 def test_a_slow_link_is_reported_once() -> None:
-    data = told()
+    data = reports()
     for each in data.values():
         each["slow"] = ["n2 sends at 10.00 Gb/s at best"]
     assert [check.value for check in report(data).cluster if check.name == "throughput"] == [
@@ -225,7 +225,7 @@ def test_a_slow_link_is_reported_once() -> None:
     ],
 )
 def test_parity(path: tuple[str, ...], value: str, name: str, level: str) -> None:
-    data = told()
+    data = reports()
     place = data["n2"]["node"]
     for key in path[:-1]:
         place = place[key]
@@ -238,13 +238,13 @@ def test_parity(path: tuple[str, ...], value: str, name: str, level: str) -> Non
 
 
 def test_an_image_that_only_the_head_has_is_no_difference() -> None:
-    data = told()
+    data = reports()
     data["n1"]["node"]["images"]["builder:1"] = "c" * 64
     assert report(data).level == OK
 
 
 def test_tables_fit_and_show_remedies() -> None:
-    data = told()
+    data = reports()
     data["n2"]["node"]["protection"]["earlyoom"] = False
     data["n2"]["node"]["listeners"] += [{"address": "0.0.0.0", "port": 7000 + n, "process": "x"} for n in range(30)]
     lines = tables(report(data), width=100)
