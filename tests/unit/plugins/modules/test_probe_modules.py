@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gb10.cluster.plugins.filter import probe as probe_filter
@@ -84,3 +86,24 @@ def test_the_filter_merges_reports() -> None:
 def test_the_filter_names_what_is_missing() -> None:
     with pytest.raises(AnsibleFilterError, match="no report of the head 'gx10-1'"):
         probe_filter.cluster_state([], "gx10-1")
+
+
+def test_a_rank_that_starts_is_read_from_its_journal(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = (Path(__file__).parents[2] / "fixtures" / "probe" / "native-start-head.journal.jsonl").read_text()
+    invocation = json.loads(journal.splitlines()[-1])["_SYSTEMD_INVOCATION_ID"]
+    shown = f"LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nInvocationID={invocation}\n"
+
+    def run_command(_self: object, command: list[str], **_rest: Any) -> tuple[int, str, str]:
+        program = command[0].rsplit("/", 1)[-1]
+        if program == "systemctl":
+            return 0, shown, ""
+        if program == "docker":
+            return 0, '[{"State": {"Running": true, "Pid": 1}, "Image": "sha256:1"}]', ""
+        return (0, journal, "") if f"_SYSTEMD_INVOCATION_ID={invocation}" in command else (1, "", "")
+
+    monkeypatch.setattr(AnsibleModule, "run_command", run_command)
+    monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _self, name, **_rest: f"/usr/bin/{name}")
+    rank = call(rank_state, **NOTHING, tail_lines=3)["rank"]
+    assert (rank["state"], rank["log"]["phase"], rank["container"]["image_id"]) == ("running", "ready", "sha256:1")
+    assert len(rank["tail"]) == 3
+    assert rank["findings"] == []

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gb10.cluster.node_facts on a node whose files and commands are these."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.gb10.cluster.plugins.modules import node_facts
+
+FILES = {
+    "/etc/os-release": 'ID=ubuntu\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.04.3 LTS"\n',
+    "/etc/dgx-release": 'DGX_SWBUILD_VERSION="7.2.3"\nDGX_OTA_VERSION="7.4.0"\n',
+    "/proc/meminfo": "MemTotal: 125829120 kB\nMemAvailable: 104857600 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n"
+    "CmaTotal: 65536 kB\nCmaFree: 131072 kB\n",
+    "/sys/module/nvidia/version": "580.95.05\n",
+    "/etc/docker/daemon.json": '{"data-root": "/", "runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}}',
+    "/run/systemd/container": "",
+    "/proc/1/environ": "HOME=/\0",
+    "/sys/class/dmi/id/bios_version": "5.36_0ACUM018\n",
+    "/sys/class/dmi/id/bios_date": "09/18/2025\n",
+    "/proc/sys/vm/swappiness": "1\n",
+    "/proc/sys/vm/dirty_bytes": "268435456\n",
+}
+COMMANDS = {
+    "systemctl get-default": "multi-user.target\n",
+    "systemctl is-system-running": "degraded\n",
+    "systemctl list-units --plain --no-legend --state=failed": "broken.service loaded failed failed Broken\n",
+    "systemctl list-units --plain --no-legend --state=active chrony.service": "chrony.service loaded active running\n",
+    "systemctl list-units --plain --no-legend --state=active docker.service": "docker.service loaded active running\n",
+    "systemctl list-units --plain --no-legend --state=active vllm-*.service": "vllm-a.service loaded active running\n",
+    "systemctl list-units --plain --no-legend --state=active earlyoom.service": "",
+    "systemctl show --property=Id,ActiveState display-manager.service": "Id=gdm.service\nActiveState=active\n",
+    "systemctl show --property=OOMScoreAdjust ssh.service": "OOMScoreAdjust=-1000\n",
+    "timedatectl show --property=NTPSynchronized --value": "yes\n",
+    "docker version --format {{.Server.Version}}": "28.3.3\n",
+    "docker image ls --filter dangling=false --format {{.Repository}}:{{.Tag}}": "a:1\n",
+    "docker image inspect a:1": "this is no JSON",
+}
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, str], dict[str, str]]:
+    """The node's files and what its commands print; a test may change them."""
+    files, commands = dict(FILES), dict(COMMANDS)
+    monkeypatch.setattr(node_facts, "read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(node_facts, "run", lambda *argv: commands.get(" ".join(argv), ""))
+    return files, commands
+
+
+def facts(capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
+    """Run the module and return its one fact."""
+    with patch_module_args(options), pytest.raises(SystemExit):
+        node_facts.main()
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["changed"] is False
+    node: dict[str, Any] = found["node"]
+    return node
+
+
+@pytest.mark.usefixtures("node")
+def test_what_is_always_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = facts(capsys, disk_paths=[str(tmp_path / "not" / "yet")])
+    assert (found["os"]["id"], found["os"]["dgx"]) == ("ubuntu", "7.4.0")
+    assert found["memory_gib"] == {
+        "total": 120.0, "available": 100.0, "swap_total": 0.0, "swap_free": 0.0, "cma_total": 0.06, "cma_free": 0.12,
+    }  # fmt: skip
+    assert found["kho_fault"] is True
+    assert found["gpu"]["driver"] == "580.95.05"
+    assert (found["docker"]["active"], found["docker"]["runtimes"]) == (True, ["nvidia"])
+    assert set(found["disks"]) == {str(tmp_path / "not" / "yet"), "/"}
+    assert all(disk["size_gib"] >= disk["free_gib"] > 0 for disk in found["disks"].values())
+    assert found["systemd"] == {
+        "default_target": "multi-user.target", "state": "degraded", "failed": ["broken.service"],
+    }  # fmt: skip
+    assert found["desktop"]["unit"] == "gdm.service"
+    assert (found["time"]["service"], found["time"]["synchronized"]) == ("chrony.service", True)
+    assert found["engines"] == ["vllm-a.service"]
+    assert "bios" not in found
+
+
+@pytest.mark.usefixtures("node")
+def test_the_detail_of_a_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
+    found = facts(capsys, detail=True)
+    assert found["bios"] == "5.36_0ACUM018 09/18/2025"
+    assert found["protection"] == {
+        "earlyoom": False, "sshd_oom_score_adjust": -1000, "swappiness": 1, "dirty_bytes": 268435456,
+    }  # fmt: skip
+    assert found["docker_version"] == "28.3.3"
+    # Docker printed something else than JSON.
+    assert found["images"] == {}
+
+
+def test_a_node_with_nothing(
+    capsys: pytest.CaptureFixture[str], node: tuple[dict[str, str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, commands = node
+    files.clear()
+    commands.clear()
+    monkeypatch.setattr(node_facts.shutil, "which", lambda *_words, **_options: None)
+    found = facts(capsys, detail=True)
+    assert (found["os"]["id"], found["os"]["dgx"], found["kho_fault"]) == ("unknown", "", False)
+    assert (found["docker"]["installed"], found["docker"]["active"]) == (False, False)
+    assert found["docker"]["data_root"] == "/var/lib/docker"
+    assert (found["time"]["service"], found["engines"], found["images"]) == ("", [], {})
+    assert found["protection"]["swappiness"] == -1
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", ""])
+def test_a_broken_daemon_json_is_as_none(
+    capsys: pytest.CaptureFixture[str], node: tuple[dict[str, str], dict[str, str]], text: str
+) -> None:
+    node[0]["/etc/docker/daemon.json"] = text
+    found = facts(capsys)
+    assert (found["docker"]["data_root"], found["docker"]["runtimes"]) == ("/var/lib/docker", [])
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "kind"),
+    [("/run/systemd/container", "docker\n", "docker"), ("/proc/1/environ", "A=b\0container=lxc\0", "lxc")],
+)
+def test_the_kind_of_container(
+    capsys: pytest.CaptureFixture[str], node: tuple[dict[str, str], dict[str, str]], path: str, text: str, kind: str
+) -> None:
+    node[0][path] = text
+    assert facts(capsys)["container"] == kind
