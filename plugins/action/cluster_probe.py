@@ -10,7 +10,6 @@ counts for all of them, which no process that sees one node could know.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import threading
@@ -25,6 +24,7 @@ from ansible import constants
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json, write
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 
 SILENT_NODE_S = 40.0
@@ -49,18 +49,11 @@ class Board:
     def write(self, node: str, message: Mapping[str, Any]) -> None:
         """Publish what a node reported."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        target = self.folder / f"{node}.json"
-        draft = target.with_name(f".{node}.{os.getpid()}")
-        draft.write_text(json.dumps({**message, "written_s": time.monotonic()}), encoding="utf-8")
-        draft.replace(target)
+        write(self.folder / f"{node}.json", json.dumps({**message, "written_s": time.monotonic()}), 0o600)
 
     def read(self, node: str) -> dict[str, Any] | None:
         """The newest report of a node, or None when it has given none yet."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / f"{node}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found
+        return read_json(self.folder / f"{node}.json") or None
 
 
 @dataclass
@@ -116,7 +109,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
     def _check_arguments(self, args: Mapping[str, Any]) -> None:
         for name in ("name", "served_name", "head", "ranks"):
             if not args.get(name):
-                raise AnsibleActionFail(f"cluster_probe lacks its option '{name}'.")
+                raise AnsibleActionFail(f"cluster_probe: the option '{name}' is missing.")
         if self.head not in self.ranks:
             raise AnsibleActionFail(
                 f"The head {self.head!r} is not among the ranks {', '.join(self.ranks)}: the head holds rank 0."
@@ -320,8 +313,8 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
                 picture.state, quiet_s = verdict
             if settled or gone or stalled or verdict:
                 quiet_s = quiet_s if stalled or verdict else 0.0
-                told = picture.state.as_dict() if picture.state else None
-                self.board.write(self.node, {**answer, "final": True, "verdict": told, "quiet_s": quiet_s})
+                verdict_data = picture.state.as_dict() if picture.state else None
+                self.board.write(self.node, {**answer, "final": True, "verdict": verdict_data, "quiet_s": quiet_s})
                 return picture, quiet_s
 
     def _verdict_of_others(self) -> tuple[probe.ClusterState, float] | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merge what the nodes told into one state of the cluster, and print it for people or programs."""
+"""Merge the nodes' reports into one state of the cluster, and print it for people or programs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import document, screen
 
 #: What asks for JSON on the terminal; anything else that is not empty is a path.
@@ -31,13 +32,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             argument_spec={
                 "nodes": {"type": "list", "elements": "str", "required": True},
                 "head": {"type": "str", "required": True},
-                "told": {"type": "dict", "required": True},
+                "reports": {"type": "dict", "required": True},
                 "problems": {"type": "dict", "default": {}},
                 "json": {"type": "str", "default": ""},
             },
         )
         found = document(
-            arguments["nodes"], arguments["head"], arguments["told"], arguments["problems"], round(time.time(), 3)
+            arguments["nodes"], arguments["head"], arguments["reports"], arguments["problems"], round(time.time(), 3)
         )
         text = json.dumps(found, indent=2, sort_keys=True)
         wish = arguments["json"].strip()
@@ -45,11 +46,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         lines = screen(found)
         Display().display(text if printed else "\n".join(lines))
         if not printed and wish.lower() not in ("", "false", "no", "0"):
-            target = Path(wish)
-            temporary = target.with_name(f".{target.name}.tmp")
+            target = Path(wish).expanduser()
             try:
-                temporary.write_text(text + "\n", encoding="utf-8")
-                temporary.replace(target)
+                write(target, text + "\n")
             except OSError as error:
                 result.update(failed=True, msg=f"{target} could not be written: {error.strerror}")
                 return result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make one log of what the nodes' journals told, and print it or write it to a file."""
+"""Merge the nodes' journals into one log, and print it or write it to a file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.journal import merged
 
 
@@ -24,26 +25,24 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         del tmp
         _validation, arguments = self.validate_argument_spec(
             argument_spec={
-                "told": {"type": "dict", "required": True},
+                "reports": {"type": "dict", "required": True},
                 "problems": {"type": "dict", "default": {}},
                 "file": {"type": "str"},
             },
         )
         absent = [
-            f"# {node} told nothing: {' '.join(str(why).split())}"
+            f"# {node} gave no journal: {' '.join(str(why).split())}"
             for node, why in sorted(arguments["problems"].items())
         ]
-        lines = merged(arguments["told"])
+        lines = merged(arguments["reports"])
         result.update(changed=False, lines=len(lines))
         text = "\n".join([*absent, *(lines or ["# No line matches."])])
         if not arguments["file"]:
             Display().display(text)
             return result
         target = Path(arguments["file"]).expanduser()
-        temporary = target.with_name(f".{target.name}.tmp")
         try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(target)
+            write(target, text + "\n")
         except OSError as error:
             result.update(failed=True, msg=f"{target} could not be written: {error.strerror}")
             return result

@@ -103,7 +103,7 @@ ranks:
   returned: when the head has reported
   type: dict
 diagnosis:
-  description: Explanations, the likeliest first, each with node, name, cause, cure and line.
+  description: Explanations, the likeliest first, each with node, name, cause, remedy and line.
   returned: when the head has reported
   type: list
   elements: dict

@@ -9,8 +9,8 @@ module: cluster_status
 short_description: Print what a cluster serves on one screen
 version_added: 0.1.0
 description:
-  - Merges what M(gb10.cluster.node_status) told of each node into the cluster's state, and prints one screen, or one
-    JSON document. A node that did not answer is named.
+  - Merges what M(gb10.cluster.node_status) reports for each node into the cluster's state, and prints one screen, or
+    one JSON document. A node that did not answer is named.
   - Runs on the control node alone.
 options:
   nodes:
@@ -22,7 +22,7 @@ options:
     description: The node that serves the API.
     type: str
     required: true
-  told:
+  reports:
     description: RV(gb10.cluster.node_status#module:status) by node, of those that answered.
     type: dict
     required: true
@@ -45,7 +45,7 @@ EXAMPLES = r"""
   gb10.cluster.cluster_status:
     nodes: "{{ groups['gx10'] }}"
     head: "{{ groups['head'] | first }}"
-    told: "{{ told }}"
+    reports: "{{ reports }}"
   run_once: true
 """
 

@@ -106,7 +106,7 @@ stalled:
   returned: always
   type: bool
 diagnosis:
-  description: Explanations, the likeliest first, each with node, name, cause, cure and line.
+  description: Explanations, the likeliest first, each with node, name, cause, remedy and line.
   returned: always
   type: list
   elements: dict

@@ -9,16 +9,16 @@ module: journal_merge
 short_description: Print the journals of several nodes as one
 version_added: 0.1.0
 description:
-  - Puts what M(gb10.cluster.node_journal) told of each node in the order of time, each line with its node, and prints
-    it or writes it to a file. Instants are those of the nodes' own clocks, in UTC.
+  - Merges what M(gb10.cluster.node_journal) read on each node by time, each line with its node's name, and prints the
+    result or writes it to a file. Times are those of the nodes' own clocks, in UTC.
   - Runs on the control node alone.
 options:
-  told:
+  reports:
     description: RV(gb10.cluster.node_journal#module:entries) by node.
     type: dict
     required: true
   problems:
-    description: Why nodes told nothing, by node; printed above the lines.
+    description: Why a node's journal could not be read, by node; printed above the lines.
     type: dict
     default: {}
   file:
@@ -33,7 +33,7 @@ author:
 EXAMPLES = r"""
 - name: Print one log of all ranks
   gb10.cluster.journal_merge:
-    told: "{{ told }}"
+    reports: "{{ reports }}"
   run_once: true
 """
 

@@ -10,7 +10,7 @@ short_description: Read what a node serves and how well
 version_added: 0.1.0
 description:
   - Reads the record of the active model, this node's rank as M(gb10.cluster.rank_state) does, memory, and the last
-    failure that was kept; on the node that serves the API also health, models, a completion and, from two looks at
+    recorded failure; on the node that serves the API also health, models, a completion and, from two looks at
     its metrics, the load.
   - Asks the node alone, nothing of what an inventory says. A node without any of it says so.
   - Changes nothing.
@@ -27,7 +27,7 @@ options:
     type: bool
     default: true
   silence_seconds:
-    description: So long a completion may stay silent before it counts as wedged.
+    description: Seconds without a byte after which a completion counts as wedged.
     type: int
     default: 30
   window_seconds:
@@ -35,7 +35,7 @@ options:
     type: float
     default: 2
   record_path:
-    description: Where the active model is kept.
+    description: File with the record of the active model.
     type: path
     default: /etc/gb10/engine/active.json
   state_dir:
@@ -64,7 +64,7 @@ status:
   type: dict
   contains:
     record:
-      description: The active model as it is kept; empty when nothing is served.
+      description: The record of the active model; empty when nothing is served.
       type: dict
     units:
       description: Engine units that run here.
@@ -89,20 +89,20 @@ status:
       description: What a start must leave of it, from the rank's launch description; null when there is none.
       type: float
     last_failure:
-      description: Time, unit and reason, as the engine's program kept them.
+      description: Time, unit and reason, as the engine's program recorded them.
       type: dict
     watch:
       description: State of the watch, where there is one.
       type: dict
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, parse_metrics, probe_api
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
@@ -113,15 +113,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import runner
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import load_of
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty when it is absent or something else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def ask(params: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -155,7 +146,7 @@ def main() -> None:
     params = module.params
     run = runner(module)
     record_path, state_dir = Path(params["record_path"]), Path(params["state_dir"])
-    record = read_object(record_path)
+    record = read_json(record_path)
     members = [str(each) for each in record.get("members", [])]
     status: dict[str, Any] = {
         "record": record,
@@ -166,8 +157,8 @@ def main() -> None:
         "mem_available_gib": None,
         "mem_total_gib": None,
         "mem_floor_gib": None,
-        "last_failure": read_object(state_dir / "engine" / "last_failure.json"),
-        "watch": read_object(state_dir / "watch" / "state.json"),
+        "last_failure": read_json(state_dir / "engine" / "last_failure.json"),
+        "watch": read_json(state_dir / "watch" / "state.json"),
     }
     status.update(meminfo_gib(Path("/proc/meminfo").read_text(encoding="ascii")))
     code, out, _err = run(
@@ -175,7 +166,7 @@ def main() -> None:
     )
     status["units"] = [line.split()[0] for line in out.splitlines() if line.strip()] if code == 0 else []
     if params["node"] in members:
-        launch = read_object(record_path.parent / f"{record.get('model', '')}.json")
+        launch = read_json(record_path.parent / f"{record.get('model', '')}.json")
         floors = [launch[name] for name in ("memory_floor_gib", "memory_needed_gib") if name in launch]
         status["mem_floor_gib"] = floors[0] if floors else None
         names = rank_names({**record, "name": record.get("model", ""), "node": params["node"]}, params["node"])

@@ -80,7 +80,7 @@ rank:
           NCCL's network, as the engine's log shows them; C(complete) is false when its middle was left out.
       type: dict
     findings:
-      description: Known failures in the logs, likeliest cause first, each with name, kind, cause, cure and line.
+      description: Known failures in the logs, likeliest cause first, each with name, kind, cause, remedy and line.
       type: list
       elements: dict
     tail:

@@ -57,7 +57,7 @@ def refusal(model: str, image: str, verdict: Mapping[str, Any]) -> str:
     words = vllm_words(str(verdict["error"]))
     known = [each for each in diagnose([LogLine(text=words)]) if each.name != UNRECOGNISED]
     ours = (
-        f"{known[0].cause} {known[0].cure}"
+        f"{known[0].cause} {known[0].remedy}"
         if known
         else f"Change model_spec.serve or model_spec.env of {model} so that this vLLM takes it."
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journals of several nodes as one, in the order of time; pure."""
+"""The journals of several nodes merged by time; pure."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def line_text(node: str, unit: str, time_us: int, text: str, node_width: int, un
     return f"{stamp} {node:<{node_width}} {unit.removesuffix('.service'):<{unit_width}} {text}".rstrip()
 
 
-def merged(told: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+def merged(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Return the entries of all nodes as lines, oldest first; those of one node keep their order."""
-    node_width = max((len(node) for node in told), default=0)
-    units = {str(each["unit"]).removesuffix(".service") for entries in told.values() for each in entries}
+    node_width = max((len(node) for node in reports), default=0)
+    units = {str(each["unit"]).removesuffix(".service") for entries in reports.values() for each in entries}
     unit_width = max((len(unit) for unit in units), default=0)
     streams = (
         [(int(each["time_us"]), place, node, each) for place, each in enumerate(entries)]
-        for node, entries in sorted(told.items())
+        for node, entries in sorted(reports.items())
     )
     return [
         line_text(node, str(each["unit"]), time_us, str(each["text"]), node_width, unit_width)

@@ -37,7 +37,7 @@ class Signature:
     """One known failure.
 
     name: stable identifier; kind: cause, context or consequence; pattern: searched in the cleaned
-    line, its named groups may be used as {group} in cause and cure; origin: where the wording of
+    line, its named groups may be used as {group} in cause and remedy; origin: where the wording of
     the line comes from; sources: of LogLine.source.
     """
 
@@ -45,7 +45,7 @@ class Signature:
     kind: str
     pattern: re.Pattern[str]
     cause: str
-    cure: str
+    remedy: str
     origin: str
     sources: tuple[str, ...] = ("engine",)
 
@@ -61,7 +61,7 @@ class Finding:
     name: str
     kind: str
     cause: str
-    cure: str
+    remedy: str
     line: str
     source: str
     time_s: float = 0.0
@@ -79,11 +79,11 @@ def _signature(
     pattern: str,
     *,
     cause: str,
-    cure: str,
+    remedy: str,
     origin: str,
     sources: tuple[str, ...] = ("engine",),
 ) -> Signature:
-    return Signature(name, kind, re.compile(pattern), cause, cure, origin, sources)
+    return Signature(name, kind, re.compile(pattern), cause, remedy, origin, sources)
 
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -93,7 +93,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"libtorch_cuda\w*\.so: cannot open shared object file|Torch not compiled with CUDA enabled",
         cause="The image holds a CPU build of torch: vLLM's kernels look for its CUDA library in vain.",
-        cure="Rebuild the image with the pinned CUDA torch forced in a last layer of its own (--no-deps), "
+        remedy="Rebuild the image with the pinned CUDA torch forced in a last layer of its own (--no-deps), "
         "check `python3 -c 'import torch; print(torch.__version__, torch.version.cuda)'` inside it, "
         "distribute it again.",
         origin="[S0] pitfalls; vllm-project/vllm#23910",
@@ -103,7 +103,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"ImportError: (?P<library>lib(?!torch_cuda)[\w.+-]+\.so[\w.]*): cannot open shared object file",
         cause="The image lacks the shared library {library}.",
-        cure="Rebuild the image so that torch, vLLM and CUDA are of the same major version.",
+        remedy="Rebuild the image so that torch, vLLM and CUDA are of the same major version.",
         origin="vllm-project/vllm#52300",
     ),
     _signature(
@@ -111,7 +111,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"(?:ImportError|OSError): .*undefined symbol: (?P<symbol>\w+)",
         cause="A compiled extension was built against another torch: symbol {symbol} is missing.",
-        cure="Rebuild the image with the torch version that the vLLM wheel was built against; "
+        remedy="Rebuild the image with the torch version that the vLLM wheel was built against; "
         "compare image identities on all nodes.",
         origin="dynamic linker",
     ),
@@ -122,7 +122,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"nvidia-container-cli: .*(?:driver not loaded|no devices)|could not select device driver|"
         r"unknown or invalid runtime name: nvidia|Unknown runtime specified nvidia",
         cause="The container sees no GPU.",
-        cure="Check `nvidia-smi` on the node, the NVIDIA container toolkit, and that the container is given the GPU.",
+        remedy="Check `nvidia-smi` on the node, the NVIDIA container toolkit, and that the container is given the GPU.",
         origin="vLLM 0.32.0 config/device.py; torch; Docker Engine",
     ),
     _signature(
@@ -131,7 +131,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"no kernel image is available for execution on the device|"
         r"Value 'sm_\w+' is not defined for option 'gpu-name'",
         cause="A CUDA kernel or the compiler in the image does not know the GB10's architecture (SM121).",
-        cure="Use wheels built for sm_121 and CUDA 13.",
+        remedy="Use wheels built for sm_121 and CUDA 13.",
         origin="CUDA runtime; ptxas",
     ),
     _signature(
@@ -139,7 +139,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"Unable to find image '(?P<image>[^']+)' locally|No such image: (?P<image2>\S+)|pull access denied for ",
         cause="The image {image|image2} is not on this node.",
-        cure="Distribute the image again (`ansible-playbook playbooks/image.yml`); never run `docker "
+        remedy="Distribute the image again (`ansible-playbook playbooks/image.yml`); never run `docker "
         "image prune -a` while a model is stopped.",
         origin="Docker Engine 20.10; [S1]",
     ),
@@ -148,7 +148,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"InvalidCxxCompiler: No working C\+\+ compiler found|Failed to find C compiler",
         cause="The image has no compiler, and torch wants to compile a kernel at run time.",
-        cure="Build the image with g++, or keep torch from compiling (enforce-eager, TORCHDYNAMO_DISABLE=1).",
+        remedy="Build the image with g++, or keep torch from compiling (enforce-eager, TORCHDYNAMO_DISABLE=1).",
         origin="torch 2.13 _inductor; triton",
     ),
     # --- command line and model ---------------------------------------------------------------
@@ -158,7 +158,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"(?:vllm|api_server\.py).*: error: (?P<what>unrecognized arguments: .*|"
         r"argument .*: invalid .*|ambiguous option: .*)",
         cause="This vLLM does not take the command line: {what}.",
-        cure="Correct the model's `serve` options for the vLLM version of the image, or add the mod "
+        remedy="Correct the model's `serve` options for the vLLM version of the image, or add the mod "
         "that brings the option.",
         origin="argparse; [S2]",
     ),
@@ -168,7 +168,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Model architectures (?P<what>\[[^\]]*\]) are not supported for now|"
         r"model type `(?P<type>[^`]+)` but Transformers does not recognize this architecture",
         cause="vLLM or Transformers in this image does not know the model's architecture {what|type}.",
-        cure="Use an image with a newer vLLM and Transformers, or add the mod that registers the architecture.",
+        remedy="Use an image with a newer vLLM and Transformers, or add the mod that registers the architecture.",
         origin="vLLM 0.32.0 model_executor/models/registry.py; Transformers 5.19 configuration_auto.py; [S0]",
     ),
     _signature(
@@ -177,7 +177,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"contains custom code which must be executed|option `trust_remote_code=True`|"
         r"setting `trust_remote_code=True`",
         cause="The model brings its own code and the engine was not told to trust it.",
-        cure="Read that code, then set `trust-remote-code: true` in the model's `serve`.",
+        remedy="Read that code, then set `trust-remote-code: true` in the model's `serve`.",
         origin="Transformers; vLLM 0.32.0 transformers_utils/config.py",
     ),
     _signature(
@@ -186,7 +186,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"invalid (?:reasoning|tool call) parser: (?P<name>\S+)|"
         r"(?:Reasoning|Tool) parser '(?P<name2>[^']+)' not found",
         cause="vLLM knows no parser named {name|name2}, which the model's `serve` asks for.",
-        cure="Correct the name, or hand the plugin file from the model's repository over with "
+        remedy="Correct the name, or hand the plugin file from the model's repository over with "
         "--reasoning-parser-plugin "
         "or --tool-parser-plugin and see that every node has it.",
         origin="vLLM 0.32.0 entrypoints/launchers/launcher.py; [S2]",
@@ -196,8 +196,8 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"num_speculative_tokens\b.*must be divisible by|Unsupported speculative method: '(?P<method>[^']*)'",
         cause="The engine refuses the speculative-config: the method or the number of tokens does not suit the model.",
-        cure="Use the method that this model's architecture has, and set num_speculative_tokens to "
-        "the figure known for the model (Ultra 3, Qwen3.5-397B 2), or drop MTP.",
+        remedy="Use the method that this model's architecture has, and set num_speculative_tokens to "
+        "the figure that the model's card names, or drop MTP.",
         origin="vLLM 0.32.0 config/speculative.py; [S0]",
     ),
     _signature(
@@ -206,7 +206,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Total number of attention heads \((?P<heads>\d+)\) must be divisible by tensor parallel "
         r"size \((?P<tp>\d+)\)",
         cause="{heads} attention heads cannot be split over {tp} ranks.",
-        cure="Choose a number of nodes that divides the number of heads.",
+        remedy="Choose a number of nodes that divides the number of heads.",
         origin="vLLM 0.32.0 config/model.py",
     ),
     _signature(
@@ -215,8 +215,8 @@ SIGNATURES: tuple[Signature, ...] = (
         r"User-specified max_model_len \((?P<asked>\d+)\) is greater than the derived max_model_len "
         r"\([^0-9]*(?P<limit>[\d.]+)",
         cause="The context of {asked} tokens is longer than the model's own {limit}.",
-        cure="Lower max-model-len; set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 only for a model that is "
-        "known to extrapolate (Super yes, Ultra no).",
+        remedy="Lower max-model-len; set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 only for a model that is "
+        "documented to extrapolate.",
         origin="vLLM 0.32.0 config/model.py; [S0], [S2]",
     ),
     # --- weights --------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Invalid repository ID or local directory specified: *'?(?P<path3>[^'\s]*)|"
         r"HFValidationError: Repo id must be|LocalEntryNotFoundError|couldn't find (?:it|them) in the cached files",
         cause="A weights file is missing on this node, or is a link that leads nowhere: {path|path2|path3}.",
-        cure="Verify the weights on every node against the manifest (`ansible-playbook playbooks/weights.yml`); "
+        remedy="Verify the weights on every node against the manifest (`ansible-playbook playbooks/weights.yml`); "
         "a copied hub cache holds links instead of files.",
         origin="vLLM 0.32.0 model_executor/model_loader/default_loader.py; safetensors 0.8; huggingface_hub 2.4",
     ),
@@ -239,7 +239,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"SafetensorError: (?P<what>Error while deserializing header.*|.*InvalidHeader.*|.*HeaderTooLarge.*|"
         r".*MetadataIncomplete.*)",
         cause="A weights file is cut short or is not what its name says: {what}.",
-        cure="Verify the weights on this node against the manifest and stage the file again.",
+        remedy="Verify the weights on this node against the manifest and stage the file again.",
         origin="safetensors 0.8",
     ),
     # --- memory ---------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"\((?P<have>[\d.]+) GiB\)|No available memory for the cache blocks|"
         r"is larger than the maximum number of tokens that can be stored in KV cache",
         cause="The KV cache does not hold one sequence of full length.",
-        cure="Drop MTP first, then lower max-num-seqs or max-model-len, and only then change the memory budget.",
+        remedy="Drop MTP first, then lower max-num-seqs or max-model-len, and only then change the memory budget.",
         origin="vLLM 0.32.0 v1/core/kv_cache_utils.py; [S0]",
     ),
     _signature(
@@ -260,7 +260,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"(?:Free|Available) memory on (?:device|node) \S* ?\((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) "
         r"on (?:startup is less than desired|kv cache)(?:.*?\([\d.]+, (?P<wanted>[\d.]+) GiB\))?",
         cause="Only {free} of {total} GiB are free on this node, and the engine wants more (GiB: {wanted}).",
-        cure="Find what holds the memory (a stale container, a desktop session), drop the page "
+        remedy="Find what holds the memory (a stale container, a desktop session), drop the page "
         "cache, or lower the budget.",
         origin="vLLM 0.32.0 v1/worker/utils.py, cpu_worker.py",
     ),
@@ -270,7 +270,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"(?:torch\.OutOfMemoryError|OutOfMemoryError|RuntimeError): .*CUDA out of memory|"
         r"CUDA error: out of memory|cudaErrorMemoryAllocation",
         cause="The GPU's share of the unified memory ran out.",
-        cure="Drop MTP first, then lower max-num-seqs and max-num-batched-tokens, and only then the memory budget.",
+        remedy="Drop MTP first, then lower max-num-seqs and max-num-batched-tokens, and only then the memory budget.",
         origin="torch; [S0]",
     ),
     _signature(
@@ -280,7 +280,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Memory cgroup out of memory: Killed process (?P<pid2>\d+) \((?P<process2>[^)]*)\)|"
         r"oom-kill:constraint=\S*task=(?P<process3>[^,]+)|A process of this unit has been killed by the OOM killer",
         cause="The kernel's OOM killer ended a process of this node: {process|process2|process3}.",
-        cure="Lower the memory budget or max-num-batched-tokens for this model, and free what else runs on the node.",
+        remedy="Lower the memory budget or max-num-batched-tokens for this model, and free what else runs on the node.",
         origin="Linux mm/oom_kill.c; systemd; [S0]",
         sources=("kernel", "unit", "engine"),
     ),
@@ -289,7 +289,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"sending SIG(?:TERM|KILL) to process (?P<pid>\d+) .*\"(?P<process>[^\"]*)\"",
         cause="earlyoom ended {process} (pid {pid}) because the node ran short of memory.",
-        cure="Lower the memory budget for this model, and free what else runs on the node.",
+        remedy="Lower the memory budget for this model, and free what else runs on the node.",
         origin="earlyoom 1.7",
         sources=("earlyoom",),
     ),
@@ -298,7 +298,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"^gb10: stopped: MemAvailable (?P<have>[\d.]+) GiB is below the floor of (?P<floor>[\d.]+) GiB",
         cause="The start was stopped: MemAvailable fell to {have} GiB, below the floor of {floor} GiB.",
-        cure="Lower the memory budget for this model, or free what else runs on the node.",
+        remedy="Lower the memory budget for this model, or free what else runs on the node.",
         origin="this collection's engine unit",
         sources=("engine", "unit"),
     ),
@@ -307,7 +307,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONTEXT,
         r"NV_ERR_NO_MEMORY",
         cause="The NVIDIA driver could not allocate memory; alone this also shows on healthy starts.",
-        cure="With a dead engine: lower max-num-batched-tokens or the budget; on kernel 7.0.0-1019 "
+        remedy="With a dead engine: lower max-num-batched-tokens or the budget; on kernel 7.0.0-1019 "
         "boot with kho=off "
         "(CmaFree above CmaTotal in /proc/meminfo shows the fault).",
         origin="NVIDIA/open-gpu-kernel-modules#1358; vllm-project/vllm#56824; [S0]",
@@ -321,7 +321,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"unable to (?:open|mmap|allocate) shared memory|"
         r"(?:/dev/shm|/?psm_\w+).*No space left on device|exit code:? (?:-7|135)\b",
         cause="/dev/shm of the container is too small.",
-        cure="Raise the engine's shared memory size.",
+        remedy="Raise the engine's shared memory size.",
         origin="torch; NCCL; Python multiprocessing.shared_memory",
     ),
     _signature(
@@ -329,7 +329,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"open shm in SHMManager failed\. errno: 2\b",
         cause="vLLM's CPU build wants to share memory between ranks, and one of them runs on another node.",
-        cure="Build the image with the mod `ray-on-cpu` in its present form, or serve with the native engine.",
+        remedy="Build the image with the mod `ray-on-cpu` in its present form, or serve with the native engine.",
         origin="vLLM 0.32.0 (CPU build) with the Ray executor over four nodes",
     ),
     _signature(
@@ -337,7 +337,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONTEXT,
         r"The object store is using \S+ instead of /dev/shm because /dev/shm has only (?P<bytes>\d+) bytes",
         cause="/dev/shm holds only {bytes} bytes, so Ray keeps its object store on disk.",
-        cure="Raise the engine's shared memory size.",
+        remedy="Raise the engine's shared memory size.",
         origin="Ray 2.60.0 _private/services.py",
     ),
     _signature(
@@ -345,7 +345,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"No space left on device",
         cause="A disk is full.",
-        cure="Free space: `docker system df`, the log volume, weights of models that are not served.",
+        remedy="Free space: `docker system df`, the log volume, weights of models that are not served.",
         origin="errno ENOSPC",
         sources=("engine", "unit"),
     ),
@@ -355,7 +355,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"Session name \S+ does not match persisted value",
         cause="A Ray head of an earlier run still holds its state on this node's Ray port.",
-        cure="Stop the container of the earlier run by its exact name on every node and start again.",
+        remedy="Stop the container of the earlier run by its exact name on every node and start again.",
         origin="Ray 2.60.0 _private/node.py; [S2]",
     ),
     _signature(
@@ -363,7 +363,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"Ray is trying to start at (?P<address>\S+?), but is already running at",
         cause="Another Ray head already listens at {address}.",
-        cure="Stop the container of the earlier run by its exact name on the head and start again.",
+        remedy="Stop the container of the earlier run by its exact name on the head and start again.",
         origin="Ray 2.60.0 scripts/scripts.py; [S2]",
     ),
     _signature(
@@ -371,7 +371,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"RuntimeError: Version mismatch: The cluster was started with",
         cause="Ray or Python differs between the nodes' images.",
-        cure="Distribute the same image to every node; compare image identities.",
+        remedy="Distribute the same image to every node; compare image identities.",
         origin="Ray 2.60.0 _private/utils.py",
     ),
     _signature(
@@ -379,7 +379,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"current platform (?P<platform>\S+) does not support ray",
         cause="vLLM refuses Ray on the platform {platform}.",
-        cure="Serve with the native engine, or build the image with the mod that allows Ray on it.",
+        remedy="Serve with the native engine, or build the image with the mod that allows Ray on it.",
         origin="vLLM 0.32.0 v1/executor/ray_utils.py",
     ),
     _signature(
@@ -388,7 +388,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Cannot provide a placement group|Every node should have a unique IP address|"
         r"Current node has no \S+ available|gb10: only \d+ of \d+ Ray nodes joined",
         cause="Ray has fewer nodes than the model wants ranks.",
-        cure="See which node did not join: its unit, its fabric address (VLLM_HOST_IP and the "
+        remedy="See which node did not join: its unit, its fabric address (VLLM_HOST_IP and the "
         "raylet's address must be the same), port 6379 of the head.",
         origin="vLLM 0.32.0 v1/executor/ray_utils.py; vllm-project/vllm#13909",
     ),
@@ -397,7 +397,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONTEXT,
         r"The number of required \S+s exceeds the total number of available \S+s in the placement group",
         cause="When vLLM started, Ray had fewer nodes than the model wants ranks.",
-        cure="See which node did not join: its unit, its fabric address, port 6379 of the head.",
+        remedy="See which node did not join: its unit, its fabric address, port 6379 of the head.",
         origin="vLLM 0.32.0 v1/executor/ray_utils.py",
     ),
     _signature(
@@ -405,7 +405,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"Unable to connect to GCS \(ray head\) at (?P<address>\S+?)\.(?: |$)|Failed to connect to GCS",
         cause="This node cannot reach the Ray head.",
-        cure="Check the head's unit, the fabric link, and that no firewall closes the Ray port on the fabric.",
+        remedy="Check the head's unit, the fabric link, and that no firewall closes the Ray port on the fabric.",
         origin="Ray 2.60.0 _private/utils.py",
     ),
     # --- network --------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"(?:OSError|RuntimeError): .*\[?Errno 98\]?.*[Aa]ddress already in use|"
         r"zmq\.error\.ZMQError: Address already in use",
         cause="Another process holds a port of the engine: {port|port2}.",
-        cure="Name the holder with `ss -ltnp`; stop a stale container by its exact name, or move the "
+        remedy="Name the holder with `ss -ltnp`; stop a stale container by its exact name, or move the "
         "model to another port.",
         origin="uvicorn; torch c10d; zmq",
     ),
@@ -427,7 +427,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Unable to find address for:? (?P<interface>\S+)|Bootstrap : no socket interface found|"
         r"no socket interface found",
         cause="The network interface that the ranks were told to use has no address on this node: {interface}.",
-        cure="Compare the fabric's interface names on this node with the unit's environment; names "
+        remedy="Compare the fabric's interface names on this node with the unit's environment; names "
         "differ between GB10 boxes.",
         origin="gloo; NCCL bootstrap",
     ),
@@ -439,7 +439,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"client socket has timed out after \S+ while trying to connect to \((?P<address>[^)]+)\)|"
         r"DistNetworkError: .*(?:failed to connect|timed out)",
         cause="The ranks did not find one another in time.",
-        cure="See which node's unit did not start, then the fabric link and the master port between it and the head.",
+        remedy="See which node's unit did not start, then the fabric link and the master port between it and the head.",
         origin="torch 2.13 c10d TCPStore",
     ),
     _signature(
@@ -447,7 +447,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"Gloo connectFullMesh failed with",
         cause="The ranks could not connect to each other's addresses.",
-        cure="Set GLOO_SOCKET_IFNAME and VLLM_HOST_IP to the fabric on every node; a node that "
+        remedy="Set GLOO_SOCKET_IFNAME and VLLM_HOST_IP to the fabric on every node; a node that "
         "resolves its name to 127.0.0.1 shows this too.",
         origin="torch 2.13 gloo; vllm-project/vllm#7074",
     ),
@@ -456,7 +456,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"NCCL WARN Call to ibv_reg_mr\w* failed with error Cannot allocate memory",
         cause="NCCL may not lock memory for RDMA.",
-        cure="Give the container IPC_LOCK and an unlimited memlock; on kernel 7.0.0-1019 boot with kho=off.",
+        remedy="Give the container IPC_LOCK and an unlimited memlock; on kernel 7.0.0-1019 boot with kho=off.",
         origin="NVIDIA/nccl-tests#206",
     ),
     _signature(
@@ -465,7 +465,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"NCCL WARN Error: network IB not found|Failed to initialize any NET plugin|"
         r"NCCL WARN .*NET/IB.*(?:No device|not found)",
         cause="NCCL was told to use RDMA and found none.",
-        cure="Check /dev/infiniband in the container, NCCL_IB_HCA against `ibv_devinfo`, and the link.",
+        remedy="Check /dev/infiniband in the container, NCCL_IB_HCA against `ibv_devinfo`, and the link.",
         origin="NCCL src/net.cc",
     ),
     _signature(
@@ -473,7 +473,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONTEXT,
         r"NCCL INFO (?:.*Using network Socket|NET/IB : No device found|.*Failed to open libibverbs)",
         cause="NCCL fell back to TCP sockets: the collectives do not use RDMA.",
-        cure="Give the container /dev/infiniband, IPC_LOCK and an unlimited memlock, and set "
+        remedy="Give the container /dev/infiniband, IPC_LOCK and an unlimited memlock, and set "
         "NCCL_NET=IB so that it fails instead.",
         origin="NVIDIA/nccl#226; [S2]",
     ),
@@ -482,7 +482,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"NCCL WARN .*Connect to (?P<peer>[^\s<]+)\S* (?:failed|returned)",
         cause="NCCL could not reach the peer address {peer}.",
-        cure="Check NCCL_SOCKET_IFNAME on every node and the fabric link of the peer in the line.",
+        remedy="Check NCCL_SOCKET_IFNAME on every node and the fabric link of the peer in the line.",
         origin="NCCL src/misc/socket.cc",
     ),
     _signature(
@@ -490,7 +490,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"Watchdog caught collective operation timeout|RPC call to (?P<method>\w+) timed out",
         cause="A collective never finished: a rank hangs or is gone.",
-        cure="See which rank fell silent first; check its fabric link and the node's free memory.",
+        remedy="See which rank fell silent first; check its fabric link and the node's free memory.",
         origin="torch ProcessGroupNCCL; vLLM 0.32.0 v1/executor/multiproc_executor.py",
     ),
     # --- GPU ------------------------------------------------------------------------------------
@@ -499,7 +499,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"an illegal memory access was encountered|unspecified launch failure|NVRM: Xid \([^)]*\): (?P<xid>\d+)",
         cause="The GPU reported a fault (Xid {xid}).",
-        cure="See the kernel log for Xid; try without MTP and with the pinned image; power-cycle the "
+        remedy="See the kernel log for Xid; try without MTP and with the pinned image; power-cycle the "
         "node when it comes back.",
         origin="CUDA runtime; NVIDIA driver",
         sources=("engine", "kernel"),
@@ -510,7 +510,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"^gb10: start refused: (?P<why>.*)",
         cause="This node refused the start: {why}.",
-        cure="Remove that reason and start again.",
+        remedy="Remove that reason and start again.",
         origin="this collection's engine role",
     ),
     _signature(
@@ -518,7 +518,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONTEXT,
         r"^gb10: gave up: (?P<why>.*)",
         cause="The unit gave up: {why}.",
-        cure="The log of the run before and last_failure.json on this node have the reason.",
+        remedy="The log of the run before and last_failure.json on this node have the reason.",
         origin="this collection's engine role",
     ),
     _signature(
@@ -526,7 +526,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONSEQUENCE,
         r"^gb10: restarting with the others: (?P<why>.*)",
         cause="This rank ended because another one did: {why}.",
-        cure="Look at the log of that rank; all are restarted together.",
+        remedy="Look at the log of that rank; all are restarted together.",
         origin="this collection's engine role",
     ),
     _signature(
@@ -534,7 +534,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONSEQUENCE,
         r"^gb10: the engine (?P<how>(?:ended|was killed) .*) unasked",
         cause="The engine's process {how}.",
-        cure="What it printed before that says why; after signal 9 look at earlyoom and the node's memory.",
+        remedy="What it printed before that says why; after signal 9 look at earlyoom and the node's memory.",
         origin="this collection's engine role",
     ),
     _signature(
@@ -542,7 +542,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"The container name \"/?(?P<name>[^\"]+)\" is already in use",
         cause="A container named {name} of an earlier run still exists.",
-        cure="Remove it by its exact name: `docker rm -f {name}`.",
+        remedy="Remove it by its exact name: `docker rm -f {name}`.",
         origin="Docker Engine 20.10",
     ),
     _signature(
@@ -550,7 +550,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"bind source path does not exist: (?P<path>\S+)",
         cause="The node has no {path}, which the container is to see.",
-        cure="Stage the weights on this node, or render the units again.",
+        remedy="Stage the weights on this node, or render the units again.",
         origin="Docker Engine 20.10",
     ),
     _signature(
@@ -558,7 +558,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"error gathering device information while adding custom device \"(?P<device>[^\"]+)\"",
         cause="The node has no {device}.",
-        cure="Load the RDMA drivers, or turn RDMA off by its variable where the platform has none.",
+        remedy="Load the RDMA drivers, or turn RDMA off by its variable where the platform has none.",
         origin="Docker Engine 20.10",
     ),
     _signature(
@@ -567,7 +567,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"error setting rlimits?.*operation not permitted|unable to apply caps|"
         r"could not apply required modification to OCI specification",
         cause="The platform refuses a limit or a capability that the container asks for.",
-        cure="Turn that requirement off by its variable on this platform (memlock, capabilities).",
+        remedy="Turn that requirement off by its variable on this platform (memlock, capabilities).",
         origin="runc",
     ),
     _signature(
@@ -576,7 +576,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"^gb10: missing environment: (?P<names>.*?) must be set|"
         r"env vars are not set inside .*?: *(?P<names2>.*)|open (?P<file>\S+\.env): no such file or directory",
         cause="A rank's container lacks environment variables that the model requires: {names|names2|file}.",
-        cure="Set them in model_spec.env and render the units again, so that every node has them: "
+        remedy="Set them in model_spec.env and render the units again, so that every node has them: "
         "Ray passes none across nodes.",
         origin="[S2]; Docker Engine 20.10; this collection's engine unit",
         sources=("engine", "unit"),
@@ -586,7 +586,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONTEXT,
         r"Unknown vLLM environment variable detected: (?P<name>\w+)",
         cause="This vLLM ignores the environment variable {name}.",
-        cure="Remove it, or replace it by the option that took its place in this version.",
+        remedy="Remove it, or replace it by the option that took its place in this version.",
         origin="vLLM 0.32.0 platforms/interface.py",
     ),
     # --- consequences ---------------------------------------------------------------------------
@@ -597,7 +597,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"RayWorkerProc rank=(?P<rank>\S+) died unexpectedly|"
         r"ActorDiedError|The actor died unexpectedly|has been marked dead because the detector has missed",
         cause="A worker process of the engine died.",
-        cure="Look at the rank that died first: its own log, its kernel log, its power.",
+        remedy="Look at the rank that died first: its own log, its kernel log, its power.",
         origin="vLLM 0.32.0 v1/executor; Ray 2.60.0",
     ),
     _signature(
@@ -607,7 +607,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Connection reset by peer \[(?P<address2>[\d.a-fA-F:]+)\]|"
         r"Read error \[(?P<address3>[\d.a-fA-F:]+)\]:\d+: Connection reset by peer",
         cause="The peer rank at {address|address2|address3} closed its connection.",
-        cure="Look at the log of the node at the address in the line.",
+        remedy="Look at the log of the node at the address in the line.",
         origin="torch gloo transport/tcp/pair.cc",
     ),
     _signature(
@@ -615,7 +615,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONSEQUENCE,
         r"Some Ray subprocesses exited unexpectedly",
         cause="A process of Ray itself ended.",
-        cure="See which one the lines after it name, and whether the head's Ray is alive.",
+        remedy="See which one the lines after it name, and whether the head's Ray is alive.",
         origin="Ray 2.60.0 scripts/scripts.py",
     ),
     _signature(
@@ -623,7 +623,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONSEQUENCE,
         r"EngineDeadError|EngineCore encountered (?:a fatal error|an issue)|RuntimeError: Executor failed\.",
         cause="The engine's core died while it served.",
-        cure="The reason stands earlier in this log or in another rank's.",
+        remedy="The reason stands earlier in this log or in another rank's.",
         origin="vLLM 0.32.0 v1/engine/exceptions.py, core.py; [S0]",
     ),
     _signature(
@@ -632,7 +632,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"EngineCore failed to start|Engine core initialization failed|WorkerProc failed to start|"
         r"Ray workers have not started successfully",
         cause="The engine's core did not come up.",
-        cure="The reason stands earlier in this log or in another rank's.",
+        remedy="The reason stands earlier in this log or in another rank's.",
         origin="vLLM 0.32.0 v1/engine/core.py, utils.py",
     ),
     _signature(
@@ -640,7 +640,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CONSEQUENCE,
         r"Main process exited, code=killed, status=9|Main process exited, code=exited, status=137",
         cause="The engine got SIGKILL, and no log names an OOM kill.",
-        cure="If nobody killed it by hand, look at earlyoom and at the node's memory; "
+        remedy="If nobody killed it by hand, look at earlyoom and at the node's memory; "
         "where the journal holds no kernel log, look at `dmesg`.",
         origin="systemd",
         sources=("unit",),
@@ -670,7 +670,7 @@ def _finding(signature: Signature, found: re.Match[str], text: str, line: LogLin
         name=signature.name,
         kind=signature.kind,
         cause=signature.cause.format_map(groups),
-        cure=signature.cure.format_map(groups),
+        remedy=signature.remedy.format_map(groups),
         line=text[:MAX_LINE_CHARS].rstrip(),
         source=line.source,
         time_s=line.time_s,
@@ -710,7 +710,7 @@ def unrecognised(lines: Sequence[LogLine]) -> Finding | None:
             name=UNRECOGNISED,
             kind=CAUSE,
             cause=f"The engine ended with {said[:MAX_LINE_CHARS].rstrip('.')}.",
-            cure="This failure is not in the table of known ones; read the lines before it in the full log.",
+            remedy="This failure is not in the table of known ones; read the lines before it in the full log.",
             line=text[:MAX_LINE_CHARS].rstrip(),
             source=line.source,
             time_s=line.time_s,

@@ -49,14 +49,14 @@ class Diagnosis:
     name: str
     kind: str
     cause: str
-    cure: str
+    remedy: str
     line: str = ""
     count: int = 1
 
     def sentence(self) -> str:
         """The explanation in words, for a failure message."""
         shown = f" Line: {self.line}" if self.line else ""
-        return f"{self.node}: {self.cause} {self.cure}{shown}"
+        return f"{self.node}: {self.cause} {self.remedy}{shown}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def state_of_unit(load_state: str, active_state: str, sub_state: str, result: st
 
 
 TRANSIENT_CAUSES = frozenset({"rendezvous_timeout", "ray_head_unreachable", "node_unreachable"})
-"""Causes that a restart may cure, because another rank was merely not there yet."""
+"""Causes that a restart may fix, because another rank was merely not there yet."""
 
 
 def state_with_restarts(report: Mapping[str, Any], restarts_before: int, allowed: int) -> str:
@@ -138,7 +138,7 @@ def unreachable_rank(node: str, reason: str) -> dict[str, Any]:
                 "name": "node_unreachable",
                 "kind": CAUSE,
                 "cause": f"The node does not answer: {' '.join(reason.split()).rstrip('.')}.",
-                "cure": "Check its power and its management network.",
+                "remedy": "Check its power and its management network.",
                 "line": "",
                 "source": "ssh",
             }
@@ -244,7 +244,7 @@ def _rank_diagnoses(reports: Sequence[Mapping[str, Any]], nodes_by_address: Mapp
                 name=name,
                 kind=str(finding.get("kind", CAUSE)),
                 cause=str(finding["cause"]),
-                cure=str(finding.get("cure", "")),
+                remedy=str(finding.get("remedy", "")),
                 line=str(finding.get("line", "")),
                 count=int(finding.get("count", 1)),
             )
@@ -272,7 +272,7 @@ def _bare_deaths(reports: Sequence[Mapping[str, Any]], explained: set[str]) -> l
                 name="unit_failed" if state == DEAD else "unit_not_running",
                 kind=CAUSE if state != DEAD else CONTEXT,
                 cause=f"{_unit_words(report)}.",
-                cure="Read the full log of the unit on this node: nothing in it matches a known failure."
+                remedy="Read the full log of the unit on this node: nothing in it matches a known failure."
                 if state == DEAD
                 else "Start the unit on this node.",
                 line=str(report.get("log", {}).get("last_line", "")),
@@ -313,7 +313,7 @@ def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Map
                     kind=CAUSE,
                     cause=f"The model expects multi-token prediction with {tokens} tokens; the "
                     f"engine's log shows {found}.",
-                    cure="Compare speculative-config in the model's file with the unit's command line.",
+                    remedy="Compare speculative-config in the model's file with the unit's command line.",
                 )
             )
         elif not mtp.get("detected"):
@@ -323,7 +323,7 @@ def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Map
                     name="mtp_not_detected",
                     kind=CAUSE,
                     cause="Speculation is configured, but the engine never said that it detected an MTP model.",
-                    cure="Check the method in speculative-config and that the weights hold the MTP layers.",
+                    remedy="Check the method in speculative-config and that the weights hold the MTP layers.",
                 )
             )
     if expected.get("rdma"):
@@ -336,7 +336,7 @@ def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Map
                         name="nccl_on_sockets",
                         kind=CAUSE,
                         cause=f"NCCL uses the network {network} where RDMA is expected.",
-                        cure="Give the container /dev/infiniband, IPC_LOCK and an unlimited memlock.",
+                        remedy="Give the container /dev/infiniband, IPC_LOCK and an unlimited memlock.",
                     )
                 )
     return wrong
@@ -345,8 +345,8 @@ def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Map
 def _api_problem(api: Mapping[str, Any], head: str, expected: Mapping[str, Any]) -> tuple[str, Diagnosis | None]:
     """The state that the API of a cluster with all ranks up shows, and why when it is not ready."""
 
-    def why(name: str, cause: str, cure: str) -> Diagnosis:
-        return Diagnosis(node=head, name=name, kind=CAUSE, cause=cause, cure=cure)
+    def why(name: str, cause: str, remedy: str) -> Diagnosis:
+        return Diagnosis(node=head, name=name, kind=CAUSE, cause=cause, remedy=remedy)
 
     url = api.get("url", "the API")
     if api.get("key_refused"):
@@ -436,7 +436,7 @@ def merge(
                     name="health_503",
                     kind=CONSEQUENCE,
                     cause="/health answers 503: the engine behind the API is dead.",
-                    cure="Restart the engine on all nodes.",
+                    remedy="Restart the engine on all nodes.",
                 ),
             ],
         )
@@ -461,7 +461,7 @@ def merge(
                 kind=CONSEQUENCE,
                 cause=f"The engine said that it serves, and {api.get('url', 'its API')} "
                 + ("accepts connections without answering." if silent else "does not accept connections."),
-                cure="Restart the engine on all nodes.",
+                remedy="Restart the engine on all nodes.",
             ),
         ]
     else:

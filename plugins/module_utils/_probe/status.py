@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One screen, or one document, of what a cluster serves and how well; pure.
 
-What comes in is what `node_status` told of each node; a node that told nothing is named, not left out.
+Its input is what `node_status` reports for each node; a node without a report is named, not left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
 def rate(before: Mapping[str, float], after: Mapping[str, float], name: str, seconds: float) -> float | None:
-    """Return by how much a counter grew per second; None when it was not told twice, or began anew in between."""
+    """Return by how much a counter grew per second; None when it was not read twice, or was reset in between."""
     if name not in before or name not in after or seconds <= 0 or after[name] < before[name]:
         return None
     return round((after[name] - before[name]) / seconds, 1)
@@ -78,8 +78,8 @@ WITH_OTHERS = "restarting with the others"
 TOGETHER_S = 120.0
 
 
-def last_failure(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return the newest failure that any node has kept, with the node's name; None when none has."""
+def last_failure(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the newest recorded failure of all nodes, with the node's name; None when there is none."""
     found = [
         {
             "node": node,
@@ -87,7 +87,7 @@ def last_failure(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None
             "unit": str(each["last_failure"].get("unit", "")),
             "reason": str(each["last_failure"].get("reason", "")),
         }
-        for node, each in told.items()
+        for node, each in reports.items()
         if each.get("last_failure")
     ]
     if not found:
@@ -102,13 +102,13 @@ def last_failure(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None
     return max(causes or found, key=lambda each: float(str(each["time"])))
 
 
-def _node(name: str, told: Mapping[str, Any] | None, problem: str, members: Sequence[str]) -> dict[str, Any]:
+def _node(name: str, found: Mapping[str, Any] | None, problem: str, members: Sequence[str]) -> dict[str, Any]:
     rank = members.index(name) if name in members else None
-    if told is None:
+    if found is None:
         return {"node": name, "rank": rank, "state": probe.UNREACHABLE, "problem": " ".join(problem.split())}
-    report = told.get("rank") or {}
+    report = found.get("rank") or {}
     unit = report.get("unit") or {}
-    others = [each for each in told.get("units", []) if each != unit.get("name")]
+    others = [each for each in found.get("units", []) if each != unit.get("name")]
     return {
         "node": name,
         "rank": rank,
@@ -116,9 +116,9 @@ def _node(name: str, told: Mapping[str, Any] | None, problem: str, members: Sequ
         "unit": str(unit.get("name", "")),
         "seconds": float(unit.get("seconds", 0.0)),
         "restarts": int(unit.get("restarts", 0)),
-        "mem_available_gib": told.get("mem_available_gib"),
-        "mem_total_gib": told.get("mem_total_gib"),
-        "mem_floor_gib": told.get("mem_floor_gib"),
+        "mem_available_gib": found.get("mem_available_gib"),
+        "mem_total_gib": found.get("mem_total_gib"),
+        "mem_floor_gib": found.get("mem_floor_gib"),
         "other_units": others,
     }
 
@@ -126,23 +126,23 @@ def _node(name: str, told: Mapping[str, Any] | None, problem: str, members: Sequ
 def document(
     nodes: Sequence[str],
     head: str,
-    told: Mapping[str, Mapping[str, Any]],
+    reports: Mapping[str, Mapping[str, Any]],
     problems: Mapping[str, str],
     now_s: float,
 ) -> dict[str, Any]:
     """Return everything that is known of the cluster, as plain data.
 
-    nodes: all members of the inventory, in order; told: what each reachable node said; problems: why the others said
-    nothing; now_s: seconds since the epoch.
+    nodes: all members of the inventory, in order; reports: by node that answered; problems: why the
+    others did not; now_s: seconds since the epoch.
     """
     # The head's record is the one that counts; with the head gone, any member's.
-    records = [told[name].get("record") or {} for name in [head, *nodes] if name in told]
+    records = [reports[name].get("record") or {} for name in [head, *nodes] if name in reports]
     record = next((each for each in records if each), {})
     members = [str(each) for each in record.get("members", [])]
     serving_head = members[0] if members else head
-    entries = [_node(name, told.get(name), problems.get(name, "it told nothing"), members) for name in nodes]
-    api = (told.get(serving_head) or {}).get("api") or {}
-    load = (told.get(serving_head) or {}).get("load") or {}
+    entries = [_node(name, reports.get(name), problems.get(name, "no report"), members) for name in nodes]
+    api = (reports.get(serving_head) or {}).get("api") or {}
+    load = (reports.get(serving_head) or {}).get("load") or {}
     result: dict[str, Any] = {
         "time": now_s,
         "model": str(record.get("model", "")),
@@ -151,34 +151,34 @@ def document(
         "summary": "Nothing is served.",
         "since": None,
         "nodes": entries,
-        "unreachable": [name for name in nodes if name not in told],
+        "unreachable": [name for name in nodes if name not in reports],
         "load": load,
         "diagnosis": [],
-        "last_failure": last_failure(told),
-        "watch": (told.get(serving_head) or {}).get("watch") or None,
+        "last_failure": last_failure(reports),
+        "watch": (reports.get(serving_head) or {}).get("watch") or None,
     }
     if not members:
         if result["unreachable"]:
             result["summary"] = "No node that answers has a record of what is served."
         return result
-    if serving_head not in told:
-        why = " ".join(problems.get(serving_head, "it told nothing").split())
+    if serving_head not in reports:
+        why = " ".join(problems.get(serving_head, "no report").split())
         result.update(state=UNKNOWN, summary=f"{serving_head}, which serves the API, does not answer: {why}")
         return result
-    reports = [
-        told[name].get("rank") or {"node": name, "state": probe.ABSENT}
-        if name in told
-        else probe.unreachable_rank(name, problems.get(name, "it told nothing"))
+    ranks = [
+        reports[name].get("rank") or {"node": name, "state": probe.ABSENT}
+        if name in reports
+        else probe.unreachable_rank(name, problems.get(name, "no report"))
         for name in members
     ]
     asked = bool(api.get("canary_wanted", True))
     merged = probe.merge(
-        reports,
+        ranks,
         api,
         head=serving_head,
         expected={"served_name": result["served_name"], "canary": asked},
     )
-    head_report = next(each for each in reports if each.get("node") == serving_head)
+    head_report = next(each for each in ranks if each.get("node") == serving_head)
     log, unit = head_report.get("log") or {}, head_report.get("unit") or {}
     if merged.state == probe.READY and log.get("phase") == "ready" and log.get("phase_time_s"):
         result["since"] = float(log["phase_time_s"])
@@ -189,7 +189,7 @@ def document(
         summary=merged.summary,
         progress=merged.progress,
         diagnosis=[
-            {"node": each.node, "name": each.name, "cause": each.cause, "cure": each.cure, "line": each.line}
+            {"node": each.node, "name": each.name, "cause": each.cause, "remedy": each.remedy, "line": each.line}
             for each in merged.diagnosis
         ],
     )

@@ -71,7 +71,7 @@ def check(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
         "model": model,
         "state": state.state,
         "summary": state.summary,
-        "diagnosis": [{"name": each.name, "cause": each.cause, "cure": each.cure} for each in state.diagnosis],
+        "diagnosis": [{"name": each.name, "cause": each.cause, "remedy": each.remedy} for each in state.diagnosis],
     }
 
 
@@ -89,7 +89,7 @@ def in_time(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, A
         said = (
             f"The check did not end within {config['check_seconds']} s: the engine, or this node, answers too slowly."
         )
-        cause = {"name": "check_too_long", "cause": said, "cure": "Look at the node's load, and at the engine's log."}
+        cause = {"name": "check_too_long", "cause": said, "remedy": "Look at the node's load, and at the engine's log."}
         return {"model": str(record.get("model", "")), "state": probe.WEDGED, "summary": said, "diagnosis": [cause]}
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -176,7 +176,7 @@ def test_a_worker_that_dies_ends_the_wait_everywhere_within_a_look(play: Any) ->
         rank = report(NODES[2], probe.RUNNING if number < 3 else probe.DEAD, phase="profile", done=number)
         if number >= 3:
             rank["findings"] = [
-                {"name": "oom_killer", "kind": "cause", "cause": "The OOM killer.", "cure": "Less.", "line": "x"}
+                {"name": "oom_killer", "kind": "cause", "cause": "The OOM killer.", "remedy": "Less.", "line": "x"}
             ]
         return answer(rank)
 
@@ -323,7 +323,7 @@ def test_a_host_that_failed_before_is_a_lost_rank(play: Any) -> None:
         ({"ansible_forks": 2}, {}, "this run has 2 forks"),
         ({"ansible_play_batch": NODES[:1]}, {}, "batches of 1 host(s)"),
         ({}, {"head": "gx10-9"}, "The head 'gx10-9' is not among the ranks"),
-        ({}, {"served_name": ""}, "lacks its option 'served_name'"),
+        ({}, {"served_name": ""}, "the option 'served_name' is missing"),
     ],
 )
 def test_what_cannot_work_is_refused(play: Any, facts: dict[str, Any], options: dict[str, Any], words: str) -> None:
@@ -340,7 +340,7 @@ def test_the_address_of_a_forwarded_line_is_turned_into_its_node(play: Any) -> N
     def dead(_number: int, _canary: bool) -> dict[str, Any]:
         rank = report(HEAD, probe.DEAD)
         rank["findings"] = [
-            {"name": "gpu_fault", "kind": "cause", "cause": "A fault.", "cure": "Look.", "address": "10.211.0.13"}
+            {"name": "gpu_fault", "kind": "cause", "cause": "A fault.", "remedy": "Look.", "address": "10.211.0.13"}
         ]
         return answer(rank, 0)
 

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.gb10.cluster.plugins.action import cluster_status, journal_merge
 
-STATUS = {"nodes": ["gx10-1"], "head": "gx10-1", "told": {}, "problems": {"gx10-1": "No route to host"}}
+STATUS = {"nodes": ["gx10-1"], "head": "gx10-1", "reports": {}, "problems": {"gx10-1": "No route to host"}}
 ENTRIES = {"gx10-1": [{"time_us": 5, "unit": "vllm-a.service", "text": "hello"}]}
 
 
@@ -71,10 +71,10 @@ def test_false_is_no_path(printed: list[str], monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_the_log_is_printed_or_written(printed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = {"told": ENTRIES, "problems": {"gx10-2": "timed\nout"}}
+    asked = {"reports": ENTRIES, "problems": {"gx10-2": "timed\nout"}}
     assert run(journal_merge, asked, monkeypatch)["lines"] == 1
     assert printed[0].splitlines() == [
-        "# gx10-2 told nothing: timed out",
+        "# gx10-2 gave no journal: timed out",
         "1970-01-01 00:00:00.000 gx10-1 vllm-a hello",
     ]
     run(journal_merge, {**asked, "file": str(tmp_path / "all.log")}, monkeypatch)
@@ -85,5 +85,5 @@ def test_the_log_is_printed_or_written(printed: list[str], monkeypatch: pytest.M
 
 
 def test_no_line_is_said(printed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    run(journal_merge, {"told": {"gx10-1": []}}, monkeypatch)
+    run(journal_merge, {"reports": {"gx10-1": []}}, monkeypatch)
     assert printed == ["# No line matches."]

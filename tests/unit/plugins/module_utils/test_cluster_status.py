@@ -163,7 +163,7 @@ def test_nothing_is_served_and_nobody_answers() -> None:
     none = document(NODES, "gx10-1", {}, {}, NOW_S)
     assert none["summary"] == "No node that answers has a record of what is served."
     assert none["unreachable"] == NODES
-    assert "gx10-3 does not answer: it told nothing" in shown(none)
+    assert "gx10-3 does not answer: no report" in shown(none)
 
 
 def test_a_rank_that_is_gone_is_diagnosed() -> None:

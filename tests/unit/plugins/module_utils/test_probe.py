@@ -39,7 +39,7 @@ def finding(name: str, kind: str = "cause", **more: Any) -> dict[str, Any]:
         "name": name,
         "kind": kind,
         "cause": f"Cause of {name}.",
-        "cure": f"Cure of {name}.",
+        "remedy": f"Remedy of {name}.",
         "line": "a line",
         **more,
     }
@@ -169,7 +169,7 @@ def test_a_dead_ranks_cause_comes_before_a_living_ranks_and_before_consequences(
         (HEAD, "port_in_use"),
         (HEAD, "engine_dead"),
     ]
-    assert "gx10-3: Cause of oom_killer. Cure of oom_killer. Line: a line" in state.summary
+    assert "gx10-3: Cause of oom_killer. Remedy of oom_killer. Line: a line" in state.summary
 
 
 def test_a_line_that_ray_forwarded_is_laid_at_the_door_of_its_own_node() -> None:

@@ -58,8 +58,8 @@ def test_the_finding_says_what_why_and_what_to_do(sample: Sample) -> None:
     finding = ps.diagnose(sample.lines)[0]
     assert finding.line in {line.text[: ps.MAX_LINE_CHARS].rstrip() for line in sample.lines}
     assert finding.cause.endswith(".")
-    assert finding.cure.endswith(".")
-    assert "{" not in finding.cause + finding.cure
+    assert finding.remedy.endswith(".")
+    assert "{" not in finding.cause + finding.remedy
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)

@@ -28,7 +28,7 @@ DEAD = {
     "model": "a",
     "state": "dead",
     "summary": "It does not.",
-    "diagnosis": [{"name": "oom", "cause": "c", "cure": "d"}],
+    "diagnosis": [{"name": "oom", "cause": "c", "remedy": "d"}],
 }
 
 
