@@ -18,7 +18,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     _requires_connection = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask the node for the time a few times and keep the answer that came fastest."""
+        """Ask the node for the time a few times and use the fastest answer."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         del tmp
         _validation, arguments = self.validate_argument_spec(

@@ -42,7 +42,7 @@ _RANK_OPTIONS = frozenset({"name", "unit", "container", "tail_lines"})
 
 @dataclass
 class Board:
-    """The shared directory: one file a node, replaced as a whole."""
+    """The shared directory: one file per node, replaced atomically."""
 
     folder: Path
 
@@ -58,7 +58,7 @@ class Board:
 
 @dataclass
 class Picture:
-    """What one process sees of the whole: the reports so far, the API, the merged state."""
+    """What one process sees of the cluster: the reports so far, the API, the merged state."""
 
     reports: list[dict[str, Any]]
     api: dict[str, Any] | None
@@ -375,7 +375,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         head_rank = next((each for each in picture.reports if each.get("node") == self.head), {})
         result["seconds"] = float(head_rank.get("unit", {}).get("seconds", 0.0))
         if failed and self.wait:
-            # A failure is printed whole: keep what explains it, and the log of the ranks concerned.
+            # A failure is printed completely: return what explains it, and the log of the ranks concerned.
             rank = result.pop("rank", {})
             result.pop("api", None)
             result.update(failed=True, msg=message, tail=[] if self._bystander(state) else rank.get("tail", []))
@@ -389,7 +389,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         return self.node not in concerned
 
     def _message(self, state: probe.ClusterState) -> str:
-        """The whole diagnosis on the head and on the ranks concerned, a short word elsewhere."""
+        """The complete diagnosis on the head and on the ranks concerned, a short one elsewhere."""
         lost = _lost(state)
         own = [each for each in state.diagnosis if each.node == self.node]
         if self.node == self.head:
@@ -401,7 +401,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
 
 
 class _NodeSilentError(BaseException):
-    """Raised out of a connection that hangs; not an Exception, so that no handler on the way keeps it."""
+    """Raised out of a connection that hangs; not an Exception, so that no handler on the way catches it."""
 
 
 def _door_opens(host: str, port: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """The rank's options, and in `API` those of the API and its canaries."""
+    """The rank's options, in `LOOK` those of one look at it, in `API` those of the API and its canaries."""
 
     DOCUMENTATION = r"""
 options:
@@ -23,6 +23,17 @@ options:
     description: How many of the newest lines of each log to return.
     type: int
     default: 20
+"""
+
+    LOOK = r"""
+options:
+  node:
+    description: Name to report as this node's; its host name unless given.
+    type: str
+  seen_pulse:
+    description: The RV(pulse) of an earlier report; a state that differs from it is reported at once.
+    type: list
+    elements: str
 """
 
     API = r"""
@@ -46,7 +57,7 @@ options:
     description: File on the node that is asked with the certificate authority to check it against.
     type: path
   canary:
-    description: Whether to ask for completions; only O(canary=true) proves that the model yields tokens.
+    description: Whether to ask for completions; only O(canary=true) verifies that the model yields tokens.
     type: bool
     default: true
   canary_tokens:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: cluster_probe
-short_description: Watch every rank of a served model and prove that it yields tokens
+short_description: Watch every rank of a served model and verify that it yields tokens
 version_added: 0.1.0
 description:
   - Runs on all ranks of a model in one task. On every node it reads the rank as M(gb10.cluster.rank_state)
@@ -63,7 +63,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Prove that the model serves
+- name: Verify that the model serves
   gb10.cluster.cluster_probe:
     name: my-model
     served_name: qwen3.5-397b

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: health_probe
-short_description: Prove on the head that a served model yields tokens
+short_description: Verify on the head that a served model yields tokens
 version_added: 0.1.0
 description:
   - Runs on the head. Reads this node's rank as M(gb10.cluster.rank_state) does, and asks the API for
@@ -19,19 +19,12 @@ description:
     M(gb10.cluster.rank_state) on all nodes, and sees every rank.
   - Changes nothing.
 options:
-  node:
-    description: Name to report as this node's; its host name unless given.
-    type: str
   poll_seconds:
     description:
       - Without O(wait), the longest time to wait for the unit or the API's health to change before reporting.
       - With O(wait), the time between two looks.
     type: float
     default: 0
-  seen_pulse:
-    description: The RV(pulse) of an earlier report; a unit or a health that differs from it is reported at once.
-    type: list
-    elements: str
   wait:
     description: Whether to wait for a settled state, and to fail unless it is V(ready).
     type: bool
@@ -48,6 +41,7 @@ options:
     default: 0
 extends_documentation_fragment:
   - gb10.cluster.probe
+  - gb10.cluster.probe.look
   - gb10.cluster.probe.api
   - gb10.cluster.attributes.reads
 attributes:
@@ -76,7 +70,7 @@ EXAMPLES = r"""
     needle_tokens: 32000
     mtp_tokens: 2
   become: true
-  register: proof
+  register: probe
 """
 
 RETURN = r"""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: node_facts
-short_description: Read what matters of an inference node, in one step
+short_description: Read the state of an inference node in one step
 version_added: 0.1.0
 description:
   - Reads operating system, memory, disk, services, Docker, GPU and engine units of a node.
@@ -94,7 +94,7 @@ node:
       type: dict
       returned: always
     time:
-      description: C(service) that keeps the clock or empty, C(synchronized), C(epoch_s) now.
+      description: C(service) that synchronises the clock or empty, C(synchronized), C(epoch_s) now.
       type: dict
       returned: always
     bios:
@@ -169,9 +169,9 @@ def run(*argv: str) -> str:
 
 def container_kind() -> str:
     """Return the kind of container that this node is, or an empty string."""
-    told = read("/run/systemd/container").strip()
-    if told:
-        return told
+    kind = read("/run/systemd/container").strip()
+    if kind:
+        return kind
     for variable in read("/proc/1/environ").split("\0"):
         if variable.startswith("container="):
             return variable.partition("=")[2]
@@ -218,14 +218,14 @@ def active(pattern: str) -> list[str]:
 
 
 def clock() -> dict[str, Any]:
-    """Return which service keeps the clock, whether it is synchronised, and the time now."""
+    """Return which service synchronises the clock, whether it is synchronised, and the time now."""
     found = [unit for unit in TIME_SERVICES if active(unit)]
     synchronised = run("timedatectl", "show", "--property=NTPSynchronized", "--value").strip() == "yes"
     return {"service": found[0] if found else "", "synchronized": synchronised, "epoch_s": time.time()}
 
 
 def docker() -> dict[str, Any]:
-    """Return whether Docker Engine is there and runs, and what its configuration says of data and runtimes."""
+    """Return whether Docker Engine is installed and runs, its data directory and its runtimes."""
     dockerd = shutil.which("dockerd", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
     try:
         config = json.loads(read("/etc/docker/daemon.json") or "{}")

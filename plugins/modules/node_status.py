@@ -12,7 +12,7 @@ description:
   - Reads the record of the active model, this node's rank as M(gb10.cluster.rank_state) does, memory, and the last
     recorded failure; on the node that serves the API also health, models, a completion and, from two looks at
     its metrics, the load.
-  - Asks the node alone, nothing of what an inventory says. A node without any of it says so.
+  - Asks the node alone and reads no inventory. What a node does not have is reported as empty.
   - Changes nothing.
 options:
   node:

@@ -15,21 +15,15 @@ description:
   - Changes nothing. A node without the unit, without Docker or without systemd gives the state V(absent).
   - Needs root to read the journal and to ask Docker.
 options:
-  node:
-    description: Name to report as this node's; its host name unless given.
-    type: str
   poll_seconds:
     description:
       - Longest time to wait for the unit to change before reporting.
       - V(0) reports at once. A change of the unit's state or run ends the wait within a second.
     type: float
     default: 0
-  seen_pulse:
-    description: The RV(pulse) of an earlier report; a unit that differs from it is reported at once.
-    type: list
-    elements: str
 extends_documentation_fragment:
   - gb10.cluster.probe
+  - gb10.cluster.probe.look
   - gb10.cluster.attributes.reads
 attributes:
   check_mode:

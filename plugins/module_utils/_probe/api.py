@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks an OpenAI-compatible API of vLLM whether it lives: health, models, metrics, canaries.
+"""Asks an OpenAI-compatible API of vLLM whether it works: health, models, metrics, canaries.
 
 The HTTP itself is done by a callable of the caller's, so that a module can use Ansible's client
-and a test none. All limits are on silence (seconds without a byte), never on the whole answer.
+and a test none. All limits are on silence (seconds without a byte), never on the complete answer.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Client(Protocol):
         """GET a path below the API's address."""
 
     def post(self, path: str, payload: Mapping[str, Any]) -> Reply:
-        """POST JSON and read the whole answer."""
+        """POST JSON and read the complete answer."""
 
     def stream(self, path: str, payload: Mapping[str, Any]) -> Iterator[str]:
         """POST JSON and yield the lines of a server-sent stream; raises ProbeHttpError."""
@@ -280,9 +280,9 @@ def _judge_tool_call(read: _Streamed) -> str:
     try:
         arguments = json.loads(call["arguments"])
     except ValueError:
-        return f"the arguments of the tool call are no JSON: {call['arguments'][:120]!r}"
+        return f"the arguments of the tool call are not JSON: {call['arguments'][:120]!r}"
     if not isinstance(arguments, dict) or "room" not in arguments:
-        return f"the tool call lacks its argument 'room': {call['arguments'][:120]!r}"
+        return f"the tool call has no argument 'room': {call['arguments'][:120]!r}"
     return ""
 
 
@@ -295,7 +295,7 @@ def _judge_reasoning(read: _Streamed) -> str:
 def _judge_needle(read: _Streamed) -> str:
     if NEEDLE_CODE in read.text or NEEDLE_CODE in read.reasoning:
         return ""
-    return f"the answer does not hold {NEEDLE_CODE}: {read.text[-160:]!r}"
+    return f"the answer does not contain {NEEDLE_CODE}: {read.text[-160:]!r}"
 
 
 def run_canaries(client: Client, wanted: Wanted, clock: Callable[[], float] = time.monotonic) -> list[CanaryResult]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the check inside the image (roles/engine/files/engine_check.py) answered, and what to tell the owner.  Pure."""
+"""What the check inside the image (roles/engine/files/engine_check.py) answered, as a message to the owner; pure."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MAX_WORDS_CHARS = 320
 _STAGES = {
     "parse": "its command line does not take these options",
     "parsers": "it knows no such parser",
-    "config": "its own configuration check says no",
+    "config": "its own configuration check refuses it",
 }
 
 
 class UnaskedError(Exception):
-    """The check gave no verdict; the message says what it gave."""
+    """The check gave no verdict; the message has what it printed."""
 
 
 def parse(stdout: str, stderr: str, code: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def vllm_words(error: str) -> str:
 
 
 def refusal(model: str, image: str, verdict: Mapping[str, Any]) -> str:
-    """Return the whole message for a refused configuration: vLLM's own sentence, then ours."""
+    """Return the complete message for a refused configuration: vLLM's own sentence, then ours."""
     words = vllm_words(str(verdict["error"]))
     known = [each for each in diagnose([LogLine(text=words)]) if each.name != UNRECOGNISED]
     ours = (
@@ -61,7 +61,7 @@ def refusal(model: str, image: str, verdict: Mapping[str, Any]) -> str:
         if known
         else f"Change model_spec.serve or model_spec.env of {model} so that this vLLM takes it."
     )
-    stage = _STAGES.get(str(verdict["stage"]), "it says no")
+    stage = _STAGES.get(str(verdict["stage"]), "it refuses the configuration")
     return f"{image} would not start {model}: {stage}.\n  vLLM says: {words}\n  {ours}\nNothing was stopped or changed."
 
 

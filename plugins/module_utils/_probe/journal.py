@@ -15,7 +15,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import cle
 def parse_entries(output: str, *, newest_first: bool = False) -> list[dict[str, Any]]:
     """Return time (microseconds of the epoch), unit and text of what ``journalctl --output=json`` printed.
 
-    A line that is not whole JSON is left out: the journal may be written while it is read. ``newest_first`` is how
+    A line that is not complete JSON is left out: the journal may be written while it is read. ``newest_first`` is how
     journalctl prints when it is given both --grep and --lines; what is returned begins with the oldest in any case.
     """
     found = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the log of a vLLM engine: which phase of its start it is in, how far, and what it said of itself.
+"""Reads the log of a vLLM engine: which phase of its start it is in, how far, and the figures it printed.
 
 Pure functions over lines of text; where the lines come from (the journal of a unit, a file) is
 the caller's affair. The patterns were read from vLLM 0.32.0 and hold for 0.22.1 too where the
@@ -68,7 +68,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Marker:
-    """A line that proves that a phase was reached; groups `done` and `total` carry progress."""
+    """A line that shows that a phase was reached; groups `done` and `total` carry progress."""
 
     phase: str
     pattern: re.Pattern[str]

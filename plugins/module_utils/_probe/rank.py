@@ -39,7 +39,7 @@ UNIT_PROPERTIES = (
 )
 JOURNAL_FIELDS = "MESSAGE,_SYSTEMD_INVOCATION_ID,INVOCATION_ID,_TRANSPORT,_PID,SYSLOG_IDENTIFIER"
 KERNEL_WORDS = r"(?i)oom-kill|out of memory|killed process|NVRM|Xid"
-# Processes that compile kernels: their coming and going is progress of a start that says nothing.
+# Processes that compile kernels: their starts and ends are progress of a start that logs nothing.
 COMPILERS = frozenset(
     {
         "nvcc",
@@ -84,7 +84,7 @@ def parse_show(output: str) -> dict[str, str]:
 
 
 def parse_journal(output: str, *, kernel: bool = False, earlyoom: bool = False) -> list[LogLine]:
-    """The lines that `journalctl -o json` printed; a line that is not whole JSON is left out.
+    """The lines that `journalctl -o json` printed; a line that is not complete JSON is left out.
 
     A message of systemd about the unit has no _SYSTEMD_INVOCATION_ID of its own but names the
     run in INVOCATION_ID.
@@ -268,9 +268,9 @@ class RankReader:
         return {"compilers": " ".join(sorted(compilers)), "read_mib": read_bytes >> 20}
 
     def _tail(self, lines: Sequence[LogLine]) -> list[str]:
-        """The newest lines for a reader; the forty routes that vLLM lists at its start tell nothing."""
-        told = [text for text in (engine_log.clean(line.text) for line in lines) if text and "] Route: /" not in text]
-        return told[-self.limits.shown_lines :]
+        """The newest lines for a reader; without the forty routes that vLLM lists at its start."""
+        texts = [text for text in (engine_log.clean(line.text) for line in lines) if text and "] Route: /" not in text]
+        return texts[-self.limits.shown_lines :]
 
     def report(self) -> dict[str, Any]:
         """Everything at once, as a dictionary that `probe.merge` reads."""

@@ -12,7 +12,7 @@ NOT_FOUND = 127
 
 
 def runner(module: Any) -> Run:
-    """A `Run` for this AnsibleModule; a command that the node lacks gives exit status 127."""
+    """A `Run` for this AnsibleModule; a command that is not installed gives exit status 127."""
 
     def run(command: Sequence[str]) -> tuple[int, str, str]:
         path = module.get_bin_path(command[0], required=False)

@@ -92,7 +92,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "torch_without_cuda",
         CAUSE,
         r"libtorch_cuda\w*\.so: cannot open shared object file|Torch not compiled with CUDA enabled",
-        cause="The image holds a CPU build of torch: vLLM's kernels look for its CUDA library in vain.",
+        cause="The image holds a CPU build of torch: vLLM's kernels do not find its CUDA library.",
         remedy="Rebuild the image with the pinned CUDA torch forced in a last layer of its own (--no-deps), "
         "check `python3 -c 'import torch; print(torch.__version__, torch.version.cuda)'` inside it, "
         "distribute it again.",
@@ -102,7 +102,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "library_missing",
         CAUSE,
         r"ImportError: (?P<library>lib(?!torch_cuda)[\w.+-]+\.so[\w.]*): cannot open shared object file",
-        cause="The image lacks the shared library {library}.",
+        cause="The shared library is missing from the image: {library}.",
         remedy="Rebuild the image so that torch, vLLM and CUDA are of the same major version.",
         origin="vllm-project/vllm#52300",
     ),
@@ -148,7 +148,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"InvalidCxxCompiler: No working C\+\+ compiler found|Failed to find C compiler",
         cause="The image has no compiler, and torch wants to compile a kernel at run time.",
-        remedy="Build the image with g++, or keep torch from compiling (enforce-eager, TORCHDYNAMO_DISABLE=1).",
+        remedy="Build the image with g++, or prevent torch from compiling (enforce-eager, TORCHDYNAMO_DISABLE=1).",
         origin="torch 2.13 _inductor; triton",
     ),
     # --- command line and model ---------------------------------------------------------------
@@ -176,7 +176,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"contains custom code which must be executed|option `trust_remote_code=True`|"
         r"setting `trust_remote_code=True`",
-        cause="The model brings its own code and the engine was not told to trust it.",
+        cause="The model brings its own code, and trust-remote-code is not set.",
         remedy="Read that code, then set `trust-remote-code: true` in the model's `serve`.",
         origin="Transformers; vLLM 0.32.0 transformers_utils/config.py",
     ),
@@ -238,7 +238,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"SafetensorError: (?P<what>Error while deserializing header.*|.*InvalidHeader.*|.*HeaderTooLarge.*|"
         r".*MetadataIncomplete.*)",
-        cause="A weights file is cut short or is not what its name says: {what}.",
+        cause="A weights file is truncated or is not a safetensors file: {what}.",
         remedy="Verify the weights on this node against the manifest and stage the file again.",
         origin="safetensors 0.8",
     ),
@@ -426,7 +426,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"Unable to find address for:? (?P<interface>\S+)|Bootstrap : no socket interface found|"
         r"no socket interface found",
-        cause="The network interface that the ranks were told to use has no address on this node: {interface}.",
+        cause="The network interface that the ranks use has no address on this node: {interface}.",
         remedy="Compare the fabric's interface names on this node with the unit's environment; names "
         "differ between GB10 boxes.",
         origin="gloo; NCCL bootstrap",
@@ -464,7 +464,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"NCCL WARN Error: network IB not found|Failed to initialize any NET plugin|"
         r"NCCL WARN .*NET/IB.*(?:No device|not found)",
-        cause="NCCL was told to use RDMA and found none.",
+        cause="NCCL must use RDMA and found no RDMA device.",
         remedy="Check /dev/infiniband in the container, NCCL_IB_HCA against `ibv_devinfo`, and the link.",
         origin="NCCL src/net.cc",
     ),
@@ -532,9 +532,9 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "engine_ended",
         CONSEQUENCE,
-        r"^gb10: the engine (?P<how>(?:ended|was killed) .*) unasked",
+        r"^gb10: the engine (?P<how>(?=.*\b(?:unasked|unexpectedly)\b)(?:ended|exited|was killed) .*)",
         cause="The engine's process {how}.",
-        remedy="What it printed before that says why; after signal 9 look at earlyoom and the node's memory.",
+        remedy="See the lines before; after signal 9 look at earlyoom and the node's memory.",
         origin="this collection's engine role",
     ),
     _signature(
@@ -575,7 +575,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"^gb10: missing environment: (?P<names>.*?) must be set|"
         r"env vars are not set inside .*?: *(?P<names2>.*)|open (?P<file>\S+\.env): no such file or directory",
-        cause="A rank's container lacks environment variables that the model requires: {names|names2|file}.",
+        cause="Environment variables that the model requires are missing from a rank's container: {names|names2|file}.",
         remedy="Set them in model_spec.env and render the units again, so that every node has them: "
         "Ray passes none across nodes.",
         origin="[S2]; Docker Engine 20.10; this collection's engine unit",

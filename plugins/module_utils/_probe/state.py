@@ -192,7 +192,7 @@ class StallWatch:
 
 
 def _head_log(reports: Sequence[Mapping[str, Any]], head: str) -> Mapping[str, Any]:
-    """The log that tells how far the cluster is: the head's, which alone counts joins and shards."""
+    """The log that shows how far the cluster is: the head's, which alone counts joins and shards."""
     for report in reports:
         if report.get("node") == head:
             return dict(report.get("log", {}))
@@ -322,7 +322,7 @@ def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Map
                     node=head,
                     name="mtp_not_detected",
                     kind=CAUSE,
-                    cause="Speculation is configured, but the engine never said that it detected an MTP model.",
+                    cause="Speculation is configured, but the engine's log reports no detected MTP model.",
                     remedy="Check the method in speculative-config and that the weights hold the MTP layers.",
                 )
             )
@@ -459,7 +459,7 @@ def merge(
                 node=head,
                 name="api_silent" if silent else "api_gone",
                 kind=CONSEQUENCE,
-                cause=f"The engine said that it serves, and {api.get('url', 'its API')} "
+                cause=f"The engine reported that it serves, and {api.get('url', 'its API')} "
                 + ("accepts connections without answering." if silent else "does not accept connections."),
                 remedy="Restart the engine on all nodes.",
             ),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 
-#: The state as long as the head says nothing, beside those of the probe.
+#: The state as long as the head does not answer, beside those of the probe.
 UNKNOWN = "unknown"
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
@@ -45,14 +45,14 @@ def load_of(before: Mapping[str, float], after: Mapping[str, float], seconds: fl
 
 def since_text(seconds: float) -> str:
     """Return a duration in its two largest units."""
-    whole = max(0, int(seconds))
-    if whole < _MINUTE_S:
-        return f"{whole} s"
-    if whole < _HOUR_S:
-        return f"{whole // _MINUTE_S} min"
-    if whole < _DAY_S:
-        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} min"
-    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+    total = max(0, int(seconds))
+    if total < _MINUTE_S:
+        return f"{total} s"
+    if total < _HOUR_S:
+        return f"{total // _MINUTE_S} min"
+    if total < _DAY_S:
+        return f"{total // _HOUR_S} h {total % _HOUR_S // _MINUTE_S} min"
+    return f"{total // _DAY_S} d {total % _DAY_S // _HOUR_S} h"
 
 
 def time_text(epoch_s: float) -> str:
@@ -93,7 +93,7 @@ def last_failure(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | N
     if not found:
         return None
     newest_s = max(float(str(each["time"])) for each in found)
-    # The rank that failed and those that ended with it keep a reason each, seconds apart: the first kind explains.
+    # The rank that failed and those that ended with it record a reason each, seconds apart: the first kind explains.
     causes = [
         each
         for each in found

@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass
 class Report:
-    """The whole diagnosis; ``nodes`` by name."""
+    """The diagnosis; ``nodes`` by name."""
 
     nodes: dict[str, list[Check]] = field(default_factory=dict)
     cluster: list[Check] = field(default_factory=list)
@@ -100,7 +100,7 @@ def diagnose(reports: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limi
                     "reachable",
                     str(data.get("error") or "no answer"),
                     FAIL,
-                    "Check its power and its management cable; a node that answers pings but not SSH has starved: "
+                    "Check its power and its management cable; a node that answers pings but not SSH is out of memory: "
                     "power it off and on.",
                 )
             ]
@@ -167,9 +167,9 @@ def _memory_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
             f"{memory['available']:.1f} of {memory['total']:.1f} GiB available, floor {limits.memory_available_gib:g}",
             (FAIL if not serving else WARN) if short else OK,
             (
-                "Lower the model's memory budget before the node livelocks in reclaim."
+                "Lower the model's memory budget: a node without memory stops answering."
                 if serving
-                else "Nothing serves here, and yet the memory is gone: look at `ps -eo rss,comm --sort -rss`."
+                else "Nothing serves here, and yet the memory is in use: see `ps -eo rss,comm --sort -rss`."
             )
             if short
             else "",
@@ -198,10 +198,12 @@ def _memory_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
         score = guard["sshd_oom_score_adjust"]
         checks.append(
             Check(
-                "sshd when memory ends",
+                "sshd under memory pressure",
                 f"OOM score adjustment {score}",
                 OK if score <= -900 else WARN,
-                "" if score <= -900 else "Run playbooks/provision.yml; without it the way in may be what is killed.",
+                ""
+                if score <= -900
+                else "Run playbooks/provision.yml; without it the kernel may kill the SSH sessions first.",
             )
         )
         if limits.sysctl and guard["swappiness"] > 1:
@@ -254,20 +256,20 @@ def _clock_checks(node: Mapping[str, Any], skew: Mapping[str, Any] | None, limit
     checks = []
     clock = node["time"]
     if limits.time_sync:
-        kept = bool(clock["service"]) and clock["synchronized"]
+        good = bool(clock["service"]) and clock["synchronized"]
         checks.append(
             Check(
                 "time service",
                 f"{clock['service'] or 'none'}, {'synchronised' if clock['synchronized'] else 'not synchronised'}",
-                OK if kept else WARN,
+                OK if good else WARN,
                 ""
-                if kept
-                else "playbooks/provision.yml installs one; `chronyc sources` or `timedatectl` say what it lacks.",
+                if good
+                else "playbooks/provision.yml installs one; `chronyc sources` or `timedatectl` show what is missing.",
             )
         )
     if skew and skew.get("skew_s") is not None:
         seconds, error = float(skew["skew_s"]), float(skew.get("error_s") or 0.0)
-        # What the measurement cannot tell is not held against the node.
+        # Within the error of the measurement the clock counts as right.
         apart = bool(limits.clock_skew_s) and abs(seconds) - error > limits.clock_skew_s
         checks.append(
             Check(
