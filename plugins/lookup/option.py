@@ -51,16 +51,16 @@ _raw:
 class LookupModule(LookupBase):  # type: ignore[misc, unused-ignore]
     """See DOCUMENTATION."""
 
-    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[Any]:
+    def run(
+        self, terms: list[str], variables: dict[str, Any] | None = None, *, was: str, default: Any = ""
+    ) -> list[Any]:
         """Return the value under the new name, else under the former, else the default."""
-        self.set_options(var_options=variables, direct=kwargs)
         if len(terms) != 1:
             raise AnsibleLookupError(f"gb10.cluster.option reads one variable, not {len(terms)}.")
-        name, was = terms[0], str(self.get_option("was"))
-        known = variables or {}
+        name, known = terms[0], variables or {}
         if name in known:
             return [self._templar.template(known[name])]
         if was in known:
             Display().warning(f"The variable {was!r} is now named {name!r}; the former name is removed in 0.3.0.")
             return [self._templar.template(known[was])]
-        return [self.get_option("default")]
+        return [default]

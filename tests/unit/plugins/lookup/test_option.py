@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleLookupError
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader, lookup_loader
 from ansible.template import Templar
 from ansible.utils.display import Display
+
+from ansible_collections.gb10.cluster.plugins.lookup.option import LookupModule
 
 
 @pytest.fixture
@@ -23,9 +24,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def look(variables: dict[str, Any], *terms: str, **options: Any) -> Any:
     """Return what the lookup finds among the variables."""
-    init_plugin_loader()
-    templar = Templar(DataLoader(), variables=variables)
-    plugin = lookup_loader.get("gb10.cluster.option", loader=None, templar=templar)
+    plugin = LookupModule(loader=None, templar=Templar(DataLoader(), variables=variables))
     return plugin.run(list(terms) or ["logs_lines"], variables, **{"was": "lines", "default": 200, **options})
 
 

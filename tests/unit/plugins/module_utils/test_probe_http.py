@@ -239,8 +239,8 @@ def test_too_few_tokens_are_named() -> None:
     ("answer", "detail"),
     [
         (lambda: tool_call('{"room": "kitchen"}'), ""),
-        (lambda: tool_call('{"place": "kitchen"}'), "the tool call lacks its argument 'room'"),
-        (lambda: tool_call('{"room": '), "the arguments of the tool call are no JSON"),
+        (lambda: tool_call('{"place": "kitchen"}'), "the tool call has no argument 'room'"),
+        (lambda: tool_call('{"room": '), "the arguments of the tool call are not JSON"),
         (lambda: tool_call("{}", name="boil"), "the parser returned a call of 'boil'"),
         (lambda: tokens("<tool_call>{}</tool_call>", 4, "content"), "returned no tool call, but '<tool_call>"),
     ],

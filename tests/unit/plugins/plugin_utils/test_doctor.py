@@ -101,7 +101,7 @@ def test_a_sound_cluster() -> None:
         (("memory_gib", "available"), 9.9, "memory", FAIL),
         (("desktop", "unit"), "gdm.service", "desktop", WARN),
         (("protection", "earlyoom"), False, "earlyoom", FAIL),
-        (("protection", "sshd_oom_score_adjust"), 0, "sshd when memory ends", WARN),
+        (("protection", "sshd_oom_score_adjust"), 0, "sshd under memory pressure", WARN),
         (("protection", "swappiness"), 60, "vm.swappiness", WARN),
         (("docker", "active"), False, "Docker", FAIL),
         (("systemd", "default_target"), "graphical.target", "boots into", WARN),
