@@ -5,7 +5,7 @@
     make bench-client ARGS='--concurrency 1 16 256'
 
 Prints, for each number of requests at once, what client and connection add to a time to first token, how long after
-it was sent a token is seen, and how many chunks a second the client takes. docs/bench.md says how to read it.
+it was sent a token is seen, and how many chunks a second the client takes. docs/roles/bench.md says how to read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ for _path in (REPO / ".collections", REPO):
         sys.path.insert(0, str(_path))
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import BenchError  # noqa: E402
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.run import client_overhead  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.overhead import client_overhead  # noqa: E402
 
 CONCURRENCY = (1, 4, 16, 64, 256)
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import platform
 import traceback
@@ -14,7 +13,9 @@ from typing import Any, TypeVar
 
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare, report
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare, overhead, report
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import replay as replays
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import run as measure
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
     BenchError,
@@ -171,7 +172,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             if self._task.check_mode:
                 return {"msg": f"{endpoint.url} serves {endpoint.model}; nothing is measured in check mode."}
             stamp, taken = report.now_stamp()
-            nodes = {name: compare.node_marks(told) for name, told in args["nodes"].items()}
+            nodes = {name: compare.node_marks(facts) for name, facts in args["nodes"].items()}
             print_ = compare.fingerprint(
                 spec, image=args["image"], vllm_version=version, nodes=nodes, command=args["command"]
             )
@@ -198,10 +199,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             }
             seed = f"{os.getpid()}-{stamp}"
             if args["client_overhead"] and args["sweep"]:
-                overhead = await self._part(
-                    "the client's own share", lambda: measure.client_overhead(counts, self._say), problems
+                rows = await self._part(
+                    "the client overhead", lambda: overhead.client_overhead(counts, self._say), problems
                 )
-                found["client"]["overhead"] = overhead or []
+                found["client"]["overhead"] = rows or []
             if args["sweep"]:
                 sweep = measure.Sweep(
                     counts,
@@ -225,7 +226,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 )
                 found["needles"] = needles or []
             if args["trace"]:
-                replay = measure.Replay(
+                replay = replays.Replay(
                     path=Path(args["trace"]),
                     concurrency=args["trace_concurrency"],
                     scheduled={"auto": None, "true": True, "false": False}[args["trace_scheduled"]],
@@ -237,7 +238,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                     tokenizer=args["tokenizer"] if Path(args["tokenizer"] or "/nonexistent").is_dir() else "",
                 )
                 found["trace"] = await self._part(
-                    "the trace", lambda: measure.run_replay(client, replay, self._say), problems
+                    "the trace", lambda: replays.run_replay(client, replay, self._say), problems
                 )
         return self._keep(args, found, problems)
 
@@ -300,9 +301,10 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         found.update(comparisons=comparisons, regressions=regressions, warnings=[*problems, *warnings])
         page, words = report.render(found, earlier, args["regression_share"])
         paths = {kind: folder / f"{found['run']}.{kind}" for kind in ("json", "html", "md")}
-        report.write_whole(paths["html"], page)
-        report.write_whole(paths["md"], words)
-        report.write_whole(paths["json"], json.dumps(found, indent=1, sort_keys=True) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write(paths["html"], page)
+        files.write(paths["md"], words)
+        files.write_json(paths["json"], found)
         self._say(f"the report: {paths['html']}")
         for sentence in [*regressions, *warnings]:
             self._say(sentence)

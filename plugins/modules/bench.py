@@ -11,7 +11,7 @@ version_added: 0.1.0
 description:
   - Sends streamed completions from the control node to an OpenAI-compatible endpoint of vLLM, in a sweep over
     concurrency, with needles in haystacks of any length, and as the replay of a trace.
-  - Waiting for one of the engine's slots is told apart from prefill; a request that fails is counted, never dropped.
+  - Waiting for one of the engine's slots is separated from prefill; a request that fails is counted, never dropped.
   - Keeps each run as one JSON file under the fingerprint of all that matters (what the engine runs with, the image's
     identity, mods, version, nodes, driver), beside an HTML page that needs no network and the same in Markdown.
   - Runs on the control node, which needs the Python package aiohttp; no host is contacted over SSH.
@@ -38,7 +38,7 @@ options:
     type: dict
     default: {}
   stall_seconds:
-    description: A request over which nothing arrives for so long has failed.
+    description: Seconds without a byte after which a request has failed.
     type: float
     default: 600.0
   sweep:
@@ -106,7 +106,7 @@ options:
     type: float
     default: 1.0
   trace_limit:
-    description: Replay the first so many requests; V(0) replays all.
+    description: Replay only this many requests from the beginning; V(0) replays all.
     type: int
     default: 0
   trace_block_tokens:
@@ -136,7 +136,7 @@ options:
     elements: str
     default: []
   vllm_version:
-    description: Version of vLLM, for endpoints that do not tell it.
+    description: Version of vLLM, for endpoints that do not report it.
     type: str
     default: ""
   nodes:

@@ -85,7 +85,7 @@ def test_adding_a_model_is_adding_a_file() -> None:
 # --- everything documented and tested -------------------------------------------------------------------
 
 #: Roles whose molecule scenario is still to be written.
-NO_SCENARIO = frozenset({"bench", "doctor", "watch"})
+NO_SCENARIO = frozenset({"doctor", "watch"})
 
 
 def test_every_role_has_a_scenario() -> None:
@@ -114,7 +114,7 @@ def test_every_filter_is_documented() -> None:
 #: Variables of a command line that have no prefix yet, or that keep an old name for one release.
 OLD_NAMES = frozenset({"canary", "file", "grep", "json", "lines", "render_dir", "since", "units"})
 #: Roles whose constants in vars/ still begin with two underscores, as registers do.
-OLD_CONSTANTS = frozenset({"bench", "doctor", "edge", "engine", "fabric", "host", "monitor"})
+OLD_CONSTANTS = frozenset({"doctor", "edge", "engine", "fabric", "host", "monitor"})
 
 
 def prefixes(role: str) -> tuple[str, str, str]:

@@ -30,7 +30,7 @@ PAUSE_S = 0.5
 
 
 class BenchError(RuntimeError):
-    """The measurement cannot go on; the message says why."""
+    """The measurement cannot continue; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def import_aiohttp() -> Any:
         import aiohttp as client
     except ImportError as error:
         raise BenchError(
-            f"The control node's Python lacks aiohttp ({error}). Install what requirements.lock lists, "
+            f"The control node's Python has no aiohttp ({error}). Install what requirements.lock lists, "
             "or `pip install aiohttp`."
         ) from error
     return client
@@ -260,7 +260,7 @@ class Client:
 
     @asynccontextmanager
     async def _open_session(self, connections: int) -> AsyncIterator[aiohttp.ClientSession]:
-        """Yield a session with so many connections open; with none, each request opens its own.
+        """Yield a session with this many connections open; with none, each request opens its own.
 
         A connection that idles could be closed by the server just when a request is sent on it, which would look like a
         failed request: so these are opened right before their burst, and closed with it.
@@ -289,7 +289,7 @@ class Client:
         """Send completions together, each at its time, and hear all of them out.
 
         All bodies are made and all connections opened beforehand, and every request waits at one barrier, so that the
-        first is not ahead of the last. With ``at_most``, no more than so many are under way at once.
+        first is not ahead of the last. With ``at_most``, no more than that many are under way at once.
         """
         bodies = [self._body(asked) for asked in wanted]
         barrier = asyncio.Event()

@@ -68,13 +68,13 @@ def fingerprint(
     return {"digest": hashlib.sha256(canonical(parts).encode()).hexdigest()[:12], **parts}
 
 
-def node_marks(told: Mapping[str, Any]) -> dict[str, Any]:
+def node_marks(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes one node answer otherwise than another, from the facts of gb10.cluster.node_facts."""
     return {
-        "arch": told["os"]["arch"],
-        "kernel": told["os"]["kernel"],
-        "driver": told["gpu"]["driver"],
-        "memory_gib": round(float(told["memory_gib"]["total"])),
+        "arch": facts["os"]["arch"],
+        "kernel": facts["os"]["kernel"],
+        "driver": facts["gpu"]["driver"],
+        "memory_gib": round(float(facts["memory_gib"]["total"])),
     }
 
 
@@ -143,13 +143,19 @@ def compare_expected(sweep: Mapping[str, Any] | None, expected: Mapping[str, Any
         )
     measured = {point["concurrency"]: point for point in sweep["points"]}
     rows = []
-    for told in expected["sweep"]:
-        point = measured.get(told.get("concurrency"))
+    for published in expected["sweep"]:
+        point = measured.get(published.get("concurrency"))
         for figure, path in EXPECTED_PLACES.items():
             now = place(point, path) if point else None
-            if now is not None and told.get(figure) is not None:
+            if now is not None and published.get(figure) is not None:
                 rows.append(
-                    _row(told["concurrency"], figure, float(told[figure]), now, str(told.get("source", "expected")))
+                    _row(
+                        published["concurrency"],
+                        figure,
+                        float(published[figure]),
+                        now,
+                        str(published.get("source", "expected")),
+                    )
                 )
     return rows, "" if rows else "no concurrency of this sweep was published"
 

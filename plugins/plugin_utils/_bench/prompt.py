@@ -43,7 +43,7 @@ FACT = "Note for later: the pass phrase of the lighthouse is {code}."
 
 
 class PromptError(ValueError):
-    """No prompt can have the wanted length; the message says why."""
+    """No prompt can have the wanted length; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Fitted:
 
 
 def filler(seed: str, words: int) -> list[str]:
-    """Return so many words of varied English sentences, the same for the same seed."""
+    """Return this many words of varied English sentences, the same for the same seed."""
     source = random.Random(seed)
     found: list[str] = []
     while len(found) < words:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,14 +34,6 @@ def now_stamp() -> tuple[str, str]:
     """Return the time as it stands in a run's name, and as it is shown."""
     now = datetime.now(UTC)
     return now.strftime("%Y%m%dT%H%M%SZ"), now.isoformat(timespec="seconds")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name first, so that no half of it is ever there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -178,10 +169,10 @@ def history(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> dic
 
 
 def client_sentence(result: Mapping[str, Any]) -> str:
-    """Say how much of the figures is the client's own share."""
+    """Return the sentence on how much of the figures the client itself adds."""
     overhead = result["client"]["overhead"]
     if not overhead:
-        return "The client's own share was not measured in this run (bench_client_overhead is false)."
+        return "The client overhead was not measured in this run (bench_client_overhead is false)."
     worst = max(overhead, key=lambda row: row["ttft_share_s"]["p50"])
     slowest = min(overhead, key=lambda row: row["chunks_per_s"])
     lag_ms = max(row["token_lag_s"]["p50"] for row in overhead) * 1000
@@ -201,12 +192,18 @@ def client_sentence(result: Mapping[str, Any]) -> str:
     return sentence
 
 
+def judged_by(result: Mapping[str, Any]) -> list[str]:
+    """Return the names of the runs or figures that decide whether this run is worse."""
+    return [str(each["with"]) for each in result["comparisons"] if each["rows"] and each["judged"]]
+
+
 def verdict(result: Mapping[str, Any], regression_share: float) -> str:
-    """Say how this run stands to what it was compared with, where nothing is worse."""
-    judged = [str(each["with"]) for each in result["comparisons"] if each["rows"] and each["judged"]]
-    if not judged:
-        return "There was nothing to judge this run by."
-    return f"Nothing is worse than in {' and '.join(judged)} by more than {regression_share:.0%}."
+    """Return the sentence for a run in which nothing is worse: what it was compared with, or why with nothing."""
+    judged = judged_by(result)
+    if judged:
+        return f"No regression of more than {regression_share:.0%} against {' and '.join(judged)}."
+    reasons = [str(each["reason"]) for each in result["comparisons"] if each["judged"] and each["reason"]]
+    return f"No baseline{': ' if reasons else ''}{'; '.join(reasons)}."
 
 
 def seconds(value: float | None) -> str:
@@ -258,6 +255,7 @@ def render(result: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], regress
         "bars": [request_bars(point) for point in sweep["points"]] if sweep else [],
         "history": history(runs, result),
         "verdict": verdict(result, regression_share),
+        "judged": bool(judged_by(result)),
         "client_sentence": client_sentence(result),
         "failure_words": FAILURES,
         "failed": [

@@ -3,7 +3,7 @@
 
 `playbooks/bench.yml` measures its own client with it: what a request to this server takes is the client's share
 (with the loopback's and this server's own). It keeps when it received each request and when it sent each token, so
-that a measurement can be held against what really happened, also on a busy machine. It is no engine and no
+that a measurement can be compared with what really happened, also on a busy machine. It is no engine and no
 playbook serves with it.
 
     python bench_server.py --ttft 0.1 --gap 0.02 --slots 4

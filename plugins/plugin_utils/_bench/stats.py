@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a burst of requests shows: times, rates, and waiting for a slot told apart from prefill; pure.
+"""What a burst of requests shows: times, rates, and waiting for a slot separated from prefill; pure.
 
-All times are seconds after the start of the burst. docs/bench.md defines every figure in words.
+All times are seconds after the start of the burst. docs/roles/bench.md defines every figure in words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SLOT_SLACK_S = 0.05
 
 @dataclass(frozen=True)
 class Request:
-    """What one request did. ``failure`` names its kind, and is empty when the answer is whole.
+    """What one request did. ``failure`` names its kind, and is empty when the answer is complete.
 
     ``first_s`` is the arrival of the first token, ``ended_s`` that of the last one (or of the failure),
     ``gaps_s`` the times between chunks that carry tokens.
@@ -38,7 +38,7 @@ class Request:
 
     @property
     def ok(self) -> bool:
-        """Whether the answer came whole and its tokens are known."""
+        """Whether the answer is complete and its tokens are known."""
         return not self.failure
 
     @property
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Queueing:
-    """Seconds that each request waited for a slot, by its number; ``problem`` when that cannot be told."""
+    """Seconds that each request waited for a slot, by its number; ``problem`` when that is unknown."""
 
     waited_s: Mapping[int, float]
     problem: str = ""

@@ -54,7 +54,7 @@ class EventReader:
 
     @property
     def unfinished(self) -> str:
-        """What came after the last whole event."""
+        """What came after the last complete event."""
         return "\n".join([*self._data, self._rest.decode("utf-8", errors="replace")]).strip()
 
 
@@ -139,7 +139,7 @@ class Answer:
             self.notes.append(words)
 
     def close(self, unfinished: str = "") -> None:
-        """The connection has ended: say whether the answer is whole."""
+        """The connection has ended: record whether the answer is complete."""
         if not self.done and not (self.finish and self.usages):
             rest = f", in the middle of {excerpt(unfinished)}" if unfinished else ""
             missing = "[DONE]" if self.finish else "finish_reason and [DONE]"
@@ -157,10 +157,10 @@ class Answer:
         completions = [completion for _prompt, completion in self.usages]
         if len(prompts) > 1 or completions != sorted(completions):
             shown = ", ".join(f"{prompt}+{completion}" for prompt, completion in self.usages[-4:])
-            self.fail("usage_contradicts", f"prompt + completion tokens were told as {shown}")
+            self.fail("usage_contradicts", f"prompt + completion tokens were reported as {shown}")
         if not self.output_tokens or self.first_s is None:
-            told = f"usage tells {self.output_tokens} tokens" if self.usages else "no usage"
-            self.fail("empty", f"{self.chunks} chunks without text; {told}")
+            usage = f"usage reports {self.output_tokens} tokens" if self.usages else "no usage"
+            self.fail("empty", f"{self.chunks} chunks without text; {usage}")
 
     @property
     def input_tokens(self) -> int | None:
@@ -174,7 +174,7 @@ class Answer:
 
     @property
     def said(self) -> tuple[str, str]:
-        """The answer's reasoning and content, told apart also where no reasoning parser did it."""
+        """The answer's reasoning and content, separated also where no reasoning parser did it."""
         return split_reasoning("".join(self.reasoning), "".join(self.content))
 
 

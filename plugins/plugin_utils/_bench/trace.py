@@ -125,7 +125,7 @@ def trace_prompt(
     return build
 
 
-def aiperf_command(  # one argument for each thing that AIPerf is told
+def aiperf_command(  # one argument for each option of AIPerf
     *,
     program: str,
     model: str,

@@ -25,8 +25,8 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import 
     Heard,
     connect,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.overhead import zero_work_server
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import fit, story
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.run import zero_work_server
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.server import MODEL, Behaviour
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import burst_figures
 
@@ -418,7 +418,7 @@ def test_without_the_http_client_the_message_says_what_to_install(monkeypatch: p
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(BenchError, match=r"lacks aiohttp .*pip install aiohttp"):
+    with pytest.raises(BenchError, match=r"has no aiohttp .*pip install aiohttp"):
         bench_client.import_aiohttp()
 
 

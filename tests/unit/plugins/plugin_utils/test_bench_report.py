@@ -6,11 +6,8 @@ from __future__ import annotations
 import copy
 import re
 from html import escape as escape_html
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
-
-import pytest
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.compare import fingerprint
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.report import (
@@ -18,7 +15,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.report import 
     history,
     render,
     verdict,
-    write_whole,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import Request, burst_figures
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stream import FAILURES
@@ -133,8 +129,10 @@ def test_the_verdict_names_what_it_judged_by() -> None:
         "source": "x",
     }
     told = {"with": "run 1", "rows": [row], "reason": "", "changed": [], "judged": True}
-    assert verdict(result_of(comparisons=[told]), 0.1) == "Nothing is worse than in run 1 by more than 10%."
-    assert verdict(result_of(comparisons=[{**told, "judged": False}]), 0.1) == "There was nothing to judge this run by."
+    assert verdict(result_of(comparisons=[told]), 0.1) == "No regression of more than 10% against run 1."
+    assert verdict(result_of(comparisons=[{**told, "judged": False}]), 0.1) == "No baseline."
+    first = {**told, "rows": [], "reason": "there is no earlier run of this shape"}
+    assert verdict(result_of(comparisons=[first]), 0.1) == "No baseline: there is no earlier run of this shape."
 
 
 def test_the_clients_share_is_put_into_proportion() -> None:
@@ -156,12 +154,3 @@ def test_the_clients_share_is_put_into_proportion() -> None:
     ):
         assert words in sentence
     assert "was not measured" in client_sentence(result_of())
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "a.json"
-    write_whole(target, "one")
-    assert target.read_text(encoding="utf-8") == "one"
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(target, "\udc80")
-    assert target.read_text(encoding="utf-8") == "one"

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import overhead
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import replay as replays
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import run as measure
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import BenchError, Client, Endpoint, connect
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import CONTINUE
@@ -190,11 +192,11 @@ def test_progress_is_said_while_a_burst_runs(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_clients_own_share() -> None:
     said: list[str] = []
-    rows = run(measure.client_overhead([1, 16], said.append))
+    rows = run(overhead.client_overhead([1, 16], said.append))
 
     assert [row["concurrency"] for row in rows] == [1, 16]
     for row in rows:
-        assert row["token_lag_s"]["count"] == row["concurrency"] * measure.OVERHEAD_TOKENS
+        assert row["token_lag_s"]["count"] == row["concurrency"] * overhead.OVERHEAD_TOKENS
         assert -0.001 < row["token_lag_s"]["min"] <= row["token_lag_s"]["p50"] < 1
         assert 0 <= row["ttft_share_s"]["p50"] < 1
         assert row["chunks_per_s"] > 50
@@ -246,17 +248,17 @@ def trace(tmp_path: Path) -> Path:
     return path
 
 
-def replayed(server: Recorder, replay: measure.Replay, **endpoint: Any) -> dict[str, Any]:
+def replayed(server: Recorder, replay: replays.Replay, **endpoint: Any) -> dict[str, Any]:
     async def work() -> dict[str, Any]:
         async with recording(server, **endpoint) as client:
-            return await measure.run_replay(client, replay, lambda _words: None)
+            return await replays.run_replay(client, replay, lambda _words: None)
 
     return run(work())
 
 
 def test_a_trace_is_replayed_by_its_times(trace: Path) -> None:
     server = Recorder(Behaviour())
-    found = replayed(server, measure.Replay(trace, 4, speed=2.0, aiperf="never"))
+    found = replayed(server, replays.Replay(trace, 4, speed=2.0, aiperf="never"))
 
     received = {each.request_id: each.received_s for each in server.handled}
     begun = received["trace-0"]
@@ -278,7 +280,7 @@ def test_a_trace_without_times_keeps_its_concurrency(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(line(None, 700, number) for number in range(6)).encode()))
     server = Recorder(Behaviour(0.05))
-    found = replayed(server, measure.Replay(path, 2, limit=5, aiperf="never"))
+    found = replayed(server, replays.Replay(path, 2, limit=5, aiperf="never"))
 
     events = sorted(event for each in server.handled for event in ((each.received_s, 1), (each.sent_s[-1], -1)))
     under_way = [sum(change for _at, change in events[: place + 1]) for place in range(len(events))]
@@ -295,14 +297,14 @@ def test_what_is_no_trace_is_named(tmp_path: Path, content: bytes | None, words:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(BenchError, match=words):
-        measure.read_trace(path, 0)
+        replays.read_trace(path, 0)
 
 
 def test_times_that_are_not_there_cannot_be_kept(tmp_path: Path) -> None:
     path = tmp_path / "t"
     path.write_text(line(None, 500, 1), encoding="utf-8")
     with pytest.raises(BenchError, match="has no timestamps"):
-        replayed(Recorder(Behaviour()), measure.Replay(path, 2, scheduled=True))
+        replayed(Recorder(Behaviour()), replays.Replay(path, 2, scheduled=True))
 
 
 FAKE = """#!{python}
@@ -329,7 +331,7 @@ def place_aiperf(folder: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool =
 
 def test_aiperf_replays_where_it_is_installed(trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place_aiperf(tmp_path / "bin", monkeypatch)
-    found = replayed(Recorder(Behaviour()), measure.Replay(trace, 4, limit=2, tokenizer=str(tmp_path)))
+    found = replayed(Recorder(Behaviour()), replays.Replay(trace, 4, limit=2, tokenizer=str(tmp_path)))
 
     assert found["by"] == "aiperf"
     assert found["figures"] == {"requests": {"unit": "requests", "avg": 2}, "ttft": {"unit": "ms", "avg": 5.0}}
@@ -338,7 +340,7 @@ def test_aiperf_replays_where_it_is_installed(trace: Path, tmp_path: Path, monke
 def test_an_aiperf_that_fails_is_quoted(trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place_aiperf(tmp_path / "bin", monkeypatch, fails=True)
     with pytest.raises(BenchError, match="AIPerf ended with 1 and 0 exports: tokenizer not found"):
-        replayed(Recorder(Behaviour()), measure.Replay(trace, 4, tokenizer=str(tmp_path)))
+        replayed(Recorder(Behaviour()), replays.Replay(trace, 4, tokenizer=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -363,6 +365,6 @@ def test_where_aiperf_cannot_the_reason_is_kept_or_fails(
     if installed:
         place_aiperf(tmp_path / "bin", monkeypatch)
     given = {"tokenizer": str(tmp_path), **options}
-    assert words in replayed(Recorder(Behaviour()), measure.Replay(trace, 4, **given), **endpoint)["because"]
+    assert words in replayed(Recorder(Behaviour()), replays.Replay(trace, 4, **given), **endpoint)["because"]
     with pytest.raises(BenchError, match=f"bench_aiperf is require, but .*{words}"):
-        replayed(Recorder(Behaviour()), measure.Replay(trace, 4, aiperf="require", **given), **endpoint)
+        replayed(Recorder(Behaviour()), replays.Replay(trace, 4, aiperf="require", **given), **endpoint)

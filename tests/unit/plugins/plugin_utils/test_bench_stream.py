@@ -92,10 +92,10 @@ def test_the_end_of_the_sequence_has_no_text_and_counts_in_the_time() -> None:
         ([token(), '{"error": {"message": "engine died", "code": 500}}'], "error", "after 1 chunks: engine died"),
         ([token(), '{"error": "engine died"}'], "error", "engine died"),
         ([token(), last(), "[DONE]"], "no_usage", "2 chunks and no usage; the server must support"),
-        ([token(), usage(5, 1), last(), usage(6, 2), "[DONE]"], "usage_contradicts", "were told as 5+1, 6+2"),
-        ([token(), usage(5, 3), last(), usage(5, 2), "[DONE]"], "usage_contradicts", "were told as 5+3, 5+2"),
-        ([ROLE, usage(5, 0), "[DONE]"], "empty", "2 chunks without text; usage tells 0 tokens"),
-        ([ROLE, last(""), usage(5, 4), "[DONE]"], "empty", "usage tells 4 tokens"),
+        ([token(), usage(5, 1), last(), usage(6, 2), "[DONE]"], "usage_contradicts", "were reported as 5+1, 6+2"),
+        ([token(), usage(5, 3), last(), usage(5, 2), "[DONE]"], "usage_contradicts", "were reported as 5+3, 5+2"),
+        ([ROLE, usage(5, 0), "[DONE]"], "empty", "2 chunks without text; usage reports 0 tokens"),
+        ([ROLE, last(""), usage(5, 4), "[DONE]"], "empty", "usage reports 4 tokens"),
     ],
 )
 def test_what_is_broken_has_a_name(events: list[str], kind: str, words: str) -> None:
