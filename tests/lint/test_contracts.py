@@ -19,6 +19,8 @@ import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (REPO / "roles").iterdir() if path.is_dir())
+#: A playbook without a role has variables of its own, as status_json.
+PLAYBOOKS = sorted(path.stem for path in (REPO / "playbooks").glob("*.yml"))
 
 #: What -e may name without the prefix of a role.
 SELECTORS = frozenset({"model", "placement", "recipe", "target", "repo", "revision", "nodes", "engine"})
@@ -85,7 +87,7 @@ def test_adding_a_model_is_adding_a_file() -> None:
 # --- everything documented and tested -------------------------------------------------------------------
 
 #: Roles whose molecule scenario is still to be written.
-NO_SCENARIO = frozenset({"doctor", "watch"})
+NO_SCENARIO = frozenset({"watch"})
 
 
 def test_every_role_has_a_scenario() -> None:
@@ -123,12 +125,12 @@ def prefixes(role: str) -> tuple[str, str, str]:
 
 
 def known_name(name: str) -> bool:
-    """Return whether a variable belongs to somebody: a role, the cluster's settings, a selector, Ansible."""
+    """Return whether a variable belongs to a role, a playbook, the cluster's settings, the selectors or Ansible."""
     return (
         name in SELECTORS
         or name in DEFINED
         or name.startswith("gb10_")
-        or any(f"{name}_".startswith(prefix) for role in ROLES for prefix in prefixes(role))
+        or any(f"{name}_".startswith(prefix) for owner in (*ROLES, *PLAYBOOKS) for prefix in prefixes(owner))
     )
 
 
@@ -203,7 +205,6 @@ def test_variables_belong_to_a_role_or_are_selectors(tree: str) -> None:
     for path in sorted((REPO / tree).rglob("*.yml")):
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
         names = variables(value) - loop_variables(value)
-        names = {name for name in names if not (tree == "playbooks" and name.startswith(f"__{path.stem}_"))}
         unknown |= {name: path.relative_to(REPO).as_posix() for name in names if not known_name(name)}
     unknown = {name: where for name, where in unknown.items() if name not in OLD_NAMES}
     assert not unknown, f"not a selector and without a role's prefix: {unknown}"
