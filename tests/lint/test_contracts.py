@@ -39,14 +39,10 @@ DEFINED = frozenset(
 #: File → why it names models of the catalogue.
 NAMES_A_MODEL: Mapping[str, str] = {
     "plugins/module_utils/_memory/fit.py": "each constant names the published run that it was fitted to",
-    "tests/unit/plugins/module_utils/test_cluster_status.py": "to be replaced by an invented name",
     "tests/unit/plugins/module_utils/test_memory_fit.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_geometry.py": "shapes of published models",
     "tests/unit/plugins/module_utils/test_memory_kv.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_model.py": "figures of published runs",
-    "tests/unit/plugins/module_utils/test_probe_engine_log.py": "to be replaced by an invented name",
-    "tests/unit/plugins/module_utils/test_probe_signatures.py": "to be replaced by an invented name",
-    "tests/unit/plugins/plugin_utils/test_doctor.py": "to be replaced by an invented name",
     "tests/unit/plugins/plugin_utils/test_mods.py": "a mod of the collection has a model's name",
     "tests/unit/plugins/plugin_utils/test_serve_args.py": "a mod of the collection has a model's name",
 }
@@ -116,7 +112,7 @@ def test_every_filter_is_documented() -> None:
 #: Variables of a command line that have no prefix yet, or that keep an old name for one release.
 OLD_NAMES = frozenset({"canary", "file", "grep", "json", "lines", "render_dir", "since", "units"})
 #: Roles whose constants in vars/ still begin with two underscores, as registers do.
-OLD_CONSTANTS = frozenset({"doctor", "edge", "engine", "fabric", "host", "monitor"})
+OLD_CONSTANTS = frozenset({"edge", "engine", "fabric", "host", "monitor"})
 
 
 def prefixes(role: str) -> tuple[str, str, str]:

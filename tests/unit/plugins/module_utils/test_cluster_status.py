@@ -19,8 +19,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import 
 NOW_S = 1_795_264_000.0
 NODES = ["gx10-1", "gx10-2", "gx10-3"]
 RECORD = {
-    "model": "qwen397",
-    "unit": "vllm-qwen397.service",
+    "model": "mellum",
+    "unit": "vllm-mellum.service",
     "served_name": "qwen/qwen3.5-397b",
     "api_port": 8000,
     "members": ["gx10-1", "gx10-2"],
@@ -31,7 +31,7 @@ def rank(node: str, state: str = "running", **log: Any) -> dict[str, Any]:
     return {
         "node": node,
         "state": state,
-        "unit": {"name": "vllm-qwen397.service", "active_state": "active", "seconds": 5000.0, "restarts": 1},
+        "unit": {"name": "vllm-mellum.service", "active_state": "active", "seconds": 5000.0, "restarts": 1},
         "log": {"phase": "ready", "phase_time_s": NOW_S - 3900, "complete": True, **log},
         "findings": [],
     }
@@ -40,7 +40,7 @@ def rank(node: str, state: str = "running", **log: Any) -> dict[str, Any]:
 def member(node: str, **more: Any) -> dict[str, Any]:
     return {
         "record": RECORD,
-        "units": ["vllm-qwen397.service"],
+        "units": ["vllm-mellum.service"],
         "rank": rank(node),
         "mem_available_gib": 17.42,
         "mem_total_gib": 119.7,
@@ -131,11 +131,11 @@ def test_instants(value: object, seconds: float) -> None:
 
 def test_a_healthy_cluster_on_one_screen() -> None:
     found = document(NODES, "gx10-1", told(), {}, NOW_S)
-    assert (found["state"], found["model"], found["since"]) == ("ready", "qwen397", NOW_S - 3900)
+    assert (found["state"], found["model"], found["since"]) == ("ready", "mellum", NOW_S - 3900)
     assert [each["rank"] for each in found["nodes"]] == [0, 1, None]
     assert found["unreachable"] == []
     lines = screen(found)
-    assert lines[0] == "qwen/qwen3.5-397b (qwen397): ready since 2026-11-21 11:21:40 UTC (1 h 5 min)"
+    assert lines[0] == "qwen/qwen3.5-397b (mellum): ready since 2026-11-21 11:21:40 UTC (1 h 5 min)"
     assert "0     gx10-1  running  1 h 23 min  1         17.4       119.7  12.0" in lines
     assert "-     gx10-3  idle     -           -         17.4       119.7  -" in lines
     assert "requests 2 running, 1 waiting   KV cache 12.5 %   tokens/s 41.5 generated, 0.0 read (over 2 s)" in lines
@@ -153,7 +153,7 @@ def test_a_node_that_is_down_is_named_with_the_reason() -> None:
 
 def test_without_the_head_the_state_is_unknown() -> None:
     found = document(NODES, "gx10-1", told(**{"gx10-1": None}), {"gx10-1": "No route to host"}, NOW_S)
-    assert (found["state"], found["model"], found["load"]) == ("unknown", "qwen397", {})
+    assert (found["state"], found["model"], found["load"]) == ("unknown", "mellum", {})
     assert "gx10-1, which serves the API, does not answer: No route to host" in shown(found)
 
 
@@ -185,7 +185,7 @@ def test_a_start_is_dated_from_the_unit() -> None:
 
 
 def test_memory_under_the_floor_and_other_units_are_named() -> None:
-    low = member("gx10-2", mem_available_gib=9.5, units=["vllm-qwen397.service", "vllm-old.service"])
+    low = member("gx10-2", mem_available_gib=9.5, units=["vllm-mellum.service", "vllm-old.service"])
     text = shown(document(NODES, "gx10-1", told(**{"gx10-2": low}), {}, NOW_S))
     assert "gx10-2 has 9.5 GiB available, 2.5 below its floor." in text
     assert "gx10-2 also runs vllm-old.service" in text

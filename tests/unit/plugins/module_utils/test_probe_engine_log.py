@@ -9,7 +9,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
 
 START = """\
-gb10: vllm-qwen397 starts as rank 0 on enp1s0f0np0
+gb10: vllm-mellum starts as rank 0 on enp1s0f0np0
 gb10: ranks gathered 3 of 4; waiting for rank 2, gx10-3 (10.211.0.13)
 gb10: all 4 ranks are here, with the same environment
 gb10: ray nodes joined 1 of 4

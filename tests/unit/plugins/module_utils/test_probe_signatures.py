@@ -93,7 +93,7 @@ def test_names_are_unique() -> None:
         ("interface_missing", "enp1s0f0np0"),
         ("peer_closed", "10.233.87.118"),
         ("nccl_peer_unreachable", "10.0.0.4"),
-        ("container_name_taken", "vllm-qwen397"),
+        ("container_name_taken", "vllm-mellum"),
         ("device_missing", "/dev/infiniband"),
         ("gpu_fault.xid", "Xid 79"),
         ("environment_missing", "VLLM_NVFP4_GEMM_BACKEND, VLLM_ALLOW_LONG_MAX_MODEL_LEN"),

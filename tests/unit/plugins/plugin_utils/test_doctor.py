@@ -144,7 +144,7 @@ def test_disk(free: float, level: str) -> None:
 def test_memory_of_a_node_that_serves_is_a_warning() -> None:
     data = reports(1)
     data["n1"]["node"]["memory_gib"]["available"] = 5.0
-    data["n1"]["node"]["engines"] = ["vllm-qwen397.service"]
+    data["n1"]["node"]["engines"] = ["vllm-mellum.service"]
     assert bad(report(data), "n1") == [("memory", WARN)]
 
 
