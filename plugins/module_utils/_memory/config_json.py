@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
@@ -17,11 +18,39 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Moe,
     Mtp,
     UnknownGeometryError,
+    Window,
     check_consistency,
 )
 
-_LLAMA_LIKE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-_QWEN3_MOE = ("Qwen3MoeForCausalLM",)
+#: Full attention in every layer, or windows where `layer_types` says so; with or without experts.
+_PLAIN = (
+    "Ernie4_5ForCausalLM",
+    "Ernie4_5_MoeForCausalLM",
+    "Exaone4ForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Glm4ForCausalLM",
+    "Glm4MoeForCausalLM",
+    "GptOssForCausalLM",
+    "GraniteForCausalLM",
+    "GraniteMoeForCausalLM",
+    "LlamaForCausalLM",
+    "MiniMaxM2ForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "OlmoeForCausalLM",
+    "Phi3ForCausalLM",
+    "PhiMoEForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "SeedOssForCausalLM",
+)
+#: One latent vector of a token instead of keys and values.
+_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+_CHUNKED = ("Llama4ForCausalLM",)
+_TWO_WIDTHS = ("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")
 _QWEN_GDN = (
     "Qwen3NextForCausalLM",
     "Qwen3_5ForCausalLM",
@@ -30,8 +59,29 @@ _QWEN_GDN = (
     "Qwen3_5MoeForConditionalGeneration",
 )
 _NEMOTRON_H = ("NemotronHForCausalLM",)
+#: A model for images around a language model of its own ``text_config``: the class that reads it.
+_AROUND = {
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "KimiK25ForConditionalGeneration": "DeepseekV3ForCausalLM",
+    "KimiVLForConditionalGeneration": "DeepseekV3ForCausalLM",
+    "Llama4ForConditionalGeneration": "Llama4ForCausalLM",
+    "LlavaForConditionalGeneration": "LlamaForCausalLM",
+    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
+    "Qwen3VLForConditionalGeneration": "Qwen3ForCausalLM",
+    "Qwen3VLMoeForConditionalGeneration": "Qwen3MoeForCausalLM",
+}
 
-KNOWN_ARCHITECTURES: tuple[str, ...] = (*_LLAMA_LIKE, *_QWEN3_MOE, *_QWEN_GDN, *_NEMOTRON_H)
+KNOWN_ARCHITECTURES: tuple[str, ...] = (
+    *_PLAIN,
+    *_LATENT,
+    *_CHUNKED,
+    *_TWO_WIDTHS,
+    *_QWEN_GDN,
+    *_NEMOTRON_H,
+    *_AROUND,
+)
+
+_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 
 #: How the block letters and names of Nemotron-H read; both the remote-code spelling
 #: (``hybrid_override_pattern``) and that of transformers 5 (``layers_block_type``).
@@ -92,32 +142,50 @@ def _attention_from_config(config: _Config, layers: int) -> Attention:
     )
 
 
-def _refuse_windows(config: _Config) -> None:
-    """Note layers whose cache does not grow with the sequence: this model has no rule for them."""
-    kinds = config.texts("layer_types") or []
-    odd = sorted({kind for kind in kinds if kind not in ("full_attention", "linear_attention")})
+def _kinds(config: _Config, architecture: str, layers: int) -> list[str]:
+    """Return what each layer's attention is: full, sliding or chunked; note kinds without a rule here.
+
+    Models that do not list it follow the rule of their class in vLLM or in its configuration's defaults.
+    """
+    kinds = config.texts("layer_types")
+    if kinds is None and architecture == "GptOssForCausalLM":
+        # vllm/model_executor/models/gpt_oss.py: the window is on every even layer.
+        kinds = ["full_attention" if index % 2 else "sliding_attention" for index in range(layers)]
+    every = config.optional("sliding_window_pattern") or (2 if architecture == "Gemma2ForCausalLM" else None)
+    if kinds is None and every and architecture.startswith("Gemma"):
+        kinds = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
+    if kinds is None:
+        if config.has("sliding_window") and config.values.get("use_sliding_window", True) is not False:
+            config.missing.append(
+                f"config.json has sliding_window {config.values['sliding_window']} and does not list which layers have "
+                "it (layer_types), so their cache cannot be sized."
+            )
+        return ["full_attention"] * layers
+    odd = sorted({kind for kind in kinds if kind not in ("full_attention", "sliding_attention")})
     if odd:
         config.missing.append(
-            f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size: "
-            "it knows full and linear attention."
+            f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size."
         )
-    elif config.has("sliding_window") and config.values.get("use_sliding_window", True) is not False:
-        config.missing.append(
-            f"config.json has sliding_window {config.values['sliding_window']}, whose cache the memory model "
-            "cannot size: it knows full and linear attention."
-        )
+    if len(kinds) != layers:
+        config.missing.append(f"config.json lists {len(kinds)} layer_types for {layers} layers.")
+    if "full_attention" not in kinds:
+        config.missing.append("config.json has no layer of full attention: the memory model needs one.")
+    return kinds
 
 
-def _sparse_moe(config: _Config, layers: int) -> Moe:
-    """Return the experts of a Qwen model, whose dense layers are those that a step or a list leaves out."""
-    step = config.optional("decoder_sparse_step") or 1
+def _moe(config: _Config, layers: int) -> Moe | None:
+    """Return the experts; dense layers are those at the start, or those that a step or a list leaves out."""
+    if not any(config.has(key) for key in _EXPERTS):
+        return None
+    step = config.optional("decoder_sparse_step") or config.optional("interleave_moe_layer_step") or 1
     dense = config.values.get("mlp_only_layers") or []
-    sparse = sum(1 for index in range(layers) if index not in dense and (index + 1) % step == 0)
+    first = config.optional("first_k_dense_replace") or 0
+    sparse = sum(1 for index in range(first, layers) if index not in dense and (index + 1) % step == 0)
     return Moe(
         layers=max(1, sparse),
-        experts=config.integer("num_experts", "n_routed_experts"),
-        experts_per_token=config.integer("num_experts_per_tok"),
-        expert_intermediate_size=config.integer("moe_intermediate_size"),
+        experts=config.integer(*_EXPERTS),
+        experts_per_token=config.integer("num_experts_per_tok", "experts_per_token", "moe_k"),
+        expert_intermediate_size=config.integer("moe_intermediate_size", "intermediate_size"),
     )
 
 
@@ -129,25 +197,112 @@ def _mtp(config: _Config, *keys: str) -> Mtp | None:
     return None
 
 
-def _from_llama(config: _Config, architecture: str, dtype: str) -> Geometry:
-    _refuse_windows(config)
+def _geometry(
+    config: _Config,
+    architecture: str,
+    dtype: str,
+    attention: Attention,
+    windows: tuple[Window, ...] = (),
+    mtp: Mtp | None = None,
+) -> Geometry:
     layers = config.integer("num_hidden_layers")
     return Geometry(
         architecture=architecture,
         layers=layers,
         hidden_size=config.integer("hidden_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
-        attention=_attention_from_config(config, layers),
-        moe=_sparse_moe(config, layers) if architecture in _QWEN3_MOE else None,
+        attention=attention,
+        windows=windows,
+        moe=_moe(config, layers),
+        mtp=mtp,
         vocab_size=config.optional("vocab_size"),
         dtype=dtype,
     )
 
 
+def _from_plain(config: _Config, architecture: str, dtype: str) -> Geometry:
+    layers = config.integer("num_hidden_layers")
+    kinds = _kinds(config, architecture, layers)
+    attention = _attention_from_config(config, max(1, kinds.count("full_attention")))
+    windows: tuple[Window, ...] = ()
+    if "sliding_attention" in kinds:
+        windows = (
+            Window(
+                layers=kinds.count("sliding_attention"),
+                tokens=config.integer("sliding_window"),
+                kv_heads=attention.kv_heads,
+                head_dim=attention.head_dim,
+            ),
+        )
+    return _geometry(config, architecture, dtype, attention, windows, _mtp(config, "num_nextn_predict_layers"))
+
+
+def _from_latent(config: _Config, architecture: str, dtype: str) -> Geometry:
+    """Read a model with multi-head latent attention (vllm/model_executor/models/deepseek_v2.py).
+
+    A token is one vector: the compressed keys and values, and the part of the key that carries the position.
+    """
+    layers, heads = config.integer("num_hidden_layers"), config.integer("num_attention_heads")
+    if config.has("index_topk") or config.has("compress_ratios"):
+        config.missing.append(
+            "config.json has a sparse or compressed cache, whose size the memory model has no rule for."
+        )
+    latent = config.integer("kv_lora_rank") + config.integer("qk_rope_head_dim")
+    attention = Attention(layers=layers, heads=heads, kv_heads=1, head_dim=latent, latent_dim=latent)
+    return _geometry(config, architecture, dtype, attention, (), _mtp(config, "num_nextn_predict_layers"))
+
+
+def _from_chunked(config: _Config, architecture: str, dtype: str) -> Geometry:
+    """Read Llama 4: layers with rotary positions keep a chunk, the others everything (``no_rope_layers``)."""
+    layers = config.integer("num_hidden_layers")
+    rotary = config.values.get("no_rope_layers")
+    if not (isinstance(rotary, list) and len(rotary) == layers and all(item in (0, 1) for item in rotary)):
+        every = config.optional("no_rope_layer_interval") or 4  # the default of the configuration's class
+        rotary = [int((index + 1) % every != 0) for index in range(layers)]
+    chunk, full = config.optional("attention_chunk_size"), rotary.count(0)
+    if chunk is None:
+        return _geometry(config, architecture, dtype, _attention_from_config(config, layers))
+    attention = _attention_from_config(config, max(1, full))
+    chunks = Window(layers - full, chunk, attention.kv_heads, attention.head_dim, chunked=True)
+    return _geometry(config, architecture, dtype, attention, (chunks,))
+
+
+def _from_two_widths(config: _Config, architecture: str, dtype: str) -> Geometry:
+    """Read MiMo-V2 (vllm/model_executor/models/mimo_v2.py): windows with heads of their own, values narrower than keys.
+
+    Its draft layers have no rule here: the geometry has no mtp section.
+    """
+    layers = config.integer("num_hidden_layers")
+    pattern = config.values.get("hybrid_layer_pattern")
+    if not (isinstance(pattern, list) and len(pattern) == layers and all(item in (0, 1) for item in pattern)):
+        config.missing.append(f"config.json has no hybrid_layer_pattern of {layers} zeros and ones.")
+        pattern = [0] * layers
+    if 0 not in pattern:
+        config.missing.append("config.json has no layer of full attention: the memory model needs one.")
+    full = _attention_from_config(config, max(1, pattern.count(0)))
+    attention = replace(full, value_head_dim=config.optional("v_head_dim"))
+    windows: tuple[Window, ...] = ()
+    if 1 in pattern:
+        windows = (
+            Window(
+                layers=pattern.count(1),
+                tokens=config.integer("sliding_window_size", "sliding_window"),
+                kv_heads=config.integer("swa_num_key_value_heads"),
+                head_dim=config.integer("swa_head_dim"),
+                value_head_dim=config.optional("swa_v_head_dim"),
+            ),
+        )
+    return _geometry(config, architecture, dtype, attention, windows)
+
+
 def _from_qwen_gdn(config: _Config, architecture: str, dtype: str) -> Geometry:
-    _refuse_windows(config)
     layers = config.integer("num_hidden_layers")
     kinds = config.texts("layer_types")
+    odd = sorted({kind for kind in kinds or [] if kind not in ("full_attention", "linear_attention")})
+    if odd:
+        config.missing.append(
+            f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size."
+        )
     if kinds is None:
         every = config.optional("full_attention_interval") or 4  # the default of both config classes
         kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
@@ -170,7 +325,7 @@ def _from_qwen_gdn(config: _Config, architecture: str, dtype: str) -> Geometry:
             conv_kernel=config.integer("linear_conv_kernel_dim"),
             state_dtype=state_dtype,
         ),
-        moe=_sparse_moe(config, layers) if config.has("num_experts") else None,
+        moe=_moe(config, layers),
         mtp=_mtp(config, "mtp_num_hidden_layers", "num_nextn_predict_layers"),
         vocab_size=config.optional("vocab_size"),
         dtype=dtype,
@@ -252,20 +407,30 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
     text = values.get("text_config")
     inner: Mapping[str, Any] = text if isinstance(text, Mapping) else values
     if architecture not in KNOWN_ARCHITECTURES:
-        known = ", ".join(KNOWN_ARCHITECTURES)
-        sentence = f"The memory model has no rules for the architecture {architecture}: it knows {known}."
-        raise UnknownGeometryError([f"{sentence} Describe the model in `geometry` instead."])
+        raise UnknownGeometryError(
+            [
+                f"The memory model has no rules for the architecture {architecture}. Describe the model in `geometry` "
+                "(docs/memory.md), or give a measured point in expected.kv_cache."
+            ]
+        )
+    if architecture in _AROUND and not isinstance(text, Mapping):
+        raise UnknownGeometryError([f"config.json of {architecture} has no text_config."])
+    inner_architecture = _AROUND.get(architecture, architecture)
     config = _Config(inner)
     dtype = inner.get("dtype") or inner.get("torch_dtype") or values.get("dtype") or values.get("torch_dtype")
     dtype = dtype or "bfloat16"
     if dtype not in DTYPE_BYTES:
         config.missing.append(f"config.json has dtype {dtype!r}, which is not {ONE_DTYPE}.")
-    reader = _from_llama
-    if architecture in _QWEN_GDN:
-        reader = _from_qwen_gdn
-    elif architecture in _NEMOTRON_H:
-        reader = _from_nemotron_h
-    geometry = reader(config, architecture, str(dtype))
+    readers = (
+        (_PLAIN, _from_plain),
+        (_LATENT, _from_latent),
+        (_CHUNKED, _from_chunked),
+        (_TWO_WIDTHS, _from_two_widths),
+        (_QWEN_GDN, _from_qwen_gdn),
+        (_NEMOTRON_H, _from_nemotron_h),
+    )
+    reader = next(each for names, each in readers if inner_architecture in names)
+    geometry = replace(reader(config, inner_architecture, str(dtype)), architecture=architecture)
     missing = list(dict.fromkeys(config.missing)) or check_consistency(geometry)
     if missing:
         raise UnknownGeometryError(missing)

@@ -48,6 +48,23 @@ class Attention:
     heads: int
     kv_heads: int
     head_dim: int
+    #: Width of a value, where it is not that of a key.
+    value_head_dim: int | None = None
+    #: Latent attention (MLA) keeps one vector of this many elements of a token, on every rank; kv_heads is 1 then.
+    latent_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Attention layers that keep the last tokens alone: ``tokens`` of them, or a chunk of as many."""
+
+    layers: int
+    tokens: int
+    kv_heads: int
+    head_dim: int
+    value_head_dim: int | None = None
+    #: The cache of a chunk is dropped as a whole when the next one begins (Llama 4).
+    chunked: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +130,7 @@ class Geometry:
     hidden_size: int
     max_position_embeddings: int
     attention: Attention
+    windows: tuple[Window, ...] = ()
     recurrent: Recurrent | None = None
     moe: Moe | None = None
     mtp: Mtp | None = None
@@ -127,6 +145,7 @@ class Geometry:
 WHOLE = "a whole number above zero"
 _FLOAT = "a number above zero"
 _TEXT = "a text"
+_SWITCH = "true or false"
 ONE_DTYPE = "one of " + ", ".join(DTYPE_BYTES)
 
 #: key -> (kind of value, required)
@@ -137,6 +156,16 @@ _ATTENTION_KEYS: _Keys = {
     "heads": (WHOLE, True),
     "kv_heads": (WHOLE, True),
     "head_dim": (WHOLE, True),
+    "value_head_dim": (WHOLE, False),
+    "latent_dim": (WHOLE, False),
+}
+_WINDOW_KEYS: _Keys = {
+    "layers": (WHOLE, True),
+    "tokens": (WHOLE, True),
+    "kv_heads": (WHOLE, True),
+    "head_dim": (WHOLE, True),
+    "value_head_dim": (WHOLE, False),
+    "chunked": (_SWITCH, False),
 }
 _RECURRENT_KEYS: dict[str, _Keys] = {
     MAMBA2: {
@@ -189,6 +218,8 @@ def _is_kind(value: object, kind: str) -> bool:
         return isinstance(value, str) and value != ""
     if kind == ONE_DTYPE:
         return isinstance(value, str) and value in DTYPE_BYTES
+    if kind == _SWITCH:
+        return isinstance(value, bool)
     if isinstance(value, bool):
         return False
     if kind == WHOLE:
@@ -228,10 +259,16 @@ def check_consistency(geometry: Geometry) -> list[str]:
     """Return a sentence for each pair of fields that contradict one another."""
     problems = []
     attention, recurrent, moe = geometry.attention, geometry.recurrent, geometry.moe
-    stateful = attention.layers + (recurrent.layers if recurrent else 0)
+    stateful = attention.layers + sum(each.layers for each in geometry.windows)
+    stateful += recurrent.layers if recurrent else 0
     if stateful > geometry.layers:
         problems.append(
             f"geometry.layers is {geometry.layers}, but attention and recurrent layers alone are {stateful}."
+        )
+    if attention.latent_dim and attention.kv_heads != 1:
+        problems.append(
+            f"geometry.attention.latent_dim is given with {attention.kv_heads} kv_heads: a latent cache has one vector "
+            "of a token, so kv_heads must be 1."
         )
     if attention.heads % attention.kv_heads:
         problems.append(
@@ -253,7 +290,16 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     :param values: the dictionary documented in docs/memory.md
     :raises GeometryError: with every problem at once, one sentence each
     """
-    problems = _check_keys("geometry", values, _TOP_KEYS, _SECTIONS)
+    problems = _check_keys("geometry", values, _TOP_KEYS, [*_SECTIONS, "windows"])
+    windows = values.get("windows") or []
+    if not isinstance(windows, Sequence) or isinstance(windows, str):
+        problems.append(f"geometry.windows is {windows!r}, but it must be a list of dictionaries.")
+        windows = []
+    for number, each in enumerate(windows):
+        if isinstance(each, Mapping):
+            problems.extend(_check_keys(f"geometry.windows[{number}]", each, _WINDOW_KEYS))
+        else:
+            problems.append(f"geometry.windows[{number}] is {each!r}, but it must be a dictionary.")
     for name, required in _SECTIONS.items():
         section = values.get(name)
         if section is None:
@@ -279,6 +325,7 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
         hidden_size=values["hidden_size"],
         max_position_embeddings=values["max_position_embeddings"],
         attention=Attention(**values["attention"]),
+        windows=tuple(Window(**each) for each in windows),
         recurrent=recurrent,
         moe=Moe(**values["moe"]) if values.get("moe") else None,
         mtp=mtp,

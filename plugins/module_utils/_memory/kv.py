@@ -20,6 +20,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Geometry,
     Mamba2,
     Recurrent,
+    Window,
 )
 
 GIB = 1 << 30
@@ -53,6 +54,8 @@ _FIRST_YEAR = 20
 
 OLDEST_READ = (0, 18, 0)
 NEWEST_READ = (0, 33, 0)
+#: The first release read in which a window counts every batch under way (``VllmConfig.max_in_flight_tokens``).
+IN_FLIGHT = (0, 26, 0)
 
 Version = tuple[int, int, int]
 
@@ -101,6 +104,8 @@ class VersionRules:
     align_block_within_batch: bool
     #: Full CUDA graphs of a hybrid model want a block for each of max_num_seqs sequences.
     graphs_want_block_per_sequence: bool
+    #: A window keeps the tokens of every batch under way at once, of which asynchronous scheduling has two.
+    windows_count_batches_in_flight: bool
 
 
 def rules_for(version: Version) -> VersionRules:
@@ -117,6 +122,7 @@ def rules_for(version: Version) -> VersionRules:
         default_utilization=0.92 if version >= (0, 20, 0) else 0.9,
         align_block_within_batch=version < (0, 27, 0),
         graphs_want_block_per_sequence=version >= (0, 20, 0),
+        windows_count_batches_in_flight=version >= IN_FLIGHT,
     )
 
 
@@ -156,22 +162,39 @@ def resolve_cache_mode(
 # --------------------------------------------------------------------------------------
 
 
-def attention_bytes_per_token(geometry: Geometry, tensor_parallel_size: int, kv_cache_dtype: str) -> int:
-    """Return what one attention layer keeps of one token.
+def bytes_per_token(
+    kv_heads: int,
+    key_dim: int,
+    value_dim: int,
+    tensor_parallel_size: int,
+    dtype: str,
+    kv_cache_dtype: str,
+) -> int:
+    """Return what one layer keeps of one token: a key and a value for each of a rank's KV heads.
 
     With more ranks than KV heads every rank still keeps one head: they are replicated.
+
+    :param value_dim: 0 for a latent cache, which keeps one vector that serves as both.
+    :param dtype: of the model's activations, for ``kv_cache_dtype`` ``auto``.
     """
-    attention = geometry.attention
-    kv_heads = max(1, attention.kv_heads // tensor_parallel_size)
-    elements = 2 * kv_heads * attention.head_dim  # a key and a value
+    heads = max(1, kv_heads // tensor_parallel_size)
+    elements = heads * (key_dim + value_dim)
     if kv_cache_dtype in _ONE_BYTE_KV:
         return elements
     if kv_cache_dtype in _SCALED_KV:
-        return elements + 2 * kv_heads * 4  # a float32 scale for each key and value of each head
+        return elements + 2 * heads * 4  # a float32 scale for each key and value of each head
     if kv_cache_dtype == "nvfp4":
         # Half a byte an element, and a one-byte scale for every sixteen.
-        return 2 * kv_heads * (attention.head_dim // 2 + attention.head_dim // 16)
-    return elements * DTYPE_BYTES[geometry.dtype if kv_cache_dtype == "auto" else kv_cache_dtype]
+        return heads * sum(dim // 2 + dim // 16 for dim in (key_dim, value_dim))
+    return elements * DTYPE_BYTES[dtype if kv_cache_dtype == "auto" else kv_cache_dtype]
+
+
+def attention_bytes_per_token(geometry: Geometry, tensor_parallel_size: int, kv_cache_dtype: str) -> int:
+    """Return what one layer of full attention keeps of one token."""
+    attention = geometry.attention
+    key = attention.latent_dim or attention.head_dim
+    value = 0 if attention.latent_dim else attention.value_head_dim or attention.head_dim
+    return bytes_per_token(attention.kv_heads, key, value, tensor_parallel_size, geometry.dtype, kv_cache_dtype)
 
 
 def state_bytes(
@@ -204,6 +227,25 @@ def state_bytes(
 
 
 @dataclass(frozen=True)
+class WindowGroups:
+    """The groups of layers with one window; each group has a block table of its own."""
+
+    layers: int
+    groups: int
+    block_tokens: int
+    bytes_per_token: int
+    #: Tokens of a sequence that stay: the window and what is under way, or a chunk and what is under way.
+    kept_tokens: int
+    chunked: bool
+
+    def blocks(self, length: int) -> int:
+        """Return the blocks that one group keeps of a sequence."""
+        kept = ceil_div(min(self.kept_tokens, length), self.block_tokens)
+        # A window need not begin at the edge of a block.
+        return kept if self.chunked else kept + 1
+
+
+@dataclass(frozen=True)
 class Layout:
     """How the cache of one model is cut up on one rank.
 
@@ -226,15 +268,16 @@ class Layout:
     prefix_caching: bool
     recurrent_blocks_fixed: int
     recurrent_blocks_follow_length: bool
+    windows: tuple[WindowGroups, ...] = ()
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """What all attention layers, MTP head included, keep of one token."""
+        """What all layers of full attention, MTP head included, keep of one token."""
         return self.attention_layers * self.attention_bytes_per_token
 
     @property
     def groups(self) -> int:
-        return self.attention_groups + self.recurrent_groups
+        return self.attention_groups + self.recurrent_groups + sum(each.groups for each in self.windows)
 
     def recurrent_blocks(self, length: int) -> int:
         """Return the blocks that one recurrent group keeps of a sequence."""
@@ -244,7 +287,8 @@ class Layout:
     def blocks_per_sequence(self, length: int) -> int:
         """Return the blocks that a sequence of ``length`` tokens takes out of the pool."""
         attention = self.attention_groups * ceil_div(length, self.block_tokens)
-        return attention + self.recurrent_groups * self.recurrent_blocks(length)
+        windows = sum(each.groups * each.blocks(length) for each in self.windows)
+        return attention + windows + self.recurrent_groups * self.recurrent_blocks(length)
 
     def sequence_bytes(self, length: int) -> int:
         """Return the share of the pool that a sequence of ``length`` tokens takes."""
@@ -266,14 +310,35 @@ class Layout:
         return low
 
 
-def _group_layers(attention_layers: int, recurrent_layers: int) -> int:
-    """Return how many layers share a block table.
+def _group_layers(*layers: int) -> int:
+    """Return how many layers share a block table, from the number of layers of each kind.
 
-    As many as the rarer kind has; as the commoner one when the two are close, so that a
+    As many as the rarest kind has; as the commonest one when they are close, so that a
     draft head does not double the number of groups.
     """
-    smaller, larger = sorted((attention_layers, recurrent_layers))
-    return larger if larger < 1.5 * smaller else smaller
+    smallest, largest = min(layers), max(layers)
+    return largest if largest < 1.5 * smallest else smallest
+
+
+def _window_groups(
+    window: Window, per_token: int, block_tokens: int, page: int, group_layers: int, in_flight_tokens: int
+) -> WindowGroups:
+    """Return the groups of one kind of window, in pages of the common size.
+
+    A smaller page holds more tokens when it divides the common one, and is padded otherwise.
+    """
+    own_page = block_tokens * per_token
+    if page % own_page == 0:
+        block_tokens = block_tokens * (page // own_page)
+    kept = window.tokens + in_flight_tokens - (0 if window.chunked else 1)
+    return WindowGroups(
+        layers=window.layers,
+        groups=ceil_div(window.layers, group_layers),
+        block_tokens=block_tokens,
+        bytes_per_token=per_token,
+        kept_tokens=kept,
+        chunked=window.chunked,
+    )
 
 
 def _fixed_recurrent_blocks(recurrent: Recurrent, mode: str, speculative_tokens: int, rules: VersionRules) -> int:
@@ -300,6 +365,8 @@ def plan_layout(
     prefix_caching: bool | None,
     cache_mode: str | None,
     rules: VersionRules,
+    in_flight_tokens: int = 0,
+    hybrid_manager: bool = True,
 ) -> Layout:
     """Return the layout that vLLM chooses on each rank.
 
@@ -307,55 +374,92 @@ def plan_layout(
         128 on the CPU build
     :param prefix_caching: None for the release's default
     :param cache_mode: ``--mamba-cache-mode``; None for the release's default
+    :param in_flight_tokens: tokens scheduled and not yet settled, which windows keep besides
+    :param hybrid_manager: False with ``--disable-hybrid-kv-cache-manager``: every window keeps all tokens
     """
     per_token = attention_bytes_per_token(geometry, tensor_parallel_size, kv_cache_dtype)
     attention_layers = geometry.attention.layers
     if speculative_tokens and geometry.mtp:
         attention_layers += geometry.mtp.attention_layers
+    windows = geometry.windows
+    per_window = [
+        bytes_per_token(
+            each.kv_heads,
+            each.head_dim,
+            each.value_head_dim or each.head_dim,
+            tensor_parallel_size,
+            geometry.dtype,
+            kv_cache_dtype,
+        )
+        for each in windows
+    ]
     caching = resolve_prefix_caching(geometry, prefix_caching, rules)
     recurrent = geometry.recurrent
-    if recurrent is None:
-        page = block_granularity * per_token
-        return Layout(
-            attention_layers=attention_layers,
-            attention_groups=1,
-            recurrent_groups=0,
-            group_layers=attention_layers,
-            block_tokens=block_granularity,
-            page_bytes=page,
-            block_bytes=attention_layers * page,
-            attention_bytes_per_token=per_token,
-            state_bytes=0,
-            padding_percent=0.0,
-            cache_mode=NONE,
-            prefix_caching=caching,
-            recurrent_blocks_fixed=0,
-            recurrent_blocks_follow_length=False,
+    mode, state, block_tokens = NONE, 0, block_granularity
+    if recurrent is not None:
+        mode = resolve_cache_mode(recurrent, caching, speculative_tokens, rules, cache_mode)
+        state = state_bytes(recurrent, geometry.dtype, tensor_parallel_size, speculative_tokens, ssm_dtype)
+        step = block_granularity
+        if mode == ALL and isinstance(recurrent, Mamba2):
+            step = lcm(recurrent.chunk_size or block_granularity, block_granularity)
+        # An attention page must hold a state, so that both kinds of layer can share the pool.
+        block_tokens = step * ceil_div(ceil_div(state, per_token), step)
+    if not hybrid_manager and windows:
+        # All layers in one group: a block holds the pages of all of them.
+        shared = attention_layers * per_token + sum(
+            each.layers * size for each, size in zip(windows, per_window, strict=True)
         )
-    mode = resolve_cache_mode(recurrent, caching, speculative_tokens, rules, cache_mode)
-    state = state_bytes(recurrent, geometry.dtype, tensor_parallel_size, speculative_tokens, ssm_dtype)
-    step = block_granularity
-    if mode == ALL and isinstance(recurrent, Mamba2):
-        step = lcm(recurrent.chunk_size or block_granularity, block_granularity)
-    # An attention page must hold a state, so that both kinds of layer can share the pool.
-    block_tokens = step * ceil_div(ceil_div(state, per_token), step)
-    page = block_tokens * per_token
-    group_layers = _group_layers(attention_layers, recurrent.layers)
+        return _full_attention(
+            attention_layers + sum(each.layers for each in windows), per_token, shared, block_tokens, caching
+        )
+    if recurrent is None and not windows:
+        return _full_attention(attention_layers, per_token, attention_layers * per_token, block_tokens, caching)
+    page = block_tokens * max([per_token, *per_window])
+    own_page = block_tokens * per_token
+    kinds = [attention_layers, *(each.layers for each in windows), *([recurrent.layers] if recurrent else [])]
+    group_layers = _group_layers(*kinds)
     return Layout(
         attention_layers=attention_layers,
         attention_groups=ceil_div(attention_layers, group_layers),
-        recurrent_groups=ceil_div(recurrent.layers, group_layers),
+        recurrent_groups=ceil_div(recurrent.layers, group_layers) if recurrent else 0,
         group_layers=group_layers,
-        block_tokens=block_tokens,
+        block_tokens=block_tokens * (page // own_page) if page % own_page == 0 else block_tokens,
         page_bytes=page,
         block_bytes=group_layers * page,
         attention_bytes_per_token=per_token,
         state_bytes=state,
-        padding_percent=100.0 * (page - state) / state,
+        padding_percent=100.0 * (page - state) / state if recurrent else 0.0,
         cache_mode=mode,
         prefix_caching=caching,
-        recurrent_blocks_fixed=_fixed_recurrent_blocks(recurrent, mode, speculative_tokens, rules),
+        recurrent_blocks_fixed=_fixed_recurrent_blocks(recurrent, mode, speculative_tokens, rules) if recurrent else 0,
         recurrent_blocks_follow_length=mode == ALL,
+        windows=tuple(
+            _window_groups(each, size, block_tokens, page, group_layers, in_flight_tokens)
+            for each, size in zip(windows, per_window, strict=True)
+        ),
+    )
+
+
+def _full_attention(layers: int, per_token: int, token_bytes: int, block_tokens: int, caching: bool) -> Layout:
+    """Return the layout of a model whose layers all keep every token: one group.
+
+    :param token_bytes: what all layers together keep of one token
+    """
+    return Layout(
+        attention_layers=layers,
+        attention_groups=1,
+        recurrent_groups=0,
+        group_layers=layers,
+        block_tokens=block_tokens,
+        page_bytes=block_tokens * per_token,
+        block_bytes=block_tokens * token_bytes,
+        attention_bytes_per_token=per_token,
+        state_bytes=0,
+        padding_percent=0.0,
+        cache_mode=NONE,
+        prefix_caching=caching,
+        recurrent_blocks_fixed=0,
+        recurrent_blocks_follow_length=False,
     )
 
 

@@ -131,7 +131,15 @@ def overheads_gib(settings: Settings, batched_tokens: int) -> dict[str, float]:
     }
 
 
+def in_flight_tokens(settings: Settings, batched_tokens: int, rules: VersionRules) -> int:
+    """Return the tokens that may be scheduled and not yet settled, which windows keep besides their own."""
+    if not rules.windows_count_batches_in_flight:
+        return batched_tokens
+    return batched_tokens * (settings.pipeline_parallel_size + (1 if settings.async_scheduling else 0))
+
+
 def make_plan(settings: Settings, rules: VersionRules) -> Plan:
+    max_num_seqs, tokens = default_batch(settings)
     layout = plan_layout(
         settings.geometry,
         tensor_parallel_size=settings.tensor_parallel_size,
@@ -142,8 +150,9 @@ def make_plan(settings: Settings, rules: VersionRules) -> Plan:
         prefix_caching=settings.enable_prefix_caching,
         cache_mode=settings.mamba_cache_mode,
         rules=rules,
+        in_flight_tokens=in_flight_tokens(settings, tokens, rules),
+        hybrid_manager=settings.hybrid_kv_cache_manager,
     )
-    max_num_seqs, tokens = default_batch(settings)
     # No step is larger than all sequences together.
     tokens = min(tokens, settings.max_model_len * max_num_seqs)
     weights = weights_per_rank_gib(settings)

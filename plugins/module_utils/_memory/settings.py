@@ -84,6 +84,9 @@ class Settings:
     enable_prefix_caching: bool | None = None
     mamba_cache_mode: str | None = None
     block_granularity: int | None = None
+    async_scheduling: bool = True
+    pipeline_parallel_size: int = 1
+    hybrid_kv_cache_manager: bool = True
     enforce_eager: bool = False
     fp4_backend: str = MARLIN
     device: str = CUDA

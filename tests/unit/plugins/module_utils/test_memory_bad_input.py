@@ -31,7 +31,7 @@ GEOMETRY: list[tuple[dict[str, Any], str]] = [
     (
         {"zzz": 1},
         "geometry.zzz is not a key that the memory model knows: known are architecture, attention, dtype, hidden_size, "
-        "layers, max_position_embeddings, moe, mtp, recurrent, vocab_size.",
+        "layers, max_position_embeddings, moe, mtp, recurrent, vocab_size, windows.",
     ),
     ({"dtype": "fp8"}, "geometry.dtype is 'fp8', but it must be one of float32, float16, bfloat16."),
     ({"attention": None}, "geometry.attention is missing: it must be a dictionary."),

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import (
-    KNOWN_ARCHITECTURES,
     geometry_from_hf_config,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
@@ -306,9 +305,9 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
         ({}, "config.json names no architecture."),
         ({"architectures": []}, "config.json names no architecture."),
         (
-            {"architectures": ["DeepseekV3ForCausalLM"]},
-            "The memory model has no rules for the architecture DeepseekV3ForCausalLM: it knows "
-            f"{', '.join(KNOWN_ARCHITECTURES)}. Describe the model in `geometry` instead.",
+            {"architectures": ["DeepseekV4ForCausalLM"]},
+            "The memory model has no rules for the architecture DeepseekV4ForCausalLM. Describe the model in "
+            "`geometry` (docs/memory.md), or give a measured point in expected.kv_cache.",
         ),
         (
             without(LLAMA_CONFIG, "num_hidden_layers"),
@@ -316,13 +315,20 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
         ),
         (
             {**LLAMA_CONFIG, "sliding_window": 4096},
-            "config.json has sliding_window 4096, whose cache the memory model cannot size: it knows full and linear "
-            "attention.",
+            "config.json has sliding_window 4096 and does not list which layers have it (layer_types), so their cache "
+            "cannot be sized.",
         ),
         (
-            {**LLAMA_CONFIG, "layer_types": ["full_attention", "sliding_attention"]},
-            "config.json has layers of type sliding_attention, whose cache the memory model cannot size: it knows full "
-            "and linear attention.",
+            {**LLAMA_CONFIG, "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64},
+            "config.json lists 2 layer_types for 32 layers.",
+        ),
+        (
+            {**LLAMA_CONFIG, "layer_types": ["full_attention", "odd_attention"] * 16},
+            "config.json has layers of type odd_attention, whose cache the memory model cannot size.",
+        ),
+        (
+            {**LLAMA_CONFIG, "layer_types": ["sliding_attention"] * 32, "sliding_window": 64},
+            "config.json has no layer of full attention: the memory model needs one.",
         ),
         (
             {**LLAMA_CONFIG, "torch_dtype": "float8_e4m3fn"},
