@@ -21,14 +21,34 @@ options:
   geometry:
     description:
       - The shape of the model, as C(docs/memory.md) lists it.
-      - Exactly one of O(geometry) and O(config_json) is needed.
+      - One of O(geometry), O(config_json) and O(measured) is needed.
     type: dict
   config_json:
     description:
       - Path on the node to the C(config.json) of the model's repository, or to the directory with it.
-        The shape is read from it for Llama-like models, Qwen3, Qwen3-MoE, Qwen3-Next, Qwen3.5 and Nemotron-H.
-      - Any other architecture gives the verdict V(unknown).
+        The shape is read from it for the architectures that C(docs/memory.md) lists.
+      - Any other architecture gives the verdict V(unknown), or the one that follows from O(measured).
     type: path
+  measured:
+    description:
+      - Sizes of the cache that were measured, for a model whose shape is not known or has no rule here.
+      - The verdict is then estimated from the point nearest to the pool that this configuration leaves, and is
+        at best V(tight).
+    type: list
+    elements: dict
+    suboptions:
+      pool_gib:
+        description: Size of the cache on each rank in GiB.
+        type: float
+        required: true
+      tokens:
+        description: Tokens that it held, as vLLM's log states them.
+        type: int
+        required: true
+      source:
+        description: Where this was published.
+        type: str
+        default: no source
   weights_gib:
     description: Size of the repository's weight files, MTP head included, in GiB.
     type: float
@@ -95,6 +115,18 @@ options:
       Tokens of the smallest block that the attention kernel takes. Defaults to 16, and to 128 with
       O(device=cpu).
     type: int
+  async_scheduling:
+    description: Whether two steps overlap (C(--async-scheduling)); layers with a window keep the tokens of both.
+    type: bool
+    default: true
+  pipeline_parallel_size:
+    description: Stages that the layers are split over (C(--pipeline-parallel-size)). Above 1 the cache is not computed.
+    type: int
+    default: 1
+  hybrid_kv_cache_manager:
+    description: Whether layers with a window keep their window only; false with C(--disable-hybrid-kv-cache-manager).
+    type: bool
+    default: true
   enforce_eager:
     description: Whether torch.compile and CUDA graphs are off.
     type: bool
@@ -321,9 +353,11 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     geometry_from_dict,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import CACHE_MODES, KV_CACHE_DTYPES, SSM_DTYPES
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.measured import points_from, verdict_from_points
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     DEVICES,
     FP4_BACKENDS,
+    UNKNOWN,
     Budget,
     MemoryModelError,
     Settings,
@@ -337,6 +371,15 @@ MEMINFO = Path("/proc/meminfo")
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "geometry": {"type": "dict"},
     "config_json": {"type": "path"},
+    "measured": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "pool_gib": {"type": "float", "required": True},
+            "tokens": {"type": "int", "required": True, "no_log": False},
+            "source": {"type": "str", "default": "no source"},
+        },
+    },
     "weights_gib": {"type": "float", "required": True},
     "vllm_version": {"type": "str", "required": True},
     "tensor_parallel_size": {"type": "int", "default": 1},
@@ -353,6 +396,9 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "enable_prefix_caching": {"type": "bool"},
     "mamba_cache_mode": {"type": "str", "choices": list(CACHE_MODES)},
     "block_granularity": {"type": "int"},
+    "async_scheduling": {"type": "bool", "default": True},
+    "pipeline_parallel_size": {"type": "int", "default": 1},
+    "hybrid_kv_cache_manager": {"type": "bool", "default": True},
     "enforce_eager": {"type": "bool", "default": False},
     "fp4_backend": {"type": "str", "default": "marlin", "choices": list(FP4_BACKENDS)},
     "device": {"type": "str", "default": "cuda", "choices": list(DEVICES)},
@@ -364,7 +410,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
 }
 
 #: Arguments that do not go into the settings as they are.
-_APART = ("geometry", "config_json", "mem_total_gib", "mem_available_gib", "reclaim_gib")
+_APART = ("geometry", "config_json", "measured", "mem_total_gib", "mem_available_gib", "reclaim_gib")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -393,6 +439,8 @@ def read_geometry(params: dict[str, Any]) -> Geometry:
     """
     if params["geometry"] is not None:
         return geometry_from_dict(params["geometry"])
+    if params["config_json"] is None:
+        raise UnknownGeometryError(["The shape of the model is not given, so its cache is not computed."])
     return geometry_from_hf_config(read_config(Path(params["config_json"])))
 
 
@@ -418,20 +466,25 @@ def run(params: dict[str, Any], meminfo: Path = MEMINFO) -> Budget:
 
     :raises ValueError: the arguments are wrong; the message is one or more sentences
     """
+    points = points_from(params["measured"] or [])
+    total, available = node_memory(params, meminfo)
+    memory: dict[str, Any] = {"mem_total_gib": total, "mem_available_gib": available}
     try:
         geometry = read_geometry(params)
     except UnknownGeometryError as error:
-        return unknown(error.missing)
-    total, available = node_memory(params, meminfo)
+        return verdict_from_points(points, error.missing, params | memory) if points else unknown(error.missing)
     plain = {name: value for name, value in params.items() if name not in _APART}
-    return evaluate(Settings(geometry=geometry, mem_total_gib=total, mem_available_gib=available, **plain))
+    budget = evaluate(Settings(geometry=geometry, **memory, **plain))
+    if budget.verdict == UNKNOWN and points:
+        return verdict_from_points(points, budget.missing, params | memory)
+    return budget
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec=ARGUMENT_SPEC,
         mutually_exclusive=[("geometry", "config_json")],
-        required_one_of=[("geometry", "config_json")],
+        required_one_of=[("geometry", "config_json", "measured")],
         supports_check_mode=True,
     )
     try:

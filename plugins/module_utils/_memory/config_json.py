@@ -244,9 +244,7 @@ def _from_latent(config: _Config, architecture: str, dtype: str) -> Geometry:
     """
     layers, heads = config.integer("num_hidden_layers"), config.integer("num_attention_heads")
     if config.has("index_topk") or config.has("compress_ratios"):
-        config.missing.append(
-            "config.json has a sparse or compressed cache, whose size the memory model has no rule for."
-        )
+        config.missing.append("config.json has a sparse or compressed cache, which the memory model has no rule for.")
     latent = config.integer("kv_lora_rank") + config.integer("qk_rope_head_dim")
     attention = Attention(layers=layers, heads=heads, kv_heads=1, head_dim=latent, latent_dim=latent)
     return _geometry(config, architecture, dtype, attention, (), _mtp(config, "num_nextn_predict_layers"))

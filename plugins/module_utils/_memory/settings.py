@@ -266,6 +266,7 @@ def check_settings(settings: Settings) -> list[str]:
     problems += _positive("max_model_len", settings.max_model_len, " (tokens)")
     problems += _positive("max_num_seqs", settings.max_num_seqs, " (sequences)")
     problems += _positive("max_num_batched_tokens", settings.max_num_batched_tokens, " (tokens)")
+    problems += _positive("pipeline_parallel_size", settings.pipeline_parallel_size, " (stages)")
     problems += _positive("block_granularity", settings.block_granularity, " (tokens)")
     if settings.speculative_tokens < 0:
         problems.append(f"speculative_tokens is {settings.speculative_tokens}, but it must be zero or more.")
@@ -327,6 +328,11 @@ def missing_facts(settings: Settings, rules: VersionRules) -> list[str]:
     """Return one sentence for each fact without which a figure would be a guess."""
     geometry = settings.geometry
     missing = []
+    if settings.pipeline_parallel_size > 1:
+        missing.append(
+            f"pipeline_parallel_size is {settings.pipeline_parallel_size}: the memory model knows layers that "
+            "are all on every rank."
+        )
     if settings.speculative_tokens and geometry.mtp is None:
         missing.append(
             f"speculative_tokens is {settings.speculative_tokens}, but the geometry has no mtp section: the layers of "

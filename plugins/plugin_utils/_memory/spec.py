@@ -29,6 +29,7 @@ _SAME = {
     "mamba-cache-mode": "mamba_cache_mode",
 }
 _WHOLE = {
+    "pipeline-parallel-size": "pipeline_parallel_size",
     "tensor-parallel-size": "tensor_parallel_size",
     "max-model-len": "max_model_len",
     "max-num-seqs": "max_num_seqs",
@@ -36,6 +37,7 @@ _WHOLE = {
     "block-size": "block_granularity",
 }
 _SWITCH = {
+    "async-scheduling": "async_scheduling",
     "enable-expert-parallel": "expert_parallel",
     "enable-prefix-caching": "enable_prefix_caching",
     "enforce-eager": "enforce_eager",
@@ -125,7 +127,7 @@ def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = C
     """
     problems: list[str] = []
     serve, env = spec.get("serve") or {}, spec.get("env") or {}
-    # Without a geometry the caller adds config_json, the path of the model on the node.
+    # Without a geometry the caller adds config_json, the path of the model on the node, or a measured point counts.
     arguments: dict[str, Any] = {"geometry": dict(spec["geometry"])} if spec.get("geometry") else {}
     arguments |= {
         "weights_gib": float(spec["size_gib"]),
@@ -136,6 +138,11 @@ def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = C
     arguments.update({argument: str(serve[option]) for option, argument in _SAME.items() if option in serve})
     arguments.update({argument: bool(serve[option]) for option, argument in _SWITCH.items() if option in serve})
     arguments.update(_numbers(spec, problems))
+    if serve.get("disable-hybrid-kv-cache-manager") is True:
+        arguments["hybrid_kv_cache_manager"] = False
+    measured = (spec.get("expected") or {}).get("kv_cache")
+    if measured:
+        arguments["measured"] = list(measured)
     speculation = serve.get("speculative-config")
     if isinstance(speculation, Mapping):
         tokens = speculation.get("num_speculative_tokens")

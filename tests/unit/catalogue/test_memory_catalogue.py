@@ -69,17 +69,15 @@ def test_the_ladder_from_the_catalogue_file() -> None:
     assert judge(SPECS["nemotron-nano"], 121.69, gpu_memory_utilization=0.15).verdict == "refused"
 
 
-#: The geometries that docs/memory.md shows, by model.
-DOCUMENTED = dict(
-    re.findall(
-        r"^# ([\w.-]+)\b.*\n((?:geometry:\n)(?:  .*\n)+)",
-        (REPO / "docs" / "memory.md").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
-)
+#: The shapes that the published measurements are calculated with.
+MEASURED = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]
 
 
-@pytest.mark.parametrize("name", DOCUMENTED)
-def test_a_documented_shape_is_that_of_the_catalogue(name: str) -> None:
-    shown = geometry_from_dict(yaml.safe_load(DOCUMENTED[name])["geometry"])
-    assert shown == geometry_from_dict(SPECS[name]["geometry"])
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_is_compared_with_measurements_is_the_shape_of_the_catalogue(name: str) -> None:
+    shapes = [geometry_from_dict(spec["geometry"]) for spec in SPECS.values() if spec.get("geometry")]
+    measured = geometry_from_dict(MEASURED[name]["geometry"])
+    same = [
+        shape for shape in shapes if shape.architecture == measured.architecture and shape.layers == measured.layers
+    ]
+    assert not same or measured in same

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
@@ -107,35 +106,6 @@ LLAMA_CONFIG: dict[str, Any] = {
     "max_position_embeddings": 131072,
     "vocab_size": 128256,
 }
-
-
-def documented() -> dict[str, dict[str, Any]]:
-    """Return the six geometries that docs/memory.md shows, by model."""
-    text = (REPO / "docs" / "memory.md").read_text(encoding="utf-8")
-    found = re.findall(r"^# (\S+).*\n((?:geometry:\n)(?:  .*\n)+)", text, re.MULTILINE)
-    return {name: yaml.safe_load(block)["geometry"] for name, block in found}
-
-
-def test_the_documented_geometries_are_read() -> None:
-    shown = documented()
-    assert sorted(shown) == [
-        "nemotron-nano",
-        "nemotron-super",
-        "nemotron-ultra",
-        "qwen3-122b",
-        "qwen3-30b",
-        "qwen397",
-    ]
-    for values in shown.values():
-        geometry_from_dict(values)
-
-
-@pytest.mark.parametrize(
-    ("name", "model"),
-    [("nemotron-nano", "nano"), ("nemotron-super", "super"), ("nemotron-ultra", "ultra"), ("qwen397", "qwen397")],
-)
-def test_the_documented_geometries_are_those_held_against_reality(name: str, model: str) -> None:
-    assert geometry_from_dict(documented()[name]) == geometry_from_dict(POINTS["models"][model]["geometry"])
 
 
 def test_a_whole_geometry() -> None:

@@ -209,7 +209,7 @@ def test_a_wrong_geometry_fails_with_every_sentence(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"geometry": None}, "one of the following is required: geometry, config_json"),
+        ({"geometry": None}, "one of the following is required: geometry, config_json, measured"),
         ({"config_json": "/srv/models"}, "parameters are mutually exclusive: geometry|config_json"),
         ({"kv_cache_dtype": "int4"}, "value of kv_cache_dtype must be one of"),
         ({"device": "tpu"}, "value of device must be one of: cuda, cpu, got: tpu"),
@@ -229,3 +229,59 @@ def test_arguments_that_ansible_refuses(
 def test_check_mode_is_supported(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, **NANO, _ansible_check_mode=True)["verdict"] == "fits"
     assert basic is sys.modules["ansible.module_utils.basic"]
+
+
+POINT = {"pool_gib": 8.33, "tokens": 1306505, "source": "a report"}
+
+
+def measured(capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, Any]:
+    """Ask about a model without a shape: 155.4 GiB over two ranks on boxes of 119.7 GiB."""
+    asked: dict[str, Any] = {
+        "measured": [POINT], "weights_gib": 155.4, "vllm_version": "0.30.0", "tensor_parallel_size": 2,
+        "max_model_len": 1048576, "mem_total_gib": 119.7, "mem_available_gib": 111.27, "kv_cache_memory_gib": 8.33,
+    }  # fmt: skip
+    return call(capsys, **{**asked, **changes})
+
+
+def test_a_measured_cache_stands_in_for_an_unknown_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured(capsys)
+    assert result["verdict"] == "tight"
+    assert result["reasons"] == [
+        "A pool of 8.33 GiB a rank holds about 1306505 tokens: measured were 1306505 tokens in 8.33 GiB a rank "
+        "(a report). The activations are not known."
+    ]
+    assert result["notes"] == ["The shape of the model is not given, so its cache is not computed."]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"kv_cache_memory_gib": 2.0}, "a pool of 2.00 GiB holds about 313686 tokens, 1048576 are asked for"),
+        ({"kv_cache_memory_gib": 30.0}, "The node cannot spare it:"),
+        ({"kv_cache_memory_gib": None, "budget_gib": 70.0}, "Nothing is left for the cache: of 70.00 GiB the weights"),
+    ],
+)
+def test_a_measured_cache_that_does_not_suffice(
+    capsys: pytest.CaptureFixture[str], changes: dict[str, Any], sentence: str
+) -> None:
+    result = measured(capsys, **changes)
+    assert result["verdict"] == "refused"
+    assert any(sentence in reason for reason in result["reasons"])
+
+
+def test_a_point_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured(capsys, measured=[{"pool_gib": 0.0, "tokens": 1}, {"pool_gib": 1.0, "tokens": 0}])
+    assert result["problems"] == [
+        "expected.kv_cache[0].pool_gib is 0.0, but it must be above zero (GiB a rank).",
+        "expected.kv_cache[1].tokens is 0, but it must be a whole number above zero.",
+    ]
+
+
+def test_a_known_shape_goes_before_a_measured_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    with_point, without = call(capsys, **{**NANO, "measured": [POINT]}), call(capsys, **NANO)
+    assert (with_point["verdict"], with_point["reasons"]) == (without["verdict"], without["reasons"])
+
+
+def test_pipeline_parallelism_is_not_computed(capsys: pytest.CaptureFixture[str]) -> None:
+    result = call(capsys, **{**NANO, "pipeline_parallel_size": 2})
+    assert (result["verdict"], result["missing"][0][:29]) == ("unknown", "pipeline_parallel_size is 2: ")
