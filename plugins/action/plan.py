@@ -12,6 +12,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import model_checks
 
 _ROOT = Path(__file__).parents[2]
 
@@ -48,6 +49,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "catalogue": {"type": "list", "elements": "path", "default": []},
                 "images": {"type": "dict", "required": True},
                 "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
+                "engine": {"type": "str", "choices": ["", "native", "ray"], "default": ""},
                 "render_only": {"type": "bool", "default": False},
             }
         )
@@ -81,13 +83,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 for path in sorted(Path(folder).glob("model_*.y*ml"))
             ]
             return [*errors, ms.unknown_model(args["model"], ms.names_from_files(files))]
-        merged = ms.deep_merge(args["spec"], args["overrides"] or {})
+        overrides = model_checks.engine_choice(args["overrides"] or {}, args["engine"])
+        merged = ms.deep_merge(args["spec"], overrides)
         spec, spec_errors = ms.validate(merged)
         errors += spec_errors
         if spec_errors:
             return errors
         if ms.group_name(spec["name"]) != ms.group_name(args["model"]):
             errors.append(f"model_spec.name is '{spec['name']}', but model '{args['model']}' was asked for.")
+        errors += model_checks.context_errors(spec)
         vllm_version: Any = None
         if spec["image"] not in args["images"]:
             near = ms.nearest(spec["image"], args["images"])
@@ -130,7 +134,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "multi_node": spec["nodes"] > 1,
             "vllm_version": str(vllm_version),
         }
-        if args["overrides"]:
+        result["warnings"] = model_checks.warnings(spec)
+        if overrides:
             written = ms.validate(args["spec"])[0]
             result["overridden"] = changes(written, spec)
             result["diff"] = {

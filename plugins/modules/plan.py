@@ -11,6 +11,7 @@ version_added: 0.1.0
 description:
   - Merges the overrides into the model's dictionary, validates it, checks the inventory's
     addresses, and decides which nodes take part in which rank order.
+  - Refuses a context that is longer than the geometry allows, and warns about settings with a known risk.
   - Runs on the control node alone; no host is contacted. All errors are reported at once.
 options:
   model:
@@ -23,6 +24,12 @@ options:
     description: Merged into I(spec) for this run; V(null) removes a key.
     type: dict
     default: {}
+  engine:
+    description: >-
+      Engine of a multi-node model for this run, whatever I(spec) and I(overrides) say; empty changes nothing.
+    type: str
+    choices: ["", native, ray]
+    default: ""
   catalogue:
     description: More directories with C(model_*.yml) files beside the collection's own, to name the known models.
     type: list

@@ -12,7 +12,7 @@ CONTAINER_ROOT = "/root/.cache/huggingface"
 
 
 def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the whole set of ``vllm serve`` options of one rank, and what contradicts the engine.
+    """Return all ``vllm serve`` options of one rank, and what contradicts the engine.
 
     :param plan: ``gb10_plan``.
     :param host: the member whose rank is wanted.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,25 @@ def spellings(options: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, 
     return found
 
 
+def _nested(check: Check, key: str, known: Mapping[str, tuple[str, bool]]) -> str:
+    """Return a dotted key as the dictionary that is meant, in the spelling that `serve_values` accepts."""
+    head, *tail = key.split(".")
+    name = known[head][0]
+    level: Any = check.options[name].get("keys")
+    words = []
+    for word in tail:
+        spelt = word
+        if isinstance(level, Mapping):
+            underscored = word.replace("-", "_")
+            near = difflib.get_close_matches(underscored, list(level), n=1)
+            spelt = word if word in level else underscored if underscored in level or not near else near[0]
+            level = level.get(spelt)
+        elif name.endswith("-kwargs"):
+            spelt = word.replace("-", "_")  # Python's keyword arguments
+        words.append(spelt)
+    return f"{name}: {''.join(f'{{{word}: ' for word in words)}...{'}' * len(words)}"
+
+
 def unknown_option(check: Check, key: str, known: Mapping[str, tuple[str, bool]]) -> str:
     """Return the sentence for an option that this vLLM does not have."""
     here = f"serve.{key}: vLLM {check.version.text} has no --{key}."
@@ -47,8 +67,7 @@ def unknown_option(check: Check, key: str, known: Mapping[str, tuple[str, bool]]
     if key != dashed and dashed in known:
         return f"serve.{key} must be written '{dashed}': the long name, without dashes before it."
     if "." in key and key.split(".", maxsplit=1)[0] in known:
-        head, tail = key.split(".", 1)
-        return f"serve.{key} must be a dictionary: '{head}: {{{tail.replace('.', ': {')}: ...'."
+        return f"serve.{key} must be a dictionary: '{_nested(check, key, known)}'."
     if dashed in check.providers:
         mods = " or ".join(f"'{mod}'" for mod in check.providers[dashed])
         return (

@@ -291,7 +291,7 @@ def _structured(check: Check, key: str, name: str, value: Any) -> list[str]:
         check.errors.append(f"serve.{key} cannot be written as JSON: {problem}.")
         return []
     except ValueError:
-        check.errors.append(f"serve.{key} holds an infinite number or no number at all, which JSON lacks.")
+        check.errors.append(f"serve.{key} holds an infinite number or no number at all, which JSON does not have.")
         return []
     keyed = isinstance(parsed, dict) and "keys" in entry
     if keyed and not _keys_known(check, f"serve.{key}", name, dict(parsed), entry["keys"]):

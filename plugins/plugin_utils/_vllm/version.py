@@ -71,7 +71,7 @@ def matches(specifier: str, version: VllmVersion) -> bool:
     :param specifier: comma-separated clauses, all of which must hold: ``==0.22.1``,
         ``==0.22.*``, ``>=0.32,<0.34``, ``!=0.32.1``, or a bare version.  A clause of the kind
         ``==`` or a bare one that carries a candidate, development or local part is compared
-        with the whole text; every other clause compares release numbers.
+        with the full text; every other clause compares release numbers.
     :raises VersionError: when a clause cannot be read.
     """
     return all(_clause_holds(clause, version) for clause in _clauses(specifier))

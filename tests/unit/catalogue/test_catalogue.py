@@ -70,7 +70,7 @@ def test_every_rank_passes_the_options_of_its_vllm(
         options, errors = launch.rank_options(plan, host, "0.0.0.0")
         assert not errors, errors
         result = serve_files.render(options, version, spec["env"], spec["mods"])
-        assert version.startswith(result.table), f"held against the table of {result.table}, the image has {version}"
+        assert version.startswith(result.table), f"checked against the table of {result.table}, the image has {version}"
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is rendered for Ultra, Super and Nano, held against the commands that their sources publish.
+"""What is rendered for Ultra, Super and Nano, compared with the commands that their sources publish.
 
 ``published.yml`` has those commands.  Every difference stands in ``DEVIATIONS`` with its reason, and in docs/models.md:
 one that is not declared fails, and so does a declared one that is no longer there or reads otherwise.
@@ -367,7 +367,7 @@ def test_docs_list_the_same_deviations(model: str) -> None:
     document = (REPO / "docs" / "models.md").read_text(encoding="utf-8")
     for part, each in DEVIATIONS[model].items():
         row = table_row(part, each)
-        assert row in document, f"docs/models.md lacks, for {model}:\n{row}"
+        assert row in document, f"missing in docs/models.md, for {model}:\n{row}"
 
 
 def test_docs_list_no_other_deviation() -> None:

@@ -59,8 +59,12 @@ def overrides(**given: Any) -> tuple[str, str]:
             ("-e", "model=nemotron-ultra", *overrides(serve={"tensor-parallel-size": 8}, nodes=8)),
             "Model 'nemotron-ultra' needs 8 nodes and this cluster has 4 (gx10-1, gx10-2, gx10-3, gx10-4): 4 short.",
         ),
+        (
+            ("-e", "model=qwen397", *overrides(serve={"max-model-len": 300000})),
+            "model_spec.serve.max-model-len is 300000, but model_spec.geometry.max_position_embeddings is 262144",
+        ),
     ],
-    ids=["unknown-model", "unknown-key", "unknown-image-and-mod", "too-few-nodes"],
+    ids=["unknown-model", "unknown-key", "unknown-image-and-mod", "too-few-nodes", "too-long"],
 )
 def test_refused_by_the_plan_without_a_node_being_asked(
     addressed: Any, arguments: tuple[str, ...], wanted: str
@@ -90,6 +94,14 @@ def test_an_override_is_merged_and_shown(addressed: Any) -> None:
     ):
         assert line in said, run.output
     assert len(re.findall(r" -> ", said)) == 3, "only what was overridden is shown"
+    assert "corrupts the output" not in said, "without speculation there is nothing to warn about"
+
+
+def test_a_published_pair_with_a_known_risk_is_served_with_a_warning(addressed: Any) -> None:
+    run = addressed.run("plan.yml", "-e", "model=nemotron-ultra")
+    assert run.returncode == 0, run.output
+    said = sentences(run.output)
+    assert "[WARNING]: nemotron-ultra: speculative decoding with prefix caching corrupts the output" in said
 
 
 def test_an_override_reaches_the_rendered_command(site: Callable[[], Any], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shlex
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import (
     mod_files,
@@ -294,6 +295,29 @@ def test_every_option_of_every_table_can_be_written(version: str) -> None:
         partners = {key: each for key, each in PARTNERS.get(name, {}).items() if key in options}
         args = serve_args.render_serve({name: value, **partners}, version, TABLES).args
         assert args[0] == f"--{name}"
+
+
+def refused(serve: dict[str, Any], version: str) -> list[str]:
+    """Return the sentences about a model's options, none when they are accepted."""
+    try:
+        serve_args.render_serve(serve, version, TABLES)
+    except ServeError as problem:
+        return problem.errors
+    return []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_hint_for_a_dotted_option_is_accepted_when_it_is_followed(version: str) -> None:
+    """Each known key of each structured option, written dotted and with dashes as on a command line."""
+    checked = 0
+    for name, entry in TABLES[version]["options"].items():
+        for key in entry.get("keys", {}):
+            dotted = f"{name}.{key.replace('_', '-')}"
+            (sentence,) = refused({dotted: 1}, version)
+            hint = sentence.partition("must be a dictionary: '")[2].removesuffix("'.").replace("...", "{}")
+            assert not [each for each in refused(yaml.safe_load(hint), version) if "is no key of" in each], hint
+            checked += 1
+    assert checked > 50
 
 
 # --- versions ---------------------------------------------------------------------------------

@@ -94,7 +94,25 @@ NAMES = [
     ),
     serve(
         {"speculative-config.method": "mtp"},
-        "serve.speculative-config.method must be a dictionary: 'speculative-config: {method: ...'.",
+        "serve.speculative-config.method must be a dictionary: 'speculative-config: {method: ...}'.",
+    ),
+    serve(
+        {"compilation-config.cudagraph-mode": "none"},
+        "serve.compilation-config.cudagraph-mode must be a dictionary: 'compilation-config: {cudagraph_mode: ...}'.",
+    ),
+    serve(
+        {"default-chat-template-kwargs.reasoning-effort": "low"},
+        "serve.default-chat-template-kwargs.reasoning-effort must be a dictionary: "
+        "'default-chat-template-kwargs: {reasoning_effort: ...}'.",
+    ),
+    serve(
+        {"compilation-config.pass-config.fuse-allreduce-rms": False},
+        "serve.compilation-config.pass-config.fuse-allreduce-rms must be a dictionary: "
+        "'compilation-config: {pass_config: {fuse_allreduce_rms: ...}}'.",
+    ),
+    serve(
+        {"hf-overrides.rope-x": 1},
+        "serve.hf-overrides.rope-x must be a dictionary: 'hf-overrides: {rope-x: ...}'.",
     ),
     # removed
     serve(
@@ -276,7 +294,7 @@ VALUES = [
     serve({"hf-overrides": [1]}, "serve.hf-overrides takes a dictionary, found [1]."),
     serve(
         {"hf-overrides": {"a": float("inf")}},
-        "serve.hf-overrides holds an infinite number or no number at all, which JSON lacks.",
+        "serve.hf-overrides holds an infinite number or no number at all, which JSON does not have.",
     ),
     serve(
         {"speculative-config": {"methd": "mtp", "num_speculative_tokens": 3}},
