@@ -33,10 +33,12 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / ".collections")]
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files as node_files  # noqa: E402
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights  # noqa: E402
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import store as weights_store  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._weights.server import Server  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.plugin_utils import _program  # noqa: E402
 
-MODULE = "ansible_collections.gb10.cluster.plugins.module_utils._weights.mover"
 PREFIX = "gbw"
 PORT = 5081
 TOKEN = "benchmark"
@@ -96,6 +98,7 @@ class Bench:
     library_path: str
     rate_mbit: int
     slow_mbit: int
+    program: Path
     manifest: dict[str, Any] = field(default_factory=dict)
     origin_arguments: str = ""
     children: list[Child] = field(default_factory=list)
@@ -187,7 +190,7 @@ class Bench:
         paths = sorted(self.source.iterdir())
         piece_bytes = weights.piece_bytes_for(sum(path.stat().st_size for path in paths))
         for path in paths:
-            digest, parts_of = weights_mover.hash_file(path, piece_bytes)
+            digest, parts_of = weights_store.hash_file(path, piece_bytes)
             files.append({"path": path.name, "size": path.stat().st_size, "sha256": digest})
             pieces += parts_of
         self.manifest = weights.make_manifest(MANIFEST_NAME, "main", files, piece_bytes, pieces)
@@ -205,13 +208,13 @@ class Bench:
         os.sync()
 
     def place_on_head(self) -> None:
-        """Make the head whole, as after an earlier transfer."""
+        """Give the head a complete copy, as after an earlier transfer."""
         tree = self.root(0) / MANIFEST_NAME
         shutil.copytree(self.source, tree)
-        weights_mover.write(tree / weights.PIECES, (self.folder / "pieces").read_bytes())
-        weights_mover.stamp(tree, self.manifest)
+        node_files.write(tree / weights.PIECES, (self.folder / "pieces").read_bytes())
+        weights_store.stamp(tree, self.manifest)
 
-    def assert_whole(self, node: int) -> None:
+    def assert_complete(self, node: int) -> None:
         """Compare a node's files with the source's, byte by byte."""
         tree = self.root(node) / MANIFEST_NAME
         for path in self.source.iterdir():
@@ -231,31 +234,29 @@ class Bench:
         job = {
             **weights.plan_node(chain, str(node), addresses, PORT, tunnels),
             "manifest": self.manifest, "root": str(self.root(node)), "complete": complete, "port": PORT,
-            "lacking": [] if complete else [file["path"] for file in self.manifest["files"]], "token": TOKEN,
-            "streams": 8, "patience_s": 120, "lease_s": 600, "run": "1", "run_dir": str(run_dir),
+            "missing": [] if complete else [file["path"] for file in self.manifest["files"]], "token": TOKEN,
+            "streams": 8, "stall_s": 120, "lease_s": 600, "run": "1", "run_dir": str(run_dir),
         }  # fmt: skip
         (run_dir / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        return self.spawn(
-            node, sys.executable, "-B", "-m", MODULE, str(run_dir / "job.json"), PYTHONPATH=str(REPO / ".collections")
-        )
+        return self.spawn(node, sys.executable, "-I", "-B", str(self.program), "move", str(run_dir / "job.json"))
 
     def status(self, node: int) -> dict[str, Any]:
-        """Return what a node's mover says of itself."""
+        """Return what a node's mover reports of itself."""
         try:
             found: dict[str, Any] = json.loads((self.folder / f"node{node}" / "run" / "status.json").read_text())
         except (OSError, ValueError):
             return {"state": "none"}
         return found
 
-    def wait_whole(self, nodes: Sequence[int]) -> None:
-        """Wait until the nodes say that they are whole."""
+    def wait_complete(self, nodes: Sequence[int]) -> None:
+        """Wait until the nodes report that they are complete."""
         deadline = time.monotonic() + 900
         while True:
             states = {node: self.status(node) for node in nodes}
             failed = [f"{node}: {state['message']}" for node, state in states.items() if state["state"] == "failed"]
             if failed or time.monotonic() > deadline:
                 raise SystemExit(f"The transfer did not end: {failed or states}")
-            if all(state["state"] == "whole" for state in states.values()):
+            if all(state["state"] == "complete" for state in states.values()):
                 return
             time.sleep(0.05)
 
@@ -360,11 +361,11 @@ def rsync_parallel(bench: Bench, workers: int) -> Result:
 
 
 def chain(bench: Bench, workers: int) -> Result:
-    """The role's way, from a head that is whole."""
+    """The role's way, from a head whose copy is complete."""
     bench.place_on_head()
     began = time.monotonic()
     movers = [bench.start_mover(node, workers, complete=node == 0) for node in range(workers + 1)]
-    bench.wait_whole(range(1, workers + 1))
+    bench.wait_complete(range(1, workers + 1))
     seconds = time.monotonic() - began
     return finish(bench, movers, seconds)
 
@@ -389,7 +390,7 @@ def pipeline(bench: Bench, workers: int) -> Result:
         "-R", f"127.0.0.1:{PORT + 1}:127.0.0.1:{PORT + 1}", address(0),
     )  # fmt: skip
     movers = [bench.start_mover(node, workers, tunnels=1 if node == 0 else 0) for node in range(workers + 1)]
-    bench.wait_whole(range(workers + 1))
+    bench.wait_complete(range(workers + 1))
     seconds = time.monotonic() - began
     for child in (tunnel, origin, daemon):
         child.stop()
@@ -412,7 +413,7 @@ def kill_and_resume(bench: Bench, workers: int, victim: int) -> tuple[float, flo
     time.sleep(1.5)
     for node in killed:
         movers[node] = bench.start_mover(node, workers, complete=node == 0)
-    bench.wait_whole(range(1, workers + 1))
+    bench.wait_complete(range(1, workers + 1))
     seconds = time.monotonic() - began
     worst = 0.0
     for node in range(1, workers + 1):
@@ -429,9 +430,9 @@ def serve_origin(path: str) -> None:
     given = json.loads(Path(path).read_text(encoding="utf-8"))
     manifest = given["manifest"]
     paths = [Path(given["folder"]) / file["path"] for file in manifest["files"]]
-    store = weights_mover.Store(manifest, paths, [True] * len(paths))
+    store = weights_store.Store(manifest, paths, [True] * len(paths))
     store.load_hashes(Path(given["pieces"]).read_bytes(), given["pieces"])
-    weights_mover.Server(store, TOKEN, ["127.0.0.1"]).listen("127.0.0.1", PORT + 1)
+    Server(store, TOKEN, ["127.0.0.1"]).listen("127.0.0.1", PORT + 1)
     signal.pause()
 
 
@@ -458,7 +459,7 @@ def find_sshd(folder: Path) -> tuple[str, str]:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each way, of which the median is told")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each way, of which the median is reported")
     parser.add_argument("--gb", type=float, default=1.0, help="size of the model, GB")
     parser.add_argument("--rate", type=int, default=400, help="rate of the fabric, Mbit/s")
     parser.add_argument("--slow", type=int, default=200, help="rate of the control node's link, Mbit/s")
@@ -476,7 +477,9 @@ def main() -> None:
     base = args.dir or ("/dev/shm" if shutil.disk_usage("/dev/shm").free > need else tempfile.gettempdir())
     folder = Path(tempfile.mkdtemp(prefix="gb10-bench-", dir=base))
     sshd, library_path = find_sshd(folder)
-    bench = Bench(folder, sshd, library_path, args.rate, args.slow)
+    archive = _program.build("weights")
+    (folder / archive.name).write_bytes(archive.data)
+    bench = Bench(folder, sshd, library_path, args.rate, args.slow, folder / archive.name)
     try:
         bench.make_network()
         bench.make_source(int(args.gb * 1e9))
@@ -516,7 +519,7 @@ def run(bench: Bench, args: argparse.Namespace) -> None:
             found[name].append(result)
             if number == 0:
                 for node in range(1, workers + 1):
-                    bench.assert_whole(node)
+                    bench.assert_complete(node)
             print(f"  {number + 1} {name}: {result.seconds:.2f} s", file=sys.stderr, flush=True)
     for name, fabric, control, _way, _workers in chosen:
         seconds = statistics.median(result.seconds for result in found[name])
@@ -533,12 +536,12 @@ def run(bench: Bench, args: argparse.Namespace) -> None:
                 bench.clear()
                 runs.append(kill_and_resume(bench, 3, victim))
                 for node in (1, 2, 3):
-                    bench.assert_whole(node)
+                    bench.assert_complete(node)
             if runs:
                 moved, seconds = max(each[0] for each in runs), max(each[1] for each in runs)
                 print(
-                    f"{f'killed: {what}, {args.kills} times':42} always whole; moved at most {moved:.2f} of what was "
-                    f"missing; at most {seconds:.1f} s",
+                    f"{f'killed: {what}, {args.kills} times':42} always complete; moved at most {moved:.2f} of what "
+                    f"was missing; at most {seconds:.1f} s",
                     flush=True,
                 )
 

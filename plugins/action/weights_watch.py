@@ -18,7 +18,8 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights.server import Server
+from ansible_collections.gb10.cluster.plugins.module_utils._weights.store import Store
 
 _POLL_S = 4
 _LOOPBACK = "127.0.0.1"
@@ -37,7 +38,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Watch until the node is whole, and be its source if that is asked for."""
+        """Watch until the node's copy is complete, and be its source if that is requested."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _validation, args = self.validate_argument_spec(
             argument_spec={
@@ -70,21 +71,21 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             if server is not None:
                 server.close()
                 server.store.close()
-        failed = status["state"] != "whole"
+        failed = status["state"] != "complete"
         result.update(changed=args["changes"] and not failed, status=status, seconds=round(time.monotonic() - began, 1))
         if failed:
             result.update(failed=True, msg=f"{args['name']}: {args['manifest']['repo']}: {status['message']}")
         return result
 
     @staticmethod
-    def _serve(args: dict[str, Any]) -> tuple[weights_mover.Server, int]:
+    def _serve(args: dict[str, Any]) -> tuple[Server, int]:
         """Serve the source's files on the loopback and return the port."""
         manifest, origin = args["manifest"], args["origin"]
         names = [file["path"] for file in manifest["files"]]
-        store = weights_mover.Store(manifest, [Path(origin["folder"]) / name for name in names], [True] * len(names))
+        store = Store(manifest, [Path(origin["folder"]) / name for name in names], [True] * len(names))
         store.load_hashes(Path(origin["pieces"]).read_bytes(), origin["pieces"])
         store.marks = {number: list(origin["marks"][name]) for number, name in enumerate(names)}
-        server = weights_mover.Server(store, args["token"], [_LOOPBACK])
+        server = Server(store, args["token"], [_LOOPBACK])
         return server, server.listen(_LOOPBACK, 0)
 
     def _tunnels(self, port: int, args: dict[str, Any]) -> list[subprocess.Popen[bytes]]:
@@ -119,16 +120,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _watch(
         self, args: dict[str, Any], task_vars: dict[str, Any], tunnels: Sequence[subprocess.Popen[bytes]]
     ) -> dict[str, Any]:
-        """Ask the node until it is at an end; print lines meanwhile."""
+        """Ask the node until its transfer has ended; print lines meanwhile."""
         parent = os.getppid()
         name, printed_at, stalled = args["name"], 0.0, False
         while True:
+            # Before the status: a connection that ends after the node was complete is no failure.
+            gone = [tunnel for tunnel in tunnels if tunnel.poll() is not None]
             status = self._ask(name, args["stalled_s"], task_vars)
             moment = time.monotonic()
             if os.getppid() != parent:
                 raise AnsibleActionFail("The play that this belongs to has ended.")
-            gone = [tunnel for tunnel in tunnels if tunnel.poll() is not None]
-            if status["state"] in ("whole", "failed"):
+            if status["state"] in ("complete", "failed"):
                 _display.display(weights.progress_line(name, status))
                 return status
             if gone:
@@ -137,7 +139,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                     **status,
                     "state": "failed",
                     "message": f"the SSH connection that carries the files ended: {said[-500:]} "
-                    "Does the node's sshd allow it (AllowTcpForwarding)? What arrived is kept.",
+                    "Does the node's sshd allow it (AllowTcpForwarding)? What has arrived is kept.",
                 }
             if moment - printed_at >= args["every_s"]:
                 _display.display(weights.progress_line(name, status))

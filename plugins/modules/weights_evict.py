@@ -28,7 +28,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Make room
+- name: Remove models to make room
   gb10.cluster.weights_evict:
     root: /var/lib/gb10/weights
     names: "{{ read.evict }}"
@@ -63,7 +63,7 @@ def refusal(root: Path, name: str) -> str | None:
 
 
 def evict(folder: Path) -> None:
-    """Remove a model; its stamp goes first, so that what an interruption leaves is not taken for whole."""
+    """Remove a model; its stamp goes first, so that what an interruption leaves does not count as complete."""
     (folder / weights.STAMP).unlink(missing_ok=True)
     shutil.rmtree(folder)
     for above in (folder.parent, folder.parent.parent):

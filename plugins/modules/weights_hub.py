@@ -10,10 +10,10 @@ short_description: Download a revision of a model from a hub, the files that vLL
 version_added: 0.1.0
 description:
   - Asks the hub for the commit that the revision names and for the files of that commit, and fetches those that vLLM
-    needs and that are not there, several side by side, each resumed where it stopped.
+    needs and that are missing, several side by side, each resumed where it stopped.
   - A file takes its place when it has the hash that the hub publishes for it, sha256 for large files and git's own for
     small ones.
-  - Needs nothing but the node's Python; the same on the control node and on a node that has a way out.
+  - Needs nothing but the node's Python; the same on the control node and on a node that reaches the hub.
 options:
   repo:
     description: C(organisation/repository).
@@ -66,13 +66,13 @@ commit:
   description: The commit that the revision names.
   returned: success
   type: str
-lacking:
-  description: Files that were not there.
+missing:
+  description: Files that were missing.
   returned: success
   type: list
   elements: str
 fetched_bytes:
-  description: Bytes that came over the network.
+  description: Bytes that were downloaded.
   returned: success
   type: int
 """
@@ -136,8 +136,8 @@ class Hub:
         revision = urllib.parse.quote(self.revision, safe="")
         with self.open(f"api/models/{urllib.parse.quote(self.repo)}/revision/{revision}?blobs=true") as reply:
             try:
-                told = json.loads(reply.read())
-                return str(told["sha"]), {str(file["rfilename"]): file for file in told["siblings"]}
+                listed = json.loads(reply.read())
+                return str(listed["sha"]), {str(file["rfilename"]): file for file in listed["siblings"]}
             except (ValueError, KeyError) as problem:
                 raise HubError(f"{self.base} answered something that is no list of files.") from problem
 
@@ -160,7 +160,7 @@ class Hub:
 
 
 def size_of(file: Mapping[str, Any]) -> int:
-    """Return a file's length as the hub tells it."""
+    """Return a file's length in bytes as the hub reports it."""
     return int((file.get("lfs") or file)["size"])
 
 
@@ -177,7 +177,7 @@ def is_right(path: Path, file: Mapping[str, Any]) -> bool:
 
 
 def bring(hub: Hub, commit: str, name: str, file: Mapping[str, Any], folder: Path) -> int:
-    """Make one file whole; return the bytes received."""
+    """Complete one file; return the bytes received."""
     part = folder / ".cache" / "gb10" / f"{name}.part"
     received = 0
     for _attempt in range(2):
@@ -233,25 +233,25 @@ def main() -> None:
         needed = needed_files(hub, commit, files, folder)
         with ThreadPoolExecutor(max_workers=want["streams"]) as pool:
             right = dict(zip(needed, pool.map(lambda name: is_right(folder / name, files[name]), needed), strict=True))
-        lacking = [name for name in needed if not right[name]]
-        if module.check_mode or not lacking:
-            module.exit_json(changed=bool(lacking), commit=commit, lacking=lacking, fetched_bytes=0)
+        missing = [name for name in needed if not right[name]]
+        if module.check_mode or not missing:
+            module.exit_json(changed=bool(missing), commit=commit, missing=missing, fetched_bytes=0)
         folder.mkdir(parents=True, exist_ok=True)
-        missing = sum(size_of(files[name]) for name in lacking)
+        missing_bytes = sum(size_of(files[name]) for name in missing)
         arrived = sum(path.stat().st_size for path in (folder / ".cache" / "gb10").rglob("*.part"))
-        short = missing - arrived + int(want["reserve_gib"] * 2**30) - shutil.disk_usage(folder).free
+        short = missing_bytes - arrived + int(want["reserve_gib"] * 2**30) - shutil.disk_usage(folder).free
         if short > 0:
             raise HubError(
-                f"{folder} lacks {weights.amount(short)} of room for {want['repo']}, with {want['reserve_gib']} GiB to "
-                "remain. Make room there."
+                f"{folder} is {weights.amount(short)} short of room for {want['repo']}, with {want['reserve_gib']} GiB "
+                "to remain. Make room there."
             )
         with ThreadPoolExecutor(max_workers=want["streams"]) as pool:
-            received = sum(pool.map(lambda name: bring(hub, commit, name, files[name], folder), lacking))
+            received = sum(pool.map(lambda name: bring(hub, commit, name, files[name], folder), missing))
     except HubError as problem:
         module.fail_json(msg=str(problem))
     except OSError as problem:
         module.fail_json(msg=f"{want['repo']} into {folder}: {problem.filename or ''} {problem.strerror or problem}.")
-    module.exit_json(changed=True, commit=commit, lacking=lacking, fetched_bytes=received)
+    module.exit_json(changed=True, commit=commit, missing=missing, fetched_bytes=received)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ module: weights_manifest
 short_description: List the files of a model that vLLM needs, with size and hash
 version_added: 0.1.0
 description:
-  - Reads a model's directory at its source, decides which files belong on the nodes, proves that the
-    shards are whole by their own headers, and hashes everything in parallel, each file as a whole and piece by piece.
+  - Reads a model's directory at its source, decides which files belong on the nodes, checks by the shards' own headers
+    that they are complete, and hashes everything in parallel, each file at once and piece by piece.
   - Hashes are cached by size, modification time and inode.
   - Links are resolved. Where the directory is not there and the cache of huggingface_hub is
     (C(models--organisation--repository) beside it), its snapshot of the revision is taken.
@@ -34,7 +34,7 @@ options:
     type: path
     required: true
   absent_ok:
-    description: Whether a source that is not there gives no manifest instead of a failure.
+    description: Whether a source that does not exist gives no manifest instead of a failure.
     type: bool
     default: false
 extends_documentation_fragment:
@@ -59,7 +59,7 @@ RETURN = r"""
 manifest:
   description:
     - C(repo), C(revision), C(files) with C(path), C(size) and C(sha256), C(bytes), C(piece_bytes), C(pieces_sha256)
-      and C(digest). Empty when the source is not there and O(absent_ok) is set.
+      and C(digest). Empty when the source does not exist and O(absent_ok) is set.
   returned: success
   type: dict
 origin:
@@ -71,7 +71,7 @@ left_out:
   returned: always
   type: dict
 errors:
-  description: Each thing that is wrong with the source, a sentence each.
+  description: What is wrong with the source, one sentence for each fault.
   returned: failure
   type: list
   elements: str
@@ -86,8 +86,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files as node_files
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
 
 INDEX = "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -143,23 +144,14 @@ def header(path: Path) -> bytes:
         return start + handle.read(min(int.from_bytes(start, "little"), 100 * 2**20)) if len(start) == 8 else start
 
 
-def read_cache(path: Path) -> dict[str, Any]:
-    """Return what an earlier run hashed."""
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
 def hashed(files: dict[str, Path], cache_path: Path, piece_bytes: int) -> tuple[list[dict[str, Any]], bytes, list[str]]:
     """Return (path, size and sha256 of each file, the pieces' hashes, sentences); unchanged ones from the cache.
 
     :param files: path by relative path.
     :param cache_path: the file that keeps hashes between runs.
     """
-    cache = read_cache(cache_path)
-    marks = {name: weights_mover.mark(path) for name, path in files.items()}
+    cache = node_files.read_json(cache_path)
+    marks = {name: store.mark(path) for name, path in files.items()}
     keys = {
         name: f"{path.resolve()}|{marks[name][0]}|{marks[name][1]}|{marks[name][3]}|{piece_bytes}"
         for name, path in files.items()
@@ -167,15 +159,15 @@ def hashed(files: dict[str, Path], cache_path: Path, piece_bytes: int) -> tuple[
     todo = [name for name in files if keys[name] not in cache]
     errors = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = pool.map(lambda name: weights_mover.hash_file(files[name], piece_bytes), todo)
+        results = pool.map(lambda name: store.hash_file(files[name], piece_bytes), todo)
         for name, (value, pieces) in zip(todo, results, strict=True):
-            if weights_mover.mark(files[name]) != marks[name]:
-                errors.append(f"{name} changed while it was read. Let it come to rest and run again.")
+            if store.mark(files[name]) != marks[name]:
+                errors.append(f"{name} was modified while it was read; wait until the file is stable and run again.")
             else:
                 cache[keys[name]] = [value, pieces.hex()]
     if todo:
         cache_path.parent.mkdir(parents=True, exist_ok=True)
-        weights_mover.write(cache_path, json.dumps(cache).encode())
+        node_files.write(cache_path, json.dumps(cache))
     if errors:
         return [], b"", errors
     ordered = sorted(files)
@@ -202,12 +194,12 @@ def main() -> None:
         if module.params["absent_ok"]:
             module.exit_json(changed=False, manifest={}, origin={}, left_out={})
         module.fail_json(
-            msg=f"{where}: there is no such directory on the source.", errors=["no directory"], left_out={}
+            msg=f"{where}: the directory does not exist on the source.", errors=["no directory"], left_out={}
         )
     files, errors = walk(folder)
     held = revision_held(folder)
     if held and COMMIT.fullmatch(revision) and held != revision:
-        errors.append(f"the download holds revision {held}, wanted is {revision}. Download that one.")
+        errors.append(f"the download holds revision {held}, expected is {revision}. Download that one.")
     index = None
     if INDEX in files:
         try:
@@ -231,11 +223,11 @@ def main() -> None:
         module.fail_json(msg="\n".join(f"{where}: {error}" for error in errors), errors=errors, left_out=left)
     manifest = weights.make_manifest(repo, revision, described, piece_bytes, pieces)
     pieces_path = cache / f"{manifest['digest']}.pieces"
-    weights_mover.write(pieces_path, pieces)
+    node_files.write(pieces_path, pieces)
     origin = {
         "folder": str(folder),
         "pieces": str(pieces_path),
-        "marks": {name: weights_mover.mark(files[name]) for name in needed},
+        "marks": {name: store.mark(files[name]) for name in needed},
     }
     module.exit_json(changed=False, manifest=manifest, origin=origin, left_out=left)
 

@@ -9,10 +9,10 @@ module: weights_move
 short_description: Run a node's part of a transfer of weights
 version_added: 0.1.0
 description:
-  - With O(state=started) the node serves the pieces that it has and fetches those that it lacks, in a transient systemd
-    unit, on addresses of the fabric, for the cluster's nodes and who knows the token. The unit ends when it is told to,
-    or when nobody has asked for it for O(lease_s).
-  - With O(state=read) it tells how far the node is, after O(wait_s) at the latest.
+  - With O(state=started) the node serves the pieces that it has and fetches those that are missing, in a transient
+    systemd unit that runs O(program), on addresses of the fabric, for the cluster's nodes and who knows the token. The
+    unit ends when it is stopped, or when nobody has asked for it for O(lease_s).
+  - With O(state=read) it reports the node's progress, after O(wait_s) at the latest.
 options:
   state:
     description: What to do.
@@ -23,6 +23,9 @@ options:
     description: Names the transfer; a unit of another one is replaced.
     type: str
     default: ""
+  program:
+    description: The archive with the program, as M(gb10.cluster.program) returned it for C(weights).
+    type: path
   root:
     description: Directory of all models on this node.
     type: path
@@ -31,11 +34,11 @@ options:
     type: dict
     default: {}
   complete:
-    description: Whether this node is whole, and only serves.
+    description: Whether this node's copy is complete, so that it only serves.
     type: bool
     default: false
-  lacking:
-    description: Files that this node lacks.
+  missing:
+    description: Files that are missing on this node or damaged.
     type: list
     elements: str
     default: []
@@ -73,16 +76,16 @@ options:
     description: What those who ask must know.
     type: str
     default: ""
-  patience_s:
-    description: Without any progress for so long the node gives up, in seconds.
+  stall_s:
+    description: After so long without any progress the node gives up, in seconds.
     type: int
     default: 120
   lease_s:
-    description: Without any question for so long the unit ends, in seconds.
+    description: After so long without any request the unit ends, in seconds.
     type: int
     default: 300
   wait_s:
-    description: With O(state=read), how long to wait for an end, in seconds.
+    description: With O(state=read), how long to wait for the end of the transfer, in seconds.
     type: int
     default: 0
 extends_documentation_fragment:
@@ -98,16 +101,17 @@ EXAMPLES = r"""
 - name: Serve what is there and fetch the rest from the members before
   gb10.cluster.weights_move:
     state: started
+    program: "{{ program.path }}"
     root: /var/lib/gb10/weights
     manifest: "{{ source.manifest }}"
-    lacking: "{{ read.lacking }}"
+    missing: "{{ read.missing }}"
     chain: [gx10-1, gx10-2]
     name: "{{ inventory_hostname }}"
     addresses: {gx10-1: 192.168.100.1, gx10-2: 192.168.100.2}
     port: 5081
     token: "{{ transfer_token }}"
 
-- name: Tell how far the node is
+- name: Report the node's progress
   gb10.cluster.weights_move:
     state: read
     wait_s: 5
@@ -116,14 +120,13 @@ EXAMPLES = r"""
 RETURN = r"""
 status:
   description:
-    - C(state) (moving, placing, whole, failed or none), C(message), C(have_bytes), C(total_bytes), C(fetched_bytes),
+    - C(state) (moving, placing, complete, failed or none), C(message), C(have_bytes), C(total_bytes), C(fetched_bytes),
       C(local_bytes), C(served_bytes), C(by_source), C(source), C(idle_s), C(cpu_s).
   returned: success
   type: dict
 """
 
-import inspect
-import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -131,94 +134,108 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
 
 UNIT = "gb10-weights"
-RUN_DIR = weights_mover.RUN_DIR
-PACKAGE = "ansible_collections/gb10/cluster/plugins/module_utils/_weights"
+RUN_DIR = store.RUN_DIR
+ENDED = ("complete", "failed")
+#: A program that ended so often before its first status does not start.
+MAX_RESTARTS = 3
+STARTED_NEEDS = ["program", "root", "manifest", "chain", "name", "addresses", "port", "token"]
+#: What goes into the job as it was given.
+JOB_NAMES = (
+    "root", "manifest", "complete", "missing", "port", "token", "pieces", "streams", "stall_s", "lease_s", "run",
+)  # fmt: skip
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """Return what the unit last said of itself."""
-    try:
-        found: dict[str, Any] = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"state": "none", "message": "", "have_bytes": 0, "total_bytes": 0, "idle_s": 0.0, "source": ""}
-    return found
+    """Return what the unit last reported of itself; ``state`` is ``none`` when it has not reported yet."""
+    none = {"state": "none", "message": "", "have_bytes": 0, "total_bytes": 0, "idle_s": 0.0, "source": ""}
+    return {**none, **files.read_json(run_dir / "status.json")}
 
 
-def lay_out(run_dir: Path, job: dict[str, Any]) -> list[str]:
-    """Write what the unit runs; return its command."""
+def lay_out(run_dir: Path, job: dict[str, Any]) -> None:
+    """Write what the unit reads; the token in it is root's alone."""
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     run_dir.chmod(0o700)
-    library = run_dir / "lib" / PACKAGE
-    library.mkdir(parents=True, exist_ok=True)
-    for part in (weights, weights_mover):
-        name = part.__name__.rsplit(".", 1)[-1]
-        (library / f"{name}.py").write_text(inspect.getsource(part), encoding="utf-8")
-    (run_dir / "status.json").unlink(missing_ok=True)
+    files.remove(run_dir / "status.json")
     (run_dir / "lease").touch()
-    path = run_dir / "job.json"
-    path.touch(mode=0o600)
-    path.write_text(json.dumps(job), encoding="utf-8")
-    return [sys.executable, "-B", "-m", f"{PACKAGE.replace('/', '.')}.mover", str(path)]
+    files.write_json(run_dir / "job.json", job, mode=0o600)
 
 
 def start(module: AnsibleModule) -> None:
-    """Start the unit, unless the one of this run is there."""
+    """Start the unit and wait until it has reported its first status."""
     want = module.params
-    names = (
-        "root",
-        "manifest",
-        "complete",
-        "lacking",
-        "port",
-        "token",
-        "pieces",
-        "streams",
-        "patience_s",
-        "lease_s",
-        "run",
-    )
     place = (want["chain"], want["name"], want["addresses"], want["port"], want["tunnels"], want["scatter"])
-    job = {**{name: want[name] for name in names}, **weights.plan_node(*place), "run_dir": str(RUN_DIR)}
-    command = lay_out(RUN_DIR, job)
-    words = ["systemd-run", "--quiet", "--collect", "--unit", UNIT, "--setenv", f"PYTHONPATH={RUN_DIR / 'lib'}"]
+    job = {**{name: want[name] for name in JOB_NAMES}, **weights.plan_node(*place), "run_dir": str(RUN_DIR)}
+    lay_out(RUN_DIR, job)
+    words = ["systemd-run", "--quiet", "--collect", "--unit", UNIT]
     for each in ("Restart=on-failure", "RestartSec=1", "NoNewPrivileges=yes", "CPUWeight=50"):
         words += ["--property", each]
     module.run_command(["systemctl", "reset-failed", f"{UNIT}.service"])
+    command = [sys.executable, "-I", "-B", want["program"], "move", f"{RUN_DIR}/job.json"]
     module.run_command([*words, *command], check_rc=True)
-    deadline = time.monotonic() + 15
-    while read_status(RUN_DIR)["state"] == "none":
-        if time.monotonic() > deadline:
+    cpu, moved_at = None, time.monotonic()
+    while True:
+        # Liveness first, then the last word: a unit that ends in between has said it by now.
+        unit = show(module)
+        if read_status(RUN_DIR)["state"] != "none":
+            return
+        if not is_alive(unit) or int(unit.get("NRestarts") or 0) >= MAX_RESTARTS:
             module.fail_json(msg=f"The unit {UNIT} did not start: {journal(module)}")
+        # A start that uses no processor time makes no progress, however slow the machine is.
+        used = cpu_ticks(unit)
+        if used != cpu:
+            cpu, moved_at = used, time.monotonic()
+        elif time.monotonic() - moved_at > want["stall_s"]:
+            module.fail_json(
+                msg=f"The unit {UNIT} started and did nothing for {want['stall_s']} s; look at the node's disk and at "
+                f"`journalctl -u {UNIT}`: {journal(module)}"
+            )
         time.sleep(0.1)
 
 
 def journal(module: AnsibleModule) -> str:
-    """Return the unit's last words."""
+    """Return the unit's last lines."""
     _code, out, _err = module.run_command(["journalctl", "-u", UNIT, "-n", "15", "--no-pager", "-o", "cat"])
     return str(out).strip()[-1500:]
 
 
-def is_active(module: AnsibleModule) -> bool:
+def show(module: AnsibleModule) -> dict[str, str]:
+    """Return what systemd knows of the unit: ActiveState, NRestarts, MainPID."""
+    words = ["systemctl", "show", f"{UNIT}.service", "--property", "ActiveState,NRestarts,MainPID"]
+    _code, out, _err = module.run_command(words)
+    return dict(line.split("=", 1) for line in str(out).splitlines() if "=" in line)
+
+
+def is_alive(unit: dict[str, str]) -> bool:
     """Return whether the unit runs or is about to start again."""
-    _code, out, _err = module.run_command(["systemctl", "is-active", f"{UNIT}.service"])
-    return str(out).strip() in ("active", "activating")
+    return unit.get("ActiveState") in ("active", "activating")
+
+
+def cpu_ticks(unit: dict[str, str]) -> tuple[str, int]:
+    """Return (main process, processor time that it has used, in clock ticks)."""
+    pid = unit.get("MainPID", "0")
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return pid, 0
+    return pid, int(stat[11]) + int(stat[12])
 
 
 def read(module: AnsibleModule) -> dict[str, Any]:
-    """Return how far the unit is, after a while or when it is at an end."""
+    """Return the unit's status, after a while or when it is at an end."""
     deadline = time.monotonic() + module.params["wait_s"]
     while True:
+        # Liveness first, then the last word: a unit that ends in between has said it by now.
+        alive = is_alive(show(module))
         status = read_status(RUN_DIR)
-        if status["state"] in ("whole", "failed"):
+        if status["state"] in ENDED:
             return status
-        if not is_active(module):
-            status = read_status(RUN_DIR)
-            if status["state"] not in ("whole", "failed"):
-                status.update(state="failed", message=f"The unit {UNIT} ended by itself: {journal(module)}")
+        if not alive:
+            status.update(state="failed", message=f"The unit {UNIT} ended unexpectedly: {journal(module)}")
             return status
         if time.monotonic() > deadline:
             return status
@@ -231,10 +248,11 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["started", "read", "stopped"], "required": True},
             "run": {"type": "str", "default": ""},
+            "program": {"type": "path"},
             "root": {"type": "path"},
             "manifest": {"type": "dict", "default": {}},
             "complete": {"type": "bool", "default": False},
-            "lacking": {"type": "list", "elements": "str", "default": []},
+            "missing": {"type": "list", "elements": "str", "default": []},
             "chain": {"type": "list", "elements": "str", "default": []},
             "name": {"type": "str"},
             "addresses": {"type": "dict", "default": {}},
@@ -244,11 +262,11 @@ def main() -> None:
             "pieces": {"type": "path"},
             "streams": {"type": "int", "default": 8},
             "token": {"type": "str", "default": "", "no_log": True},
-            "patience_s": {"type": "int", "default": 120},
+            "stall_s": {"type": "int", "default": 120},
             "lease_s": {"type": "int", "default": 300},
             "wait_s": {"type": "int", "default": 0},
         },
-        required_if=[("state", "started", ["root", "manifest", "chain", "name", "addresses", "port", "token"])],
+        required_if=[("state", "started", STARTED_NEEDS)],
         supports_check_mode=True,
     )
     if module.check_mode:
@@ -257,15 +275,13 @@ def main() -> None:
         if RUN_DIR.is_dir():
             (RUN_DIR / "lease").touch()
         module.exit_json(changed=False, status=read(module))
-    status = read_status(RUN_DIR)
     module.run_command(["systemctl", "stop", f"{UNIT}.service"])
     if module.params["state"] == "started":
         start(module)
-        status = read_status(RUN_DIR)
-    elif RUN_DIR.is_dir():
+    status = read_status(RUN_DIR)
+    if module.params["state"] == "stopped" and RUN_DIR.is_dir():
         # The token goes with the transfer.
-        for name in ("job.json", "lease", "status.json"):
-            (RUN_DIR / name).unlink(missing_ok=True)
+        shutil.rmtree(RUN_DIR)
     module.exit_json(changed=False, status=status)
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: weights_tree
-short_description: Tell what a node's copy of a model lacks, and whether there is room for it
+short_description: Compare a model tree with its manifest
 version_added: 0.1.0
 description:
   - Compares the model's directory with the manifest. A file that the tree's stamp names with the right hash and that
     has not been written since is taken as right; every other one is read and hashed.
-  - Decides which models would have to go where there is no room, and fails with a sentence where that does not
-    suffice. Nothing is removed here.
+  - Where room is short, decides which models would have to be removed, and fails where that does not suffice. Nothing
+    is removed here.
 options:
   root:
     description: Directory of all models on this node.
@@ -23,7 +23,7 @@ options:
     type: str
     required: true
   manifest:
-    description: The manifest made at the source. When it is empty, the module only tells which one the tree carries.
+    description: The manifest made at the source. When it is empty, the module only reports which one the tree carries.
     type: dict
     default: {}
   verify:
@@ -35,7 +35,8 @@ options:
     type: float
     default: 2.0
   evictable:
-    description: Models (C(organisation/repository), shell patterns) that may go, the one unused for longest first.
+    description:
+      - Models (C(organisation/repository), shell patterns) that may be removed, the one unused for longest first.
     type: list
     elements: str
     default: []
@@ -51,7 +52,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Tell what is lacking
+- name: Find the missing files
   gb10.cluster.weights_tree:
     root: /var/lib/gb10/weights
     repo: "{{ source.manifest.repo }}"
@@ -60,7 +61,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 complete:
-  description: Whether the tree is whole and carries the manifest's stamp.
+  description: Whether the tree is complete, verified and carries the manifest's stamp.
   returned: with O(manifest)
   type: bool
 open:
@@ -68,24 +69,24 @@ open:
   returned: with O(manifest)
   type: bool
 changes:
-  description: Whether bringing the weights would change anything that counts.
+  description: Whether transferring the weights would change anything that counts.
   returned: with O(manifest)
   type: bool
-lacking:
-  description: Files of the manifest that are not there or not right.
+missing:
+  description: Files of the manifest that are missing or damaged.
   returned: with O(manifest)
   type: list
   elements: str
-lacking_bytes:
+missing_bytes:
   description: Their size.
   returned: with O(manifest)
   type: int
 arrived_bytes:
-  description: How much of it an earlier run left.
+  description: The part of it that an earlier run left.
   returned: with O(manifest)
   type: int
-missing_bytes:
-  description: How much of it has to come.
+remaining_bytes:
+  description: The part of it that has to be transferred.
   returned: with O(manifest)
   type: int
 free_bytes:
@@ -93,7 +94,7 @@ free_bytes:
   returned: with O(manifest)
   type: int
 evict:
-  description: Directories below O(root) that must go to make room, leftovers of other transfers first.
+  description: Directories below O(root) that must be removed to make room, leftovers of other transfers first.
   returned: with O(manifest)
   type: list
   elements: str
@@ -107,7 +108,6 @@ stamp:
   type: dict
 """
 
-import json
 import os
 import shutil
 import time
@@ -117,8 +117,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
 
 INCOMING = ".incoming"
 ENGINE = Path("/etc/gb10/engine")
@@ -132,33 +133,24 @@ def existing(folder: Path) -> Path:
     return folder
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object, or an empty one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def look(tree: Path, manifest: dict[str, Any], verify: bool) -> tuple[bool, bool, list[str]]:
-    """Return (whether the tree is whole and says so, whether it carries the stamp, the files that are lacking)."""
-    stamp = read_json(tree / weights.STAMP)
-    marks = {} if verify else read_json(tree / weights.MARKS)
+    """Return (whether the tree is complete and its stamp says so, whether it carries the stamp, the missing files)."""
+    stamp = files.read_json(tree / weights.STAMP)
+    marks = {} if verify else files.read_json(tree / weights.MARKS)
     found = {}
     for file in manifest["files"]:
         path = tree / file["path"]
         if path.is_file() and path.stat().st_size == file["size"]:
-            found[file["path"]] = weights_mover.mark(path)
-    unproven = weights.unstamped(manifest, found, stamp, marks)
+            found[file["path"]] = store.mark(path)
+    unverified = weights.unstamped(manifest, found, stamp, marks)
     hashes = {file["path"]: file["sha256"] for file in manifest["files"]}
-    doubtful = [path for path in unproven if path in found]
+    doubtful = [path for path in unverified if path in found]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        read = dict(zip(doubtful, pool.map(lambda path: weights_mover.sha256(tree / path), doubtful), strict=True))
-    lacking = [path for path in unproven if read.get(path) != hashes[path]]
+        read = dict(zip(doubtful, pool.map(lambda path: store.sha256(tree / path), doubtful), strict=True))
+    missing = [path for path in unverified if read.get(path) != hashes[path]]
     stamped = stamp.get("digest") == manifest["digest"] and (tree / weights.PIECES).is_file()
     # What was right on reading, without stamp or mark, only has to be noted.
-    return stamped and not unproven and not verify, stamped, lacking
+    return stamped and not unverified and not verify, stamped, missing
 
 
 def used_bytes(folder: Path) -> int:
@@ -169,11 +161,11 @@ def used_bytes(folder: Path) -> int:
 def users(root: Path) -> dict[str, str]:
     """Return who uses each directory below the root: what is served here, and whatever has it mounted."""
     found: dict[str, str] = {}
-    active = read_json(ENGINE / "active.json")
+    active = files.read_json(ENGINE / "active.json")
     if active.get("repo"):
         found[str(root / active["repo"])] = f"the model that is served, {active.get('model')}"
     for path in sorted(ENGINE.glob("*.json")):
-        launch = read_json(path)
+        launch = files.read_json(path)
         wants = Path("/etc/systemd/system/multi-user.target.wants") / f"vllm-{launch.get('model')}.service"
         if launch.get("weights") and wants.is_symlink():
             found.setdefault(str(launch["weights"]), f"the unit {wants.name}")
@@ -199,7 +191,7 @@ def trees(root: Path, repo: str) -> list[weights.Tree]:
         if name == repo or name.startswith(INCOMING) or not folder.is_dir() or folder.is_symlink():
             continue
         stamp = folder / weights.STAMP
-        ours = bool(read_json(stamp).get("digest"))
+        ours = bool(files.read_json(stamp).get("digest"))
         used_at_s = stamp.stat().st_mtime if ours else 0.0
         found.append(weights.Tree(name, used_bytes(folder), used_at_s, ours, using.get(str(folder), "")))
     return found
@@ -217,7 +209,7 @@ def leftovers(root: Path, repo: str) -> dict[str, int]:
 def make_room(
     root: Path, repo: str, short_bytes: int, evictable: list[str], keep: list[str]
 ) -> tuple[list[str], int, str]:
-    """Return (directories to remove, what is still lacking then, what there is to say about the others)."""
+    """Return (directories to remove, bytes that are still short then, why each other model stays)."""
     left = leftovers(root, repo)
     chosen: list[str] = []
     for name, size in left.items():
@@ -268,30 +260,30 @@ def main() -> None:
     tree, incoming = root / repo, root / INCOMING / repo
     node = os.uname().nodename
     if not manifest:
-        stamp = read_json(tree / weights.STAMP)
+        stamp = files.read_json(tree / weights.STAMP)
         usable = stamp if stamp and not weights.manifest_error(stamp) else {}
         module.exit_json(changed=False, stamp=usable)
     error = weights.manifest_error(manifest)
     if error:
         module.fail_json(msg=f"{node}: {error}")
-    complete, stamped, lacking = look(tree, manifest, module.params["verify"])
+    complete, stamped, missing = look(tree, manifest, module.params["verify"])
     sizes = {file["path"]: file["size"] for file in manifest["files"]}
-    lacking_bytes = sum(sizes[path] for path in lacking)
-    arrived = min(used_bytes(incoming), lacking_bytes) if incoming.is_dir() else 0
+    missing_bytes = sum(sizes[path] for path in missing)
+    arrived = min(used_bytes(incoming), missing_bytes) if incoming.is_dir() else 0
     free = shutil.disk_usage(existing(root)).free
     state: dict[str, Any] = {
         "complete": complete,
-        "open": (weights_mover.RUN_DIR / "job.json").exists(),
-        "changes": bool(lacking) or not stamped,
-        "lacking": lacking,
-        "lacking_bytes": lacking_bytes,
+        "open": (store.RUN_DIR / "job.json").exists(),
+        "changes": bool(missing) or not stamped,
+        "missing": missing,
+        "missing_bytes": missing_bytes,
         "arrived_bytes": arrived,
-        "missing_bytes": lacking_bytes - arrived,
+        "remaining_bytes": missing_bytes - arrived,
         "free_bytes": free,
         "leftovers": leftovers(root, repo),
         "evict": [],
     }
-    if not lacking:
+    if not missing:
         if complete and not module.check_mode:
             # The time of the last use, for the day on which the disk is full.
             os.utime(tree / weights.STAMP, (time.time(), time.time()))
@@ -299,7 +291,7 @@ def main() -> None:
     error = target_error(root)
     if error:
         module.fail_json(msg=f"{node}: {error}", **state)
-    needed = lacking_bytes - arrived
+    needed = missing_bytes - arrived
     short = needed + int(module.params["reserve_gib"] * 2**30) - free
     if short > 0:
         evict, still, said = make_room(root, repo, short, module.params["evictable"], module.params["keep"])
@@ -308,7 +300,7 @@ def main() -> None:
             module.fail_json(
                 msg=f"{node}: {root} has {free / 2**30:.1f} GiB free and {repo} still needs "
                 f"{needed / 2**30:.1f} GiB with {module.params['reserve_gib']} GiB to remain: "
-                f"{still / 2**30:.1f} GiB short. Name a model that may go in weights_evictable, or point "
+                f"{still / 2**30:.1f} GiB short. Name a model that may be removed in weights_evictable, or point "
                 f"gb10_weights_root elsewhere.{said}",
                 **state,
             )

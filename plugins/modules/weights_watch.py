@@ -10,7 +10,8 @@ short_description: Watch a node's part of a transfer, and give it the control no
 version_added: 0.1.0
 description:
   - Runs on the control node for each node that gb10.cluster.weights_move has been started on. It prints a line with
-    bytes, rate and time left, names a node that receives nothing or does not answer, and returns when it is whole.
+    bytes, rate and time left, reports a node that receives nothing or does not answer, and returns when its copy
+    is complete.
   - With O(origin) the control node is the node's source for as long as this runs, piece by piece over SSH connections
     of their own; what is at the source is only read.
 options:
@@ -23,11 +24,11 @@ options:
     type: dict
     required: true
   complete:
-    description: Whether the node was whole before; then there is nothing to watch.
+    description: Whether the node's copy was complete before; then there is nothing to watch.
     type: bool
     required: true
   changes:
-    description: Whether what is brought counts as a change.
+    description: Whether what is transferred counts as a change.
     type: bool
     default: true
   origin:
@@ -49,11 +50,11 @@ options:
     type: str
     required: true
   every_s:
-    description: A line so often, in seconds.
+    description: Interval of the progress lines, in seconds.
     type: int
     default: 10
   stalled_s:
-    description: A node that receives nothing for so long is named, in seconds.
+    description: A node that receives nothing for so long is reported, in seconds.
     type: int
     default: 8
 extends_documentation_fragment:
@@ -63,7 +64,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Wait until every node is whole
+- name: Wait until every node's copy is complete
   gb10.cluster.weights_watch:
     name: "{{ inventory_hostname }}"
     manifest: "{{ source.manifest }}"

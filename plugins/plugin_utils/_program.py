@@ -24,6 +24,7 @@ MODULE_UTILS = Path(__file__).resolve().parents[1] / "module_utils"
 #: Program → verb → module below module_utils; the module's ``main(argv)`` returns an exit status or None.
 PROGRAMS: dict[str, dict[str, str]] = {
     "watch": {"watch": "_probe.watch"},
+    "weights": {"move": "_weights.mover"},
 }
 #: What the image of an engine brings; imported inside functions alone.
 OF_THE_IMAGE = frozenset({"ray", "vllm"})

@@ -62,15 +62,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def playbook(source: Path) -> Path:
-    """Write a playbook that brings this model to all nodes."""
+    """Write a playbook that transfers this model to all nodes."""
     variables = {
         "weights_repo": REPO_NAME, "weights_revision": "main", "weights_head": HEAD, "weights_members": list(NODES),
         "weights_addresses": ADDRESSES, "weights_source_root": str(source), "weights_root": "/var/lib/gb10/weights",
         "weights_reserve_gib": 0.1,
     }  # fmt: skip
     play = {
-        "name": "Bring the weights", "hosts": "gx10", "become": True, "gather_facts": False, "any_errors_fatal": True,
-        "vars": variables, "tasks": [{"ansible.builtin.import_role": {"name": "gb10.cluster.weights"}}],
+        "name": "Transfer the weights", "hosts": "gx10", "become": True, "gather_facts": False,
+        "any_errors_fatal": True, "vars": variables,
+        "tasks": [{"ansible.builtin.import_role": {"name": "gb10.cluster.weights"}}],
     }  # fmt: skip
     path = source / "play.yml"
     path.write_text(yaml.safe_dump([play]), encoding="utf-8")
@@ -128,7 +129,7 @@ def kill(victim: str, process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize("victim", ["gx10-3", HEAD, "control"])
 @pytest.mark.parametrize("attempt", [0, *(pytest.param(number, marks=pytest.mark.soak) for number in range(1, 10))])
-def test_a_kill_at_any_instant_ends_whole_and_moves_little_more_than_was_missing(
+def test_a_kill_at_any_instant_ends_complete_and_moves_little_more_than_was_missing(
     victim: str, attempt: int, source: Path, playbook: Path
 ) -> None:
     clean()
@@ -163,14 +164,14 @@ def open_ports() -> dict[str, int]:
 
 
 def die_at_the_end(playbook: Path) -> None:
-    """Run it, and kill it in the moment in which the last node has become whole."""
+    """Run it, and kill it in the moment in which the last node has become complete."""
     clean()
     process = start(playbook)
     log = playbook.parent / "run.log"
     deadline = time.monotonic() + 120
-    while (said := log.read_text(errors="replace")).count(", whole") < len(NODES):
-        assert process.poll() is None, f"the run ended before all was whole: {said[-4000:]}"
-        assert time.monotonic() < deadline, f"the last node is not whole: {said[-4000:]}"
+    while (said := log.read_text(errors="replace")).count(", complete") < len(NODES):
+        assert process.poll() is None, f"the run ended before all nodes were complete: {said[-4000:]}"
+        assert time.monotonic() < deadline, f"the last node is not complete: {said[-4000:]}"
         time.sleep(0.02)
     kill("control", process)
 
@@ -193,7 +194,7 @@ def named(log: str) -> bool:
     )
 
 
-def test_a_dead_middle_node_is_named_and_the_others_end_whole(source: Path, playbook: Path) -> None:
+def test_a_dead_middle_node_is_named_and_the_others_end_complete(source: Path, playbook: Path) -> None:
     clean()
     process = start(playbook)
     harness.wait_until(

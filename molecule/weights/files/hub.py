@@ -21,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     def answer(self, code: int, body: bytes) -> None:
-        """Send an answer whole."""
+        """Send a complete answer."""
         self.send_response(code)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files of a model vLLM reads, and whether they are whole.  Pure: no file is read here."""
+"""A model's manifest, its pieces, its way through the nodes, and what makes room.  Pure: no file is read here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ipaddress import IPv4Interface, IPv4Network
 from pathlib import PurePosixPath
 from typing import Any
 
-#: Beside the weights; its presence with the right digest means that the tree was whole when it was put there.
+#: Beside the weights; with the right digest it means that the tree was complete and verified when it was put there.
 STAMP = ".gb10-manifest.json"
 #: Beside the stamp: the sha256 of every piece, 32 bytes each, in the order of `layout`.
 PIECES = ".gb10-pieces"
@@ -24,7 +24,7 @@ HASH_BYTES = 32
 
 MIN_PIECE_BYTES = 2**20
 MAX_PIECE_BYTES = 16 * 2**20
-#: A chain of nodes runs behind by a piece a node, so a piece is to be a small part of the whole.
+#: A chain of nodes runs behind by a piece a node, so a piece is to be a small part of the model.
 PIECES_WANTED = 512
 
 _NEEDED = re.compile(
@@ -104,7 +104,7 @@ def safetensors_error(name: str, size: int, header: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a file that is fetched, proven and passed on as one."""
+    """A part of a file that is fetched, verified and passed on as one."""
 
     index: int
     file: int
@@ -183,7 +183,7 @@ def unstamped(
     stamp: Mapping[str, Any],
     marks: Mapping[str, Sequence[int]],
 ) -> list[str]:
-    """Return the files of which stamp and marks do not say that they are right.
+    """Return the files that stamp and marks do not vouch for.
 
     :param found: the mark of each file that is there now.
     :param stamp: the manifest that the tree carries; may be empty.
@@ -329,12 +329,12 @@ def plan_node(
 
 def duration(seconds: float) -> str:
     """Return a duration for people."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def amount(size_bytes: float) -> str:
@@ -343,7 +343,7 @@ def amount(size_bytes: float) -> str:
 
 
 def progress_line(name: str, status: Mapping[str, Any]) -> str:
-    """Return the line that tells how far a node is."""
+    """Return the line that reports a node's progress."""
     have, total = status["have_bytes"], status["total_bytes"]
     line = f"{name}: {amount(have)} of {amount(total)}"
     if status["state"] != "moving":

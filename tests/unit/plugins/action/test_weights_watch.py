@@ -15,7 +15,7 @@ from ansible.errors import AnsibleActionFail
 
 from ansible_collections.gb10.cluster.plugins.action import weights_watch
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import source, store
 
 STATUS = {
     "state": "moving", "have_bytes": 2**30, "total_bytes": 2**31, "idle_s": 0.0, "source": "gx10-1", "message": "",
@@ -64,11 +64,11 @@ def watch(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any], tunnels: An
 
 
 def test_lines_of_progress_up_to_the_end(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
-    status = watch(monkeypatch, {}, {}, {"state": "whole", "have_bytes": 2**31})
-    assert status["state"] == "whole"
+    status = watch(monkeypatch, {}, {}, {"state": "complete", "have_bytes": 2**31})
+    assert status["state"] == "complete"
     assert said == [
         "gx10-2: 1.0 GiB of 2.0 GiB, 1000 MB/s, 1 s left, from gx10-1",
-        "gx10-2: 2.0 GiB of 2.0 GiB, whole",
+        "gx10-2: 2.0 GiB of 2.0 GiB, complete",
     ]
 
 
@@ -158,15 +158,15 @@ def test_the_control_nodes_files_are_served_with_their_marks(tmp_path: Path) -> 
     manifest = weights.make_manifest("o/m", "main", [described], 2**20, pieces)
     (tmp_path / "pieces").write_bytes(pieces)
     origin = {
-        "folder": str(tmp_path), "pieces": str(tmp_path / "pieces"), "marks": {"config.json": weights_mover.mark(file)},
+        "folder": str(tmp_path), "pieces": str(tmp_path / "pieces"), "marks": {"config.json": store.mark(file)},
     }  # fmt: skip
     server, port = weights_watch.ActionModule._serve({"manifest": manifest, "origin": origin, "token": "t"})
-    connection = weights_mover.Connection("127.0.0.1", port, "t", manifest["digest"])
-    assert connection.get("0") == b"{}"
-    assert connection.get("pieces") == pieces
+    connection = source.Connection("127.0.0.1", port, "t", manifest["digest"])
+    assert connection.get("0", 2) == b"{}"
+    assert connection.get("pieces", 32) == pieces
     os.utime(file, ns=(1, 1))
-    with pytest.raises(weights_mover.RefusedError, match=r"config\.json changed at the source"):
-        connection.get("0")
+    with pytest.raises(store.RefusedError, match=r"config\.json was modified at the source"):
+        connection.get("0", 2)
     connection.close()
     server.close()
     assert server.store.served_bytes == 2

@@ -65,7 +65,7 @@ def safetensors(described: dict[str, Any], announced: int | None = None) -> byte
     return (announced if announced is not None else len(header)).to_bytes(8, "little") + header
 
 
-def test_a_whole_shard_agrees_with_its_header() -> None:
+def test_a_complete_shard_agrees_with_its_header() -> None:
     data = safetensors({"__metadata__": {}, "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
     assert weights.safetensors_error("s", len(data) + 8, data) is None
 
@@ -122,7 +122,7 @@ def test_pieces_cover_every_file_and_none_lies_across_two() -> None:
 @pytest.mark.parametrize(
     ("total_bytes", "mib"), [(0, 1), (300 * 2**20, 1), (10**9, 2), (5 * 2**30, 16), (329 * 2**30, 16)]
 )
-def test_a_piece_is_a_small_part_of_the_whole(total_bytes: int, mib: int) -> None:
+def test_a_piece_is_a_small_part_of_the_model(total_bytes: int, mib: int) -> None:
     assert weights.piece_bytes_for(total_bytes) == mib * 2**20
 
 
@@ -243,12 +243,12 @@ def test_in_a_scatter_all_ask_the_control_node_and_one_another() -> None:
 STATUS = {"state": "moving", "have_bytes": 2**30, "total_bytes": 3 * 2**30, "source": "gx10-1", "idle_s": 1.0}
 
 
-def test_a_line_tells_bytes_rate_and_time_left() -> None:
+def test_a_line_reports_bytes_rate_and_time_left() -> None:
     line = weights.progress_line("gx10-2", {**STATUS, "rate_bytes_per_s": 2**30 / 30})
     assert line == "gx10-2: 1.0 GiB of 3.0 GiB, 36 MB/s, 1 min 00 s left, from gx10-1"
     assert weights.progress_line("gx10-2", STATUS).endswith("0 MB/s, no estimate yet, from gx10-1")
-    whole = {**STATUS, "state": "whole", "have_bytes": 3 * 2**30}
-    assert weights.progress_line("gx10-2", whole) == "gx10-2: 3.0 GiB of 3.0 GiB, whole"
+    complete = {**STATUS, "state": "complete", "have_bytes": 3 * 2**30}
+    assert weights.progress_line("gx10-2", complete) == "gx10-2: 3.0 GiB of 3.0 GiB, complete"
 
 
 def test_a_node_that_receives_nothing_is_named_with_what_it_waits_for() -> None:
@@ -262,7 +262,7 @@ def test_a_node_that_receives_nothing_is_named_with_what_it_waits_for() -> None:
     assert weights.stall_line("gx10-3", stalled, 8) == (
         "gx10-3 has received nothing for 9 s; it waits for gx10-2. gx10-2 does not answer (10.0.0.2:5081: silent)."
     )
-    assert weights.stall_line("gx10-3", {**stalled, "state": "whole"}, 8) is None
+    assert weights.stall_line("gx10-3", {**stalled, "state": "complete"}, 8) is None
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_durations_for_people(seconds: float, text: str) -> None:
 
 
 def machine(*netdevs: tuple[list[str], bool]) -> dict[str, Any]:
-    """Return what gb10.cluster.fabric_facts tells of a machine with these addresses, each port with its carrier."""
+    """Return what gb10.cluster.fabric_facts reports of a machine with these addresses, each port with its carrier."""
     return {"ports": [{"netdevs": [{"addresses": each, "carrier": carrier}]} for each, carrier in netdevs]}
 
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gb10.cluster.plugins.modules import weights_hub
+from tests.unit.helper import run_module
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_secret"
@@ -94,83 +93,65 @@ def hub() -> Iterator[FakeHub]:
     server.server_close()
 
 
-class EndedError(Exception):
-    """Carries what a module would have printed."""
-
-
-def run(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, folder: Path, **changes: Any) -> dict[str, Any]:
-    def end(_self: object, **result: Any) -> None:
-        raise EndedError(result)
-
-    monkeypatch.setattr(basic.AnsibleModule, "exit_json", end)
-    monkeypatch.setattr(basic.AnsibleModule, "fail_json", end)
+def run(hub: FakeHub, folder: Path, check: bool = False, **changes: Any) -> dict[str, Any]:
     args = {
         "repo": "org/model", "revision": COMMIT, "path": str(folder), "endpoint": hub.url, "reserve_gib": 0.0,
         **changes,
     }  # fmt: skip
-    with patch_module_args(args), pytest.raises(EndedError) as ended:
-        weights_hub.main()
-    result: dict[str, Any] = ended.value.args[0]
-    return result
+    return run_module(weights_hub, args, check=check)
 
 
 NEEDED = ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_what_vllm_needs_comes_with_its_commit_noted_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path
-) -> None:
-    result = run(monkeypatch, hub, tmp_path / "model")
-    assert (result["changed"], result["commit"], result["lacking"]) == (True, COMMIT, NEEDED)
+def test_what_vllm_needs_comes_with_its_commit_noted_and_nothing_else(hub: FakeHub, tmp_path: Path) -> None:
+    result = run(hub, tmp_path / "model")
+    assert (result["changed"], result["commit"], result["missing"]) == (True, COMMIT, NEEDED)
     assert sorted(path.name for path in (tmp_path / "model").iterdir() if path.is_file()) == NEEDED
     for name in NEEDED:
         assert (tmp_path / "model" / name).read_bytes() == CONTENT[name]
     note = tmp_path / "model" / weights_hub.NOTES / "model.safetensors.metadata"
     assert note.read_text(encoding="utf-8").startswith(COMMIT)
 
-    again = run(monkeypatch, hub, tmp_path / "model")
+    again = run(hub, tmp_path / "model")
     assert (again["changed"], again["fetched_bytes"]) == (False, 0)
 
 
-def test_check_mode_only_tells(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path) -> None:
-    result = run(monkeypatch, hub, tmp_path / "model", _ansible_check_mode=True)
-    assert (result["changed"], result["lacking"]) == (True, NEEDED)
+def test_check_mode_only_reports(hub: FakeHub, tmp_path: Path) -> None:
+    result = run(hub, tmp_path / "model", check=True)
+    assert (result["changed"], result["missing"]) == (True, NEEDED)
     assert not (tmp_path / "model").exists()
 
 
-def test_a_stopped_download_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path) -> None:
+def test_a_stopped_download_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
     part = tmp_path / "model/.cache/gb10/model.safetensors.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(CONTENT["model.safetensors"][:1000000])
-    result = run(monkeypatch, hub, tmp_path / "model")
+    result = run(hub, tmp_path / "model")
     assert result["fetched_bytes"] == 1024000 - 1000000 + 4
     assert (f"/org/model/resolve/{COMMIT}/model.safetensors", "bytes=1000000-", None) in hub.seen
 
 
-def test_a_flipped_byte_on_the_way_is_found_and_the_file_fetched_again(
-    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path
-) -> None:
+def test_a_flipped_byte_on_the_way_is_found_and_the_file_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
     hub.flip.add("config.json")
-    run(monkeypatch, hub, tmp_path / "model")
+    run(hub, tmp_path / "model")
     assert (tmp_path / "model/config.json").read_bytes() == b"{}"
 
 
-def test_a_file_that_never_has_its_hash_is_not_taken(
-    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path
-) -> None:
+def test_a_file_that_never_has_its_hash_is_not_taken(hub: FakeHub, tmp_path: Path) -> None:
     hub.files["model.safetensors"] = b"x" * len(CONTENT["model.safetensors"])
-    result = run(monkeypatch, hub, tmp_path / "model")
+    result = run(hub, tmp_path / "model")
     assert "model.safetensors did not come with the hash that the hub publishes for it, twice" in result["msg"]
     assert not (tmp_path / "model/model.safetensors").exists()
 
 
-def test_the_token_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path) -> None:
+def test_the_token_is_sent_and_never_shown(hub: FakeHub, tmp_path: Path) -> None:
     hub.token = TOKEN
-    without = run(monkeypatch, hub, tmp_path / "model")
+    without = run(hub, tmp_path / "model")
     assert "No token was given (gb10_hf_token)" in without["msg"]
-    wrong = run(monkeypatch, hub, tmp_path / "model", token="hf_wrong")
+    wrong = run(hub, tmp_path / "model", token="hf_wrong")
     assert "The token that was given has no right to it" in wrong["msg"]
-    right = run(monkeypatch, hub, tmp_path / "model", token=TOKEN)
+    right = run(hub, tmp_path / "model", token=TOKEN)
     assert right["changed"]
     assert not [found for found in (without, wrong, right) if "hf_" in json.dumps(found).replace("gb10_hf_token", "")]
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
@@ -185,13 +166,13 @@ def test_the_token_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, hub: 
     ],
 )
 def test_what_cannot_be_had_gets_its_sentence(
-    monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path, changes: dict[str, Any], sentence: str
+    hub: FakeHub, tmp_path: Path, changes: dict[str, Any], sentence: str
 ) -> None:
-    assert sentence in run(monkeypatch, hub, tmp_path / "model", **changes)["msg"]
+    assert sentence in run(hub, tmp_path / "model", **changes)["msg"]
 
 
-def test_a_model_that_lacks_a_file_on_the_hub_is_refused(
+def test_a_model_with_a_file_missing_on_the_hub_is_refused(
     monkeypatch: pytest.MonkeyPatch, hub: FakeHub, tmp_path: Path
 ) -> None:
     monkeypatch.delitem(CONTENT, "tokenizer.json")
-    assert "org/model on the hub: no tokenizer file is there" in run(monkeypatch, hub, tmp_path / "model")["msg"]
+    assert "org/model on the hub: no tokenizer file is there" in run(hub, tmp_path / "model")["msg"]

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
 from ansible_collections.gb10.cluster.plugins.modules import weights_manifest
+from tests.unit.helper import run_module
 
 PIECE = 2**20
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -53,13 +52,13 @@ def test_a_file_that_changed_is_hashed_again_and_one_that_did_not_is_not(
     file.write_bytes(b"new")
     os.utime(file, ns=(1, 1))
     read: list[Path] = []
-    real = weights_mover.hash_file
+    real = store.hash_file
 
     def note(path: Path, size: int) -> tuple[str, bytes]:
         read.append(path)
         return real(path, size)
 
-    monkeypatch.setattr(weights_mover, "hash_file", note)
+    monkeypatch.setattr(store, "hash_file", note)
     after, _pieces, _errors = weights_manifest.hashed(files, cache, PIECE)
     assert read == [file]
     assert after[0]["sha256"] == hashlib.sha256(b"new").hexdigest() != before[0]["sha256"]
@@ -67,24 +66,26 @@ def test_a_file_that_changed_is_hashed_again_and_one_that_did_not_is_not(
 
 
 def test_a_cache_that_is_no_json_is_no_cache(tmp_path: Path) -> None:
-    cache = tmp_path / "hashes.json"
+    file, cache = tmp_path / "config.json", tmp_path / "hashes.json"
+    file.write_bytes(b"one")
     cache.write_text("[", encoding="utf-8")
-    assert weights_manifest.read_cache(cache) == {}
+    described, _pieces, _errors = weights_manifest.hashed({"config.json": file}, cache, PIECE)
+    assert described[0]["sha256"] == hashlib.sha256(b"one").hexdigest()
 
 
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
-    real = weights_mover.hash_file
+    real = store.hash_file
 
     def hash_and_write(path: Path, size: int) -> Any:
         found = real(path, size)
         path.write_bytes(b"longer")
         return found
 
-    monkeypatch.setattr(weights_mover, "hash_file", hash_and_write)
+    monkeypatch.setattr(store, "hash_file", hash_and_write)
     _files, _pieces, errors = weights_manifest.hashed({"model.safetensors": file}, tmp_path / "h.json", PIECE)
-    assert errors == ["model.safetensors changed while it was read. Let it come to rest and run again."]
+    assert errors == ["model.safetensors was modified while it was read; wait until the file is stable and run again."]
 
 
 def test_a_header_longer_than_the_file_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_a_hub_cache_is_read_where_the_directory_is_not(tmp_path: Path) -> None:
     assert weights_manifest.revision_held(path) == ""
 
 
-def whole_model(folder: Path) -> None:
+def complete_model(folder: Path) -> None:
     header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"abcd")
@@ -117,27 +118,15 @@ def whole_model(folder: Path) -> None:
         (folder / name).write_text("{}", encoding="utf-8")
 
 
-class EndedError(Exception):
-    """Carries what a module would have printed."""
-
-
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    def end(_self: object, **result: Any) -> None:
-        raise EndedError(result)
-
-    monkeypatch.setattr(basic.AnsibleModule, "exit_json", end)
-    monkeypatch.setattr(basic.AnsibleModule, "fail_json", end)
+def run(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     args = {"path": str(tmp_path / "model"), "repo": "org/model", "cache": str(tmp_path / "cache"), **changes}
-    with patch_module_args(args), pytest.raises(EndedError) as ended:
-        weights_manifest.main()
-    result: dict[str, Any] = ended.value.args[0]
-    return result
+    return run_module(weights_manifest, args)
 
 
-def test_the_manifest_of_a_whole_model_vouches_for_its_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole_model(tmp_path / "model")
+def test_the_manifest_of_a_complete_model_vouches_for_its_pieces(tmp_path: Path) -> None:
+    complete_model(tmp_path / "model")
     (tmp_path / "model" / "README.md").write_text("read me", encoding="utf-8")
-    result = run(monkeypatch, tmp_path)
+    result = run(tmp_path)
     assert [file["path"] for file in result["manifest"]["files"]] == [
         "config.json", "model.safetensors", "tokenizer.json",
     ]  # fmt: skip
@@ -147,37 +136,37 @@ def test_the_manifest_of_a_whole_model_vouches_for_its_pieces(monkeypatch: pytes
     assert result["left_out"] == {"README.md": "nothing that vLLM reads"}
 
 
-def test_a_source_that_is_not_there_is_named_or_gives_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "there is no such directory on the source" in run(monkeypatch, tmp_path)["msg"]
-    assert run(monkeypatch, tmp_path, absent_ok=True)["manifest"] == {}
+def test_a_source_that_is_not_there_is_named_or_gives_nothing(tmp_path: Path) -> None:
+    assert "the directory does not exist on the source" in run(tmp_path)["msg"]
+    assert run(tmp_path, absent_ok=True)["manifest"] == {}
 
 
-def test_another_revision_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole_model(tmp_path / "model")
+def test_another_revision_is_refused(tmp_path: Path) -> None:
+    complete_model(tmp_path / "model")
     notes = tmp_path / "model" / ".cache" / "huggingface" / "download"
     notes.mkdir(parents=True)
     (notes / "config.json.metadata").write_text(f"{COMMIT}\netag\n1.0\n", encoding="utf-8")
-    assert "errors" not in run(monkeypatch, tmp_path, revision=COMMIT)
+    assert "errors" not in run(tmp_path, revision=COMMIT)
     wanted = COMMIT[::-1]
-    (error,) = run(monkeypatch, tmp_path, revision=wanted)["errors"]
-    assert error == f"the download holds revision {COMMIT}, wanted is {wanted}. Download that one."
+    (error,) = run(tmp_path, revision=wanted)["errors"]
+    assert error == f"the download holds revision {COMMIT}, expected is {wanted}. Download that one."
 
 
-def test_a_shard_whose_name_has_a_control_character_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole_model(tmp_path / "model")
+def test_a_shard_whose_name_has_a_control_character_is_refused(tmp_path: Path) -> None:
+    complete_model(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "mo\ndel.safetensors")
-    (error,) = run(monkeypatch, tmp_path)["errors"]
+    (error,) = run(tmp_path)["errors"]
     assert "has a control character or a byte that is no UTF-8 in its name" in error
 
 
-def test_names_with_odd_characters_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole_model(tmp_path / "model")
+def test_names_with_odd_characters_are_taken(tmp_path: Path) -> None:
+    complete_model(tmp_path / "model")
     odd = "a b'\"$(touch x)ü%20.safetensors"
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / odd)
-    assert odd in [file["path"] for file in run(monkeypatch, tmp_path)["manifest"]["files"]]
+    assert odd in [file["path"] for file in run(tmp_path)["manifest"]["files"]]
 
 
 def test_an_unreadable_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole_model(tmp_path / "model")
+    complete_model(tmp_path / "model")
     monkeypatch.setattr(os, "access", lambda path, _mode: not str(path).endswith("tokenizer.json"))
-    assert "tokenizer.json cannot be read by this user." in run(monkeypatch, tmp_path)["errors"]
+    assert "tokenizer.json cannot be read by this user." in run(tmp_path)["errors"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gb10.cluster.weights_tree takes for whole, and what gb10.cluster.weights_evict removes."""
+"""What gb10.cluster.weights_tree counts as complete, and what gb10.cluster.weights_evict removes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils import basic
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover as weights_mover
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
 from ansible_collections.gb10.cluster.plugins.modules import weights_evict, weights_tree
+from tests.unit.helper import run_module
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"0123456789" * 100}
 
@@ -34,105 +33,85 @@ def put(folder: Path, stamped: bool = False, shard: bytes = CONTENT["model.safet
         (folder / name).write_bytes(data)
     if stamped:
         (folder / weights.PIECES).write_bytes(b"hashes")
-        weights_mover.stamp(folder, manifest())
+        store.stamp(folder, manifest())
 
 
-class EndedError(Exception):
-    """Carries what a module would have printed."""
-
-
-def run(monkeypatch: pytest.MonkeyPatch, module: Any, check: Any = False, **args: Any) -> dict[str, Any]:
-    def end(_self: object, **result: Any) -> None:
-        raise EndedError(result)
-
-    monkeypatch.setattr(basic.AnsibleModule, "exit_json", end)
-    monkeypatch.setattr(basic.AnsibleModule, "fail_json", end)
-    with patch_module_args({**args, "_ansible_check_mode": check}), pytest.raises(EndedError) as ended:
-        module.main()
-    result: dict[str, Any] = ended.value.args[0]
-    return result
-
-
-def read(monkeypatch: pytest.MonkeyPatch, root: Path, **changes: Any) -> dict[str, Any]:
+def read(root: Path, check: bool = False, **changes: Any) -> dict[str, Any]:
     args = {"root": str(root), "repo": "org/model", "manifest": manifest(), "reserve_gib": 0.0, **changes}
-    return run(monkeypatch, weights_tree, **args)
+    return run_module(weights_tree, args, check=check)
 
 
-def test_a_transfer_that_was_never_closed_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(weights_mover, "RUN_DIR", tmp_path / "run")
+def test_a_transfer_that_was_never_closed_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(store, "RUN_DIR", tmp_path / "run")
     put(tmp_path / "org" / "model", stamped=True)
-    assert not read(monkeypatch, tmp_path)["open"]
+    assert not read(tmp_path)["open"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "job.json").write_text("{}")
-    assert read(monkeypatch, tmp_path)["open"]
+    assert read(tmp_path)["open"]
 
 
-def test_a_stamped_tree_is_whole_without_being_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stamped_tree_is_complete_without_being_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     put(tmp_path / "org/model", stamped=True)
-    monkeypatch.setattr(weights_mover, "sha256", lambda path: pytest.fail(f"{path} was read"))
-    result = read(monkeypatch, tmp_path)
-    assert (result["complete"], result["changes"], result["lacking"]) == (True, False, [])
+    monkeypatch.setattr(store, "sha256", lambda path: pytest.fail(f"{path} was read"))
+    result = read(tmp_path)
+    assert (result["complete"], result["changes"], result["missing"]) == (True, False, [])
 
 
-def test_its_last_use_is_noted_but_not_in_check_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_its_last_use_is_noted_but_not_in_check_mode(tmp_path: Path) -> None:
     put(tmp_path / "org/model", stamped=True)
     stamp = tmp_path / "org/model" / weights.STAMP
     os.utime(stamp, (1, 1))
-    read(monkeypatch, tmp_path, check=True)
+    read(tmp_path, check=True)
     assert stamp.stat().st_mtime == 1
-    read(monkeypatch, tmp_path)
+    read(tmp_path)
     assert stamp.stat().st_mtime > 1
 
 
-def test_a_flipped_byte_is_found_though_size_and_time_are_as_before(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_flipped_byte_is_found_though_size_and_time_are_as_before(tmp_path: Path) -> None:
     put(tmp_path / "org/model", stamped=True)
     file = tmp_path / "org/model/model.safetensors"
     stat = file.stat()
     with file.open("r+b") as handle:
         handle.write(b"x")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    result = read(monkeypatch, tmp_path)
-    assert (result["complete"], result["lacking"], result["lacking_bytes"]) == (False, ["model.safetensors"], 1000)
+    result = read(tmp_path)
+    assert (result["complete"], result["missing"], result["missing_bytes"]) == (False, ["model.safetensors"], 1000)
 
 
 def test_verify_reads_what_stamp_and_marks_vouch_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     put(tmp_path / "org/model", stamped=True)
-    monkeypatch.setattr(weights_mover, "sha256", lambda path: "rotten" if path.suffix == ".json" else "")
-    result = read(monkeypatch, tmp_path, verify=True)
-    assert result["lacking"] == list(CONTENT)
+    monkeypatch.setattr(store, "sha256", lambda path: "rotten" if path.suffix == ".json" else "")
+    result = read(tmp_path, verify=True)
+    assert result["missing"] == list(CONTENT)
 
 
-def test_without_a_stamp_only_what_has_the_wrong_hash_is_lacking(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_a_stamp_only_what_has_the_wrong_hash_is_missing(tmp_path: Path) -> None:
     put(tmp_path / "org/model", shard=b"x" * 1000)
-    result = read(monkeypatch, tmp_path)
-    assert (result["complete"], result["changes"], result["lacking"]) == (False, True, ["model.safetensors"])
+    result = read(tmp_path)
+    assert (result["complete"], result["changes"], result["missing"]) == (False, True, ["model.safetensors"])
 
 
-def test_a_touched_file_is_read_and_nothing_counts_as_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_touched_file_is_read_and_nothing_counts_as_changed(tmp_path: Path) -> None:
     put(tmp_path / "org/model", stamped=True)
     os.utime(tmp_path / "org/model/config.json", (1, 1))
-    result = read(monkeypatch, tmp_path)
-    assert (result["complete"], result["changes"], result["lacking"]) == (False, False, [])
+    result = read(tmp_path)
+    assert (result["complete"], result["changes"], result["missing"]) == (False, False, [])
 
 
-def test_without_a_manifest_the_stamp_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_manifest_the_stamp_is_reported(tmp_path: Path) -> None:
     args = {"root": str(tmp_path), "repo": "org/model"}
-    assert run(monkeypatch, weights_tree, **args)["stamp"] == {}
+    assert run_module(weights_tree, args)["stamp"] == {}
     put(tmp_path / "org/model", stamped=True)
-    assert run(monkeypatch, weights_tree, **args)["stamp"] == manifest()
+    assert run_module(weights_tree, args)["stamp"] == manifest()
     (tmp_path / "org/model" / weights.STAMP).write_text(json.dumps({**manifest(), "version": 1}), encoding="utf-8")
-    assert run(monkeypatch, weights_tree, **args)["stamp"] == {}
+    assert run_module(weights_tree, args)["stamp"] == {}
 
 
-def test_what_has_arrived_is_not_needed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_has_arrived_is_not_needed_again(tmp_path: Path) -> None:
     put(tmp_path / ".incoming/org/model")
     (tmp_path / ".incoming/org/model/model.safetensors").write_bytes(b"x" * 1000)
-    result = read(monkeypatch, tmp_path)
-    assert result["arrived_bytes"] == result["lacking_bytes"] == 1002
+    result = read(tmp_path)
+    assert result["arrived_bytes"] == result["missing_bytes"] == 1002
 
 
 @pytest.fixture
@@ -158,22 +137,22 @@ class Usage:
 MIB = 2**20 / 2**30
 
 
-def test_the_leftover_goes_before_a_model_does(monkeypatch: pytest.MonkeyPatch, full: Path) -> None:
-    result = read(monkeypatch, full, reserve_gib=0.5 * MIB, evictable=["lab/*"])
+def test_the_leftover_goes_before_a_model_does(full: Path) -> None:
+    result = read(full, reserve_gib=0.5 * MIB, evictable=["lab/*"])
     assert result["evict"] == [".incoming/lab/stopped"]
     assert list(result["leftovers"]) == [".incoming/lab/stopped"]
 
 
-def test_then_the_model_that_is_unused_for_longest(monkeypatch: pytest.MonkeyPatch, full: Path) -> None:
-    result = read(monkeypatch, full, reserve_gib=2 * MIB, evictable=["lab/*"])
+def test_then_the_model_that_is_unused_for_longest(full: Path) -> None:
+    result = read(full, reserve_gib=2 * MIB, evictable=["lab/*"])
     assert result["evict"] == [".incoming/lab/stopped", "lab/old"]
 
 
-def test_a_full_node_says_by_how_much_and_what_stays_and_why(monkeypatch: pytest.MonkeyPatch, full: Path) -> None:
-    result = read(monkeypatch, full, reserve_gib=100 * MIB, evictable=["lab/old"], keep=["lab/new"])
+def test_a_full_node_says_by_how_much_and_what_stays_and_why(full: Path) -> None:
+    result = read(full, reserve_gib=100 * MIB, evictable=["lab/old"], keep=["lab/new"])
     message = result["msg"]
     assert f"{os.uname().nodename}: {full} has 0.0 GiB free and org/model still needs" in message
-    assert "GiB short. Name a model that may go in weights_evictable" in message
+    assert "GiB short. Name a model that may be removed in weights_evictable" in message
     assert "lab/new (3.0 MiB): weights_keep names it" in message
     assert "lab/old (3.0 MiB): it would not suffice" in message
     assert "lab/owners (3.0 MiB): it carries no manifest of ours" in message
@@ -181,13 +160,11 @@ def test_a_full_node_says_by_how_much_and_what_stays_and_why(monkeypatch: pytest
     assert (full / "lab/old").is_dir()
 
 
-def test_what_is_served_and_what_a_unit_starts_at_boot_stay(
-    monkeypatch: pytest.MonkeyPatch, full: Path, tmp_path: Path
-) -> None:
+def test_what_is_served_and_what_a_unit_starts_at_boot_stay(full: Path, tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     engine.mkdir()
     (engine / "active.json").write_text(json.dumps({"model": "old", "repo": "lab/old"}), encoding="utf-8")
-    message = read(monkeypatch, full, reserve_gib=5 * MIB, evictable=["lab/*"])["msg"]
+    message = read(full, reserve_gib=5 * MIB, evictable=["lab/*"])["msg"]
     assert "lab/old (3.0 MiB): it is in use by the model that is served, old" in message
 
 
@@ -214,28 +191,26 @@ def test_a_file_system_that_is_mounted_read_only_is_named(monkeypatch: pytest.Mo
     real = os.statvfs(tmp_path)
     readonly = os.statvfs_result((*real[:8], real.f_flag | os.ST_RDONLY, real.f_namemax))
     monkeypatch.setattr(os, "statvfs", lambda _path: readonly)
-    result = read(monkeypatch, tmp_path)
+    result = read(tmp_path)
     assert "is on a file system that is mounted read-only" in result["msg"]
 
 
-def evict(monkeypatch: pytest.MonkeyPatch, root: Path, *names: str, check: bool = False) -> dict[str, Any]:
-    return run(monkeypatch, weights_evict, check=check, root=str(root), names=list(names))
+def evict(root: Path, *names: str, check: bool = False) -> dict[str, Any]:
+    return run_module(weights_evict, {"root": str(root), "names": list(names)}, check=check)
 
 
-def test_eviction_removes_what_was_chosen_and_check_mode_only_tells(
-    monkeypatch: pytest.MonkeyPatch, full: Path
-) -> None:
+def test_eviction_removes_what_was_chosen_and_check_mode_only_reports(full: Path) -> None:
     names = (".incoming/lab/stopped", "lab/old")
-    told = evict(monkeypatch, full, *names, check=True)
-    assert told["changed"]
-    assert told["diff"] == {"before": ".incoming/lab/stopped\nlab/old\n", "after": ""}
+    reported = evict(full, *names, check=True)
+    assert reported["changed"]
+    assert reported["diff"] == {"before": ".incoming/lab/stopped\nlab/old\n", "after": ""}
     assert (full / "lab/old/model.safetensors").is_file()
 
-    assert evict(monkeypatch, full, *names)["evicted"] == list(names)
+    assert evict(full, *names)["evicted"] == list(names)
     assert sorted(path.name for path in (full / "lab").iterdir()) == ["new", "owners"]
     assert not (full / ".incoming").exists()
 
-    assert not evict(monkeypatch, full, *names)["changed"]
+    assert not evict(full, *names)["changed"]
 
 
 @pytest.mark.parametrize(
@@ -245,11 +220,9 @@ def test_eviction_removes_what_was_chosen_and_check_mode_only_tells(
         ("../x", "leads out of the model's directory"),
     ],
 )
-def test_what_is_not_ours_is_never_removed(
-    monkeypatch: pytest.MonkeyPatch, full: Path, name: str, sentence: str
-) -> None:
+def test_what_is_not_ours_is_never_removed(full: Path, name: str, sentence: str) -> None:
     (full.parent / "x").mkdir()
-    result = evict(monkeypatch, full, name, "lab/old")
+    result = evict(full, name, "lab/old")
     assert sentence in result["msg"]
     assert (full / "lab/old").is_dir()
     assert (full / "lab/owners").is_dir()
