@@ -49,8 +49,8 @@ options:
     elements: str
     default: []
   program:
-    description: Source of the check, run by I(python) inside the image.
-    type: str
+    description: The installed program C(check), see M(gb10.cluster.program); run by I(python) inside the image.
+    type: path
     required: true
   records_dir:
     description: Where accepted configurations are remembered.
@@ -73,7 +73,7 @@ EXAMPLES = r"""
     argv: [vllm, serve, /root/.cache/huggingface/org/repo, --max-model-len, "4096"]
     weights: /var/lib/gb10/weights/org/repo
     mounted_at: /root/.cache/huggingface/org/repo
-    program: "{{ lookup('ansible.builtin.file', 'engine_check.py') }}"
+    program: "{{ lookup('gb10.cluster.program', 'check') }}"
     records_dir: /var/lib/gb10/checks
 """
 
@@ -93,8 +93,9 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import verdict as answers
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
-from ansible_collections.gb10.cluster.plugins.module_utils._probe import check as engine_check
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 
 def main() -> None:
@@ -109,7 +110,7 @@ def main() -> None:
             "weights": {"type": "path", "required": True},
             "mounted_at": {"type": "str", "required": True},
             "docker_args": {"type": "list", "elements": "str", "default": []},
-            "program": {"type": "str", "required": True},
+            "program": {"type": "path", "required": True},
             "records_dir": {"type": "path", "required": True},
         },
         supports_check_mode=True,
@@ -121,37 +122,35 @@ def main() -> None:
         if module.get_bin_path("docker")
         else (1, "", "there is no docker on this node")
     )
-    if code != 0 or not Path(want["weights"]).is_dir():
-        reason = err.strip() if code != 0 else f"{want['weights']} is not there"
+    missing = [each for each in (want["weights"], want["program"]) if not Path(each).exists()]
+    if code != 0 or missing:
+        reason = err.strip() if code != 0 else f"{missing[0]} is missing"
         if module.check_mode:
             module.exit_json(changed=False, asked=False, msg=f"Would be asked once it can be: {reason}.")
         module.fail_json(msg=f"{want['image']} cannot check {want['model']}: {reason}. Run playbooks/site.yml.")
-    mark = engine_check.digest(identity(json.loads(out)[0]), want["argv"], env, want["program"])
+    mark = answers.digest(identity(json.loads(out)[0]), want["argv"], env, want["program"])
     record = Path(want["records_dir"]) / f"{mark}.json"
     if record.is_file():
         module.exit_json(changed=False, asked=False)
     command = ["docker", "run", "--rm", "--interactive", "--network", "none", *want["docker_args"]]
-    command += ["--volume", f"{want['weights']}:{want['mounted_at']}:ro", "--entrypoint", want["python"]]
+    command += ["--volume", f"{want['weights']}:{want['mounted_at']}:ro"]
+    command += ["--volume", f"{want['program']}:{want['program']}:ro", "--entrypoint", want["python"]]
     code, out, err = module.run_command(
-        [*command, want["image"], "-c", want["program"]], data=json.dumps({"argv": want["argv"], "env": env})
+        [*command, want["image"], want["program"], "check"], data=json.dumps({"argv": want["argv"], "env": env})
     )
     try:
-        verdict = engine_check.parse(out, err, code)
-    except engine_check.UnaskedError as error:
+        verdict = answers.parse(out, err, code)
+    except answers.UnaskedError as error:
         module.fail_json(
             msg=f"{want['image']} gave no verdict on {want['model']}: {error}. Nothing was stopped or changed; "
             "engine_config_check: false starts it unasked."
         )
     if not verdict["ok"]:
-        said = {**verdict, "error": engine_check.vllm_words(verdict["error"])}
-        module.fail_json(msg=engine_check.refusal(want["model"], want["image"], verdict), verdict=said)
+        said = {**verdict, "error": answers.vllm_words(verdict["error"])}
+        module.fail_json(msg=answers.refusal(want["model"], want["image"], verdict), verdict=said)
     if not module.check_mode:
         record.parent.mkdir(parents=True, exist_ok=True)
-        temporary = record.with_suffix(".tmp")
-        temporary.write_text(
-            json.dumps({"model": want["model"], "image": want["image"], **verdict}, indent=2), encoding="utf-8"
-        )
-        temporary.replace(record)
+        files.write_json(record, {"model": want["model"], "image": want["image"], **verdict})
     module.exit_json(changed=False, asked=True, verdict=verdict)
 
 

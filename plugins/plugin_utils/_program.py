@@ -23,6 +23,10 @@ from ansible_collections.gb10.cluster.plugins.module_utils._program.main import 
 MODULE_UTILS = Path(__file__).resolve().parents[1] / "module_utils"
 #: Program → verb → module below module_utils; the module's ``main(argv)`` returns an exit status or None.
 PROGRAMS: dict[str, dict[str, str]] = {
+    # What an engine's unit and container run; a change of any of it restarts the engine at the next `serve`.
+    "engine": {"prestart": "_engine.prestart", "entry": "_engine.entry", "stopped": "_engine.stopped"},
+    "check": {"check": "_engine.check"},
+    "collect": {"collect": "_monitor.collect"},
     "watch": {"watch": "_probe.watch"},
     "weights": {"move": "_weights.mover"},
 }

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.rdma import parse_state
+
 #: What one port negotiates when cable, switch and settings are right, in Mb/s.
 EXPECTED_SPEED_MBPS = 200_000
 #: PCIe lanes of each half of a twin; the device itself could use more than the board connects.
@@ -125,11 +127,6 @@ def parse_rate(text: str) -> float:
     """Return Gb/s from an InfiniBand port's rate such as ``200 Gb/sec (4X HDR)``; 0 when it says nothing."""
     found = re.match(r"\s*([0-9.]+)\s*Gb/sec", text)
     return float(found.group(1)) if found else 0.0
-
-
-def parse_state(text: str) -> str:
-    """Return the word of an InfiniBand state such as ``4: ACTIVE``."""
-    return text.partition(":")[2].strip() or text.strip()
 
 
 def parse_gid(index: int, value: str, kind: str, netdev: str) -> Gid:

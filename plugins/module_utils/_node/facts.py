@@ -34,6 +34,12 @@ def parse_meminfo(text: str) -> dict[str, int]:
     return result
 
 
+def available_gib(meminfo: str) -> float:
+    """Return MemAvailable in GiB from the text of /proc/meminfo; infinite when the kernel does not report it."""
+    kib = parse_meminfo(meminfo).get("MemAvailable")
+    return float("inf") if kib is None else kib / KIB_PER_GIB
+
+
 def kho_fault(meminfo_kib: Mapping[str, int]) -> bool:
     """Return whether this kernel shows the kexec-handover fault.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import KIB_PER_GIB, parse_meminfo
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
@@ -115,14 +116,10 @@ def parse_journal(output: str, *, kernel: bool = False, earlyoom: bool = False) 
 
 
 def meminfo_gib(text: str) -> dict[str, float]:
-    """MemTotal and MemAvailable of /proc/meminfo in GiB."""
+    """Return MemTotal and MemAvailable of /proc/meminfo in GiB."""
+    found = parse_meminfo(text)
     wanted = {"MemTotal": "mem_total_gib", "MemAvailable": "mem_available_gib"}
-    found: dict[str, float] = {}
-    for line in text.splitlines():
-        name, _colon, value = line.partition(":")
-        if name in wanted:
-            found[wanted[name]] = round(int(value.split()[0]) / 2**20, 2)
-    return found
+    return {key: round(found[name] / KIB_PER_GIB, 2) for name, key in wanted.items() if name in found}
 
 
 def _number(value: str) -> int:

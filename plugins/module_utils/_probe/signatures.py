@@ -532,8 +532,8 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "engine_ended",
         CONSEQUENCE,
-        r"^gb10: the engine (?P<how>(?=.*\b(?:unasked|unexpectedly)\b)(?:ended|exited|was killed) .*)",
-        cause="The engine's process {how}.",
+        r"^gb10: the engine exited unexpectedly: (?P<how>.*)",
+        cause="The engine's process exited unexpectedly ({how}).",
         remedy="See the lines before; after signal 9 look at earlyoom and the node's memory.",
         origin="this collection's engine role",
     ),

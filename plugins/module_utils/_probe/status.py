@@ -73,7 +73,7 @@ def instant(value: object) -> float:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
-#: How engine_entry.py begins the sentence of a rank that ends because another did, and how soon after it.
+#: How `_engine.group` begins the sentence of a rank that ends because another did, and how soon after it.
 WITH_OTHERS = "restarting with the others"
 TOGETHER_S = 120.0
 

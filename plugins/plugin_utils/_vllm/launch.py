@@ -77,7 +77,7 @@ def model_path(plan: Mapping[str, Any]) -> str:
 def entry_arguments(
     plan: Mapping[str, Any], host: str, serve_args: Sequence[str], watch: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return the arguments of the container's first process (engine_entry.py) for one rank.
+    """Return the arguments of the container's first process (`_engine.entry`) for one rank.
 
     :param watch: how the ranks hold together and when a start is ended: api_host, tether_port, silence_seconds,
         stall_seconds, floor_gib, same_env; without it they do not and it is not.

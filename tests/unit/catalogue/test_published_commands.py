@@ -7,7 +7,6 @@ one that is not declared fails, and so does a declared one that is no longer the
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
@@ -17,6 +16,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import prestart
+from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build
 
 HERE = Path(__file__).parent
 REPO = HERE.parents[2]
@@ -53,7 +55,7 @@ USAGE = "No report goes out to vLLM's makers."
 VOLUMES = (
     "/var/lib/gb10/weights/{repo}:/root/.cache/huggingface/{repo}:ro "
     "/var/lib/gb10/cache/{fingerprint}:/root/.cache/vllm "
-    "/usr/local/lib/gb10/engine_entry.py:/usr/local/lib/gb10/engine_entry.py:ro"
+    "{program}:{program}:ro"
 )
 
 #: On every model. The names of the parts are those of `flatten`.
@@ -95,7 +97,7 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
             f"{READ_ONLY} {CACHE}",
         ),
         "image": Deviation("vllm-node:latest", "gb10/vllm-node:{fingerprint}", IMAGE),
-        "process": Deviation("vllm serve", "engine_entry.py ray-head, then vllm serve", ENTRY),
+        "process": Deviation("vllm serve", "gb10 entry ray-head, then vllm serve", ENTRY),
         "env RAY_ADDRESS": Deviation(None, "{head}:6379", "vLLM and `ray status` find this cluster and no other."),
         "env VLLM_API_KEY": Deviation(None, "********", "Set when the operator has a key; masked in what is rendered."),
     },
@@ -116,7 +118,7 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
         "image": Deviation("local/vllm-ray:26.05.post1", "gb10/vllm-ray:{fingerprint}", IMAGE),
         "process": Deviation(
             "ray start --block, and vllm serve by docker exec",
-            "engine_entry.py ray-head, then vllm serve",
+            "gb10 entry ray-head, then vllm serve",
             "A dead engine is a dead unit: with Ray as first process the container stays up without one [S0].",
         ),
         "model": Deviation(
@@ -177,7 +179,7 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
         "image": Deviation("vllm-node:latest", "gb10/vllm-node:{fingerprint}", IMAGE),
         "process": Deviation(
             "python3 -m vllm.entrypoints.openai.api_server",
-            "engine_entry.py serve, then vllm serve",
+            "gb10 entry serve, then vllm serve",
             f"vllm serve is the same server under its newer name [V]. {ENTRY}",
         ),
         "model": Deviation(
@@ -246,17 +248,6 @@ def flatten(command: Mapping[str, Any]) -> dict[str, str]:
     return flat
 
 
-def prestart() -> Any:
-    """Return the program that writes the second environment file of a start."""
-    path = REPO / "roles" / "engine" / "files" / "engine_prestart.py"
-    spec = importlib.util.spec_from_file_location("engine_prestart", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def words_of(script: str) -> list[str]:
     """Return the words of the one command that a script runs, as a shell reads them."""
     return shlex.split(script.replace("\\\n", " ").rpartition("exec ")[2])
@@ -268,19 +259,19 @@ def command_of(folder: Path, model: str) -> dict[str, Any]:
     assert words[:2] == ["/usr/bin/docker", "run"]
     image = next(place for place, word in enumerate(words) if word.startswith("gb10/"))
     entry = words[image + 1 :]
-    assert entry[0] == "/usr/local/lib/gb10/engine_entry.py"
+    assert entry[:2] == [build("engine").path, "entry"]
     dashes = entry.index("--")
     serve = entry[dashes + 1 :]
     assert serve[:2] == ["vllm", "serve"]
     launch = json.loads((folder / "etc" / "gb10" / "engine" / f"{model}.json").read_text(encoding="utf-8"))
     env_lines = (folder / "etc" / "gb10" / "engine" / f"{model}.env").read_text(encoding="utf-8").splitlines()
     env = dict(line.split("=", 1) for line in env_lines)
-    env |= prestart().network_environment(launch["address"], INTERFACE, HCAS)
+    env |= prestart.network_environment(launch["address"], INTERFACE, HCAS)
     return {
         "docker": options(words[2:image], _SWITCHES),
         "env": env,
         "image": words[image],
-        "process": f"engine_entry.py {entry[1]}, then vllm serve",
+        "process": f"gb10 entry {entry[2]}, then vllm serve",
         "model": serve[2],
         "serve": options(serve[3:]),
         "launch": launch,
@@ -297,6 +288,7 @@ def declared(model: str, command: Mapping[str, Any]) -> dict[str, Deviation]:
         "head": launch["head_address"],
         "python": command["docker"]["--entrypoint"],
         "fingerprint": command["image"].rpartition(":")[2],
+        "program": build("engine").path,
     }
     return {
         part: each._replace(rendered=each.rendered and each.rendered.format(**filled))

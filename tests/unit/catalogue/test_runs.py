@@ -118,7 +118,7 @@ def test_rendering_asks_no_node_and_gives_no_secret_away(rendered: Callable[[str
     assert not run.contacted
     assert API_KEY not in run.output
     files = [path for path in where.rglob("*") if path.is_file()]
-    assert len(files) == 4 * 8 + 1, "eight files a node, and the head's vllm serve"
+    assert len(files) == 4 * 6 + 1, "six files a node, and the head's vllm serve"
     for path in files:
         assert API_KEY not in path.read_text(encoding="utf-8"), path
         env = path.suffix == ".env"

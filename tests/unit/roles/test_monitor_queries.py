@@ -15,8 +15,8 @@ import pytest
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from ansible_collections.gb10.cluster.plugins.module_utils._monitor import collect as collector
 from lab.standin.vllm.metrics import Metrics
-from tests.unit.roles.test_monitor_collect import collector
 
 REPO = Path(__file__).resolve().parents[3]
 ROLE = REPO / "roles" / "monitor"

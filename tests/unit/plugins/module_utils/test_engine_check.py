@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.check import (
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.verdict import (
     MARK,
     MAX_WORDS_CHARS,
     UnaskedError,

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps why an engine unit ended, on its own node: the unit's last ExecStopPost.
+"""Record why an engine's unit ended, on its own node: the unit's last ExecStopPost.
 
-Reads what systemd says of the end and what the log of this run says of it, and writes one JSON file that
-outlives the journal's rotation and a reboot.  A stop that was asked for writes nothing.  Standard library only.
+Reads what systemd and the log of this run say of the end, and writes one JSON file that outlives the journal's rotation
+and a reboot.  A stop that was requested writes nothing.  Standard library only.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.command import run
+
 OWN = re.compile(
     r"^gb10: ((?:start refused|stopped|gave up|missing environment|restarting with the others|only \d+ of): ?.*)"
 )
-OWN_LAST = re.compile(r"^gb10: (the engine (?:ended|was killed) .*)")
+OWN_LAST = re.compile(r"^gb10: (the engine exited unexpectedly: .*)")
 EXCEPTION = re.compile(r"(?:^|\] |\) )((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): .+)$")
 #: What an exception like these has as its cause stands in another line.
 ECHO = re.compile(r"EngineDeadError|ActorDiedError|EngineCore encountered an issue")
@@ -29,7 +30,7 @@ DIED = re.compile(r"((?:Worker proc|RayWorkerProc|Engine core proc\w*) \S+ died 
 RAY_DIED = re.compile(r"ERR \S+ -- (\w+ \[exit code=-?\d+\])$")
 DOCKER = re.compile(r"^(?:/usr/bin/)?docker: (.+)")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|(?<=['\"]api_key['\"]: )(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\")")
-KEPT_LINES = 15
+RECORDED_LINES = 15
 MAX_CHARS = 500
 
 
@@ -68,7 +69,7 @@ def reason_of(lines: Sequence[str], result: str, code: str, status: str) -> str:
 def record_of(
     launch: dict[str, Any], lines: Sequence[str], environment: dict[str, str], now_s: float
 ) -> dict[str, Any]:
-    """Return what is kept of a failure."""
+    """Return what is recorded of a failure."""
     shown = [SECRET.sub("********", line)[:MAX_CHARS] for line in lines]
     result, code, status = (environment.get(name, "") for name in ("SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"))
     return {
@@ -81,7 +82,7 @@ def record_of(
         "result": result,
         "exit_code": code,
         "exit_status": status,
-        "log": shown[-KEPT_LINES:],
+        "log": shown[-RECORDED_LINES:],
     }
 
 
@@ -93,52 +94,31 @@ def with_before(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any
 
 
 def log_of(invocation: str) -> list[str]:
-    """Return the newest lines of one run's log, oldest first."""
-    subprocess.run(["journalctl", "--sync"], capture_output=True, check=False, timeout=20)
-    done = subprocess.run(
+    """Return the newest lines of one run's log, oldest first; one line that says why when the journal gives none."""
+    run(["journalctl", "--sync"], 20.0)
+    status, out, problem = run(
         ["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=1000", f"_SYSTEMD_INVOCATION_ID={invocation}"],
-        capture_output=True,
-        check=False,
-        timeout=30,
     )
-    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    if status and not out:
+        return [f"the journal does not answer: {problem.strip()}"]
     # What the unit's own `docker rm` says of a container that is gone already.
-    return [line for line in lines if not line.startswith("Error: No such container")]
+    return [line for line in out.splitlines() if not line.startswith("Error: No such container")]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return a JSON file's dictionary, or an empty one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def main() -> None:
-    """Write the record, unless the end was asked for."""
+def main(argv: Sequence[str]) -> None:
+    """Write the record, unless the end was requested."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("launch", type=Path, help="launch description of this rank, JSON")
+    given = parser.parse_args(argv)
     if os.environ.get("SERVICE_RESULT", "success") == "success":
         return
-    launch = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    launch = json.loads(given.launch.read_text(encoding="utf-8"))
     target = Path(launch["last_failure"])
-    try:
-        lines = log_of(os.environ.get("INVOCATION_ID", ""))
-    except (OSError, subprocess.TimeoutExpired) as error:
-        lines = [f"the journal does not answer: {error}"]
-    record = with_before(record_of(launch, lines, dict(os.environ), time.time()), read(target))
-    temporary = target.with_suffix(".tmp")
+    lines = log_of(os.environ.get("INVOCATION_ID", ""))
+    record = with_before(record_of(launch, lines, dict(os.environ), time.time()), files.read_json(target))
     try:
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            json.dump(record, handle, indent=2, sort_keys=True)
-        temporary.replace(target)
+        files.write_json(target, record, 0o600)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        print(f"gb10: why the engine ended could not be kept in {target}: {error}", flush=True)
+        print(f"gb10: the reason could not be recorded in {target}: {error}", flush=True)
     print(f"gb10: this run ended: {record['reason']}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

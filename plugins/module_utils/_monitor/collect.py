@@ -1,39 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node tells Prometheus beside its node exporter: engine, watch, fabric, disks, transfers and limits.
+"""Collect what a node reports to Prometheus beside its node exporter: engine, health check, fabric, disks, transfers.
 
-Reads its description (JSON, written by the monitor role) again and again and writes one file in Prometheus' text form
-into the node exporter's textfile directory, whole or not at all.  Changes nothing else.  Standard library only.
+Reads its description (JSON, written by the role monitor) periodically and writes one file in Prometheus' text form into
+the node exporter's textfile directory, completely or not at all.  Changes nothing else.  Standard library only.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-#: The states that the probe and the watch know; another word is told as "unknown".
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric import rdma
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.command import run
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import parse_systemctl_show
+
+#: The states that the probe and the watch know; another word is reported as "unknown".
 STATES = ("absent", "starting", "ready", "wrong_model", "degraded", "wedged", "dead", "unknown")
 #: sysfs counts what crosses an InfiniBand or RoCE port in units of four bytes.
 BYTES_PER_WORD = 4
-#: What the watch has not looked at for so long is not known; a look may take minutes.
+COMMAND_SECONDS = 10.0
+#: A state that was not checked for this long is unknown; a check may take minutes.
 WATCH_OLD_S = 1800.0
 HELP = {
     "gb10_collector_time_seconds": "When this node's figures were read.",
     "gb10_limit_memory_floor_bytes": "MemAvailable below this is too little.",
     "gb10_limit_disk_floor_bytes": "Free space below this is too little.",
-    "gb10_engine_active_info": "The model that this node's engine role keeps as the active one.",
+    "gb10_engine_active_info": "The model that is recorded as the active one on this node.",
     "gb10_engine_rank_up": "Whether the unit of this node's rank is active.",
     "gb10_engine_rank_restarts": "How often systemd has restarted the rank's unit.",
     "gb10_watch_present": "Whether there is a readable state of the watch on this node.",
     "gb10_watch_state": "1 for the state that the watch reports.",
     "gb10_watch_since_seconds": "When the watch's state was entered.",
-    "gb10_watch_looked_seconds": "When the watch has looked last.",
+    "gb10_watch_looked_seconds": "When the watch has checked last.",
     "gb10_fabric_link_up": "Whether a port of the fabric has a link.",
     "gb10_fabric_bytes_total": "What crossed a port of the fabric, by who counts it: the network stack, or RDMA.",
     "gb10_rdma_events_total": "Errors and congestion that an RDMA port has counted.",
@@ -43,7 +49,7 @@ HELP = {
     "gb10_transfer_unit_active": "Whether a unit that moves images or weights is active.",
 }
 COUNTERS = ("gb10_fabric_bytes_total", "gb10_rdma_events_total")
-#: Counters below .../counters and .../hw_counters that tell of trouble; the rest is traffic or zero by nature.
+#: Counters below .../counters and .../hw_counters that show trouble; the rest is traffic or zero by nature.
 EVENTS = (
     "link_downed",
     "link_error_recovery",
@@ -100,15 +106,6 @@ def read(path: Path) -> str:
         return ""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a file holds; an empty one when it is absent, unreadable or something else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def number(text: str) -> float | None:
     """Return a counter's value, or None when the kernel gives none (N/A, an error, nothing)."""
     try:
@@ -124,23 +121,21 @@ def since_seconds(value: Any) -> float | None:
     if isinstance(value, (int, float)):
         return float(value)
     try:
-        from datetime import datetime
-
         return datetime.fromisoformat(str(value)).timestamp()
     except ValueError:
         return None
 
 
 def watch(figures: Figures, state: Mapping[str, Any], now_s: float) -> None:
-    """Add what the watch keeps of the cluster's state; one that it has not looked at for long is unknown."""
+    """Add the state that the health check records; one that was not checked for long is unknown."""
     figures.add("gb10_watch_present", 1 if state.get("state") else 0)
     if not state.get("state"):
         return
     looked = since_seconds(state.get("looked"))
     old = looked is not None and now_s - looked > WATCH_OLD_S
-    told = state["state"] if state["state"] in STATES and not old else "unknown"
+    word = state["state"] if state["state"] in STATES and not old else "unknown"
     for each in STATES:
-        figures.add("gb10_watch_state", each == told, state=each)
+        figures.add("gb10_watch_state", each == word, state=each)
     since = since_seconds(state.get("since"))
     if since is not None:
         figures.add("gb10_watch_since_seconds", since)
@@ -149,7 +144,7 @@ def watch(figures: Figures, state: Mapping[str, Any], now_s: float) -> None:
 
 
 def engine(figures: Figures, record: Mapping[str, Any], node: str, unit: Mapping[str, str]) -> None:
-    """Add the active model and the rank of this node; ``unit`` is what systemd says of the rank's unit."""
+    """Add the active model and the rank of this node; ``unit`` is what systemd reports of the rank's unit."""
     members = [str(member) for member in record.get("members") or []]
     if node not in members:
         return
@@ -167,29 +162,28 @@ def engine(figures: Figures, record: Mapping[str, Any], node: str, unit: Mapping
     figures.add("gb10_engine_rank_restarts", number(unit.get("NRestarts", "")) or 0, model=model, rank=rank)
 
 
-def rdma(figures: Figures, root: Path) -> list[str]:
+def rdma_ports(figures: Figures, root: Path) -> list[str]:
     """Add every port below /sys/class/infiniband; returns the network devices that belong to these ports.
 
-    Of a port that never had a link the state alone is told.
+    Of a port that never had a link the state alone is reported.
     """
-    devices: list[str] = []
-    for device in sorted(root.iterdir()) if root.is_dir() else []:
-        devices += sorted(path.name for path in device.glob("device/net/*"))
-        for port in sorted((device / "ports").glob("[0-9]*")):
-            labels = {"device": device.name, "kind": "rdma", "port": port.name}
-            # e.g. "4: ACTIVE"
-            figures.add("gb10_fabric_link_up", "ACTIVE" in read(port / "state"), **labels)
+    netdevs: list[str] = []
+    for device in rdma.devices(root):
+        netdevs += device.netdevs
+        for port in device.ports:
+            labels = {"device": device.name, "kind": "rdma", "port": port.number}
+            figures.add("gb10_fabric_link_up", port.active, **labels)
             for name, direction in (("port_rcv_data", "in"), ("port_xmit_data", "out")):
-                words = number(read(port / "counters" / name))
+                words = number(read(port.folder / "counters" / name))
                 if words is not None:
                     figures.add("gb10_fabric_bytes_total", words * BYTES_PER_WORD, **labels, direction=direction)
             for name in EVENTS:
                 for folder in ("hw_counters", "counters"):
-                    count = number(read(port / folder / name))
+                    count = number(read(port.folder / folder / name))
                     if count is not None:
-                        figures.add("gb10_rdma_events_total", count, device=device.name, port=port.name, event=name)
+                        figures.add("gb10_rdma_events_total", count, device=device.name, port=port.number, event=name)
                         break
-    return devices
+    return netdevs
 
 
 def holders(addresses: Iterable[str], listing: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -243,70 +237,50 @@ def allocated_bytes(folder: Path) -> int:
 
 
 def unit_properties(unit: str, *names: str) -> dict[str, str]:
-    """Return properties of a unit as systemd tells them; an empty dictionary when it does not answer."""
-    try:
-        done = subprocess.run(
-            ["systemctl", "show", unit, f"--property={','.join(names)}"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    """Return properties of a unit as systemd reports them; an empty dictionary when it does not answer."""
+    return parse_systemctl_show(run(["systemctl", "show", unit, f"--property={','.join(names)}"], COMMAND_SECONDS)[1])
 
 
 def addresses_json() -> list[dict[str, Any]]:
     """Return what ``ip -json address`` lists."""
     try:
-        done = subprocess.run(["ip", "-json", "address"], capture_output=True, text=True, check=False, timeout=10)
-        found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        found: list[dict[str, Any]] = json.loads(run(["ip", "-json", "address"], COMMAND_SECONDS)[1] or "[]")
+    except ValueError:
         return []
     return found
 
 
-def collect(told: Mapping[str, Any], now_s: float) -> str:
+def collect(description: Mapping[str, Any], now_s: float) -> str:
     """Return all figures of this node as text."""
     figures = Figures()
     figures.add("gb10_collector_time_seconds", now_s)
-    figures.add("gb10_limit_memory_floor_bytes", told["memory_floor_gib"] * 2**30)
-    figures.add("gb10_limit_disk_floor_bytes", told["disk_floor_gib"] * 2**30)
-    record = read_json(Path(told["active"]))
+    figures.add("gb10_limit_memory_floor_bytes", description["memory_floor_gib"] * 2**30)
+    figures.add("gb10_limit_disk_floor_bytes", description["disk_floor_gib"] * 2**30)
+    record = files.read_json(description["active"])
     unit = unit_properties(str(record["unit"]), "ActiveState", "NRestarts") if record.get("unit") else {}
-    engine(figures, record, told["node"], unit)
-    watch(figures, read_json(Path(told["watch"])), now_s)
-    listing = addresses_json()
-    devices = rdma(figures, Path(told["infiniband"]))
-    netdevs(figures, Path("/sys/class/net"), [*holders(told["fabric_addresses"], listing), *devices])
-    disks(figures, told["disk_paths"])
-    figures.add("gb10_transfer_incoming_bytes", allocated_bytes(Path(told["weights_root"]) / ".incoming"))
-    for name in told["transfer_units"]:
+    engine(figures, record, description["node"], unit)
+    watch(figures, files.read_json(description["watch"]), now_s)
+    devices = rdma_ports(figures, Path(description["infiniband"]))
+    fabric = holders(description["fabric_addresses"], addresses_json())
+    netdevs(figures, Path("/sys/class/net"), [*fabric, *devices])
+    disks(figures, description["disk_paths"])
+    figures.add("gb10_transfer_incoming_bytes", allocated_bytes(Path(description["weights_root"]) / ".incoming"))
+    for name in description["transfer_units"]:
         active = unit_properties(name, "ActiveState").get("ActiveState") == "active"
         figures.add("gb10_transfer_unit_active", active, unit=name)
     return figures.text()
 
 
-def place(text: str, target: Path) -> None:
-    """Write the figures beside their place and rename them there, readable by the node exporter."""
-    # The exporter reads *.prom, so that it never reads this one.
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.chmod(0o644)
-    temporary.replace(target)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Collect by the description that the first argument names, once with ``--once``, else for ever."""
-    description = Path(arguments[0])
+def main(argv: Sequence[str]) -> None:
+    """Collect by the description: once with ``--once``, else indefinitely."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("description", type=Path, help="JSON file written by the role monitor")
+    parser.add_argument("--once", action="store_true", help="write the figures once and end")
+    given = parser.parse_args(argv)
     while True:
-        told = json.loads(description.read_text(encoding="utf-8"))
-        place(collect(told, time.time()), Path(told["target"]))
-        if "--once" in arguments:
+        description = json.loads(given.description.read_text(encoding="utf-8"))
+        # Readable by the node exporter, which runs as a user of its own.
+        files.write(description["target"], collect(description, time.time()), 0o644)
+        if given.once:
             return
-        time.sleep(float(told["interval_s"]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+        time.sleep(float(description["interval_seconds"]))

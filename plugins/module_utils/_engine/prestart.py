@@ -1,40 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be fresh at every start of an engine unit, on this node, before its container runs.
+"""Prepare a start of an engine's unit on this node, then become the command that runs its container.
 
-Reads the node's launch description (JSON, written by the engine role), removes a stale container by its exact name,
+Reads the node's launch description (JSON, written by the role engine), removes a stale container by its exact name,
 resolves the fabric's interface and HCAs, frees the page cache, and refuses the start, in one sentence, when this node
-cannot carry the engine.  Then it becomes the command behind the word `exec`, which runs the container.
+cannot run the engine.
 
-A refused start costs nothing and is tried again for ever, so that a cable which is plugged in tomorrow heals the
-engine.  A container that was started counts: too many of them in too short a time, and the unit gives up.
+A refused start costs nothing and is tried again indefinitely, so that a cable which is plugged in tomorrow brings the
+engine back.  A container that was started counts: too many of them in too short a time, and the unit gives up.
 
 Standard library only.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-REFUSED = 78
-GAVE_UP = 75
-"""Exit statuses: tried again later; not tried again (the unit's RestartPreventExitStatus)."""
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import GAVE_UP, REFUSED
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.rdma import active_devices
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.command import run
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import available_gib
+
+#: A `docker rm` of a container with much memory takes its time.
+COMMAND_SECONDS = 120.0
 RAY_PROCESSES = ("gcs_server", "raylet")
 
 
 class GaveUpError(Exception):
-    """The engine was started too often; the message says how often and what was the matter."""
+    """The engine was started too often; the message says how often and where the reason is."""
 
 
 class RefusedError(Exception):
-    """This node cannot carry the engine; the message says why and what to do."""
+    """This node cannot run the engine; the message says why and what to do."""
 
 
 def interface_of(address: str, listing: Iterable[dict[str, Any]]) -> str:
@@ -55,17 +59,6 @@ def interface_of(address: str, listing: Iterable[dict[str, Any]]) -> str:
     raise RefusedError(
         f"no interface holds the fabric address {address}; there are {', '.join(seen)}. Run playbooks/fabric.yml"
     )
-
-
-def active_hcas(root: Path = Path("/sys/class/infiniband")) -> list[str]:
-    """Return the HCAs with an active port, sorted, as sysfs shows them now."""
-    found = []
-    for device in sorted(root.iterdir()) if root.is_dir() else []:
-        for state in device.glob("ports/*/state"):
-            if "ACTIVE" in state.read_text(encoding="ascii", errors="replace"):
-                found.append(device.name)
-                break
-    return found
 
 
 def network_environment(address: str, interface: str, hcas: list[str]) -> dict[str, str]:
@@ -119,7 +112,7 @@ def place_of(pid: int) -> str:
         cgroup = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii")
     except OSError:
         return ""
-    name = container_of(cgroup, run("docker", "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}").stdout)
+    name = container_of(cgroup, call("docker", "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}")[1])
     return f" in the container {name}" if name else ""
 
 
@@ -148,7 +141,7 @@ def recent_starts(text: str, now_s: float, interval_s: float) -> list[float]:
 def count_start(launch: dict[str, Any], restarts: int, now_s: float) -> None:
     """Count this start of a container; the first after a boot or by hand begins to count anew.
 
-    :param restarts: how often systemd has restarted the unit by itself.
+    :param restarts: how often systemd has restarted the unit automatically.
     :raises GaveUpError: when there were too many already.
     """
     record = Path(launch["starts"])
@@ -157,27 +150,16 @@ def count_start(launch: dict[str, Any], restarts: int, now_s: float) -> None:
     if len(starts) >= launch["restart_burst"]:
         raise GaveUpError(
             f"{len(starts)} starts in {(now_s - starts[0]) / 60:.0f} min, and at most {launch['restart_burst']} in "
-            f"{launch['restart_interval_seconds'] / 60:.0f} min are allowed; see {launch['last_failure']}, cure the "
+            f"{launch['restart_interval_seconds'] / 60:.0f} min are allowed; see {launch['last_failure']}, fix the "
             "cause, then run playbooks/serve.yml"
         )
     record.parent.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_suffix(".starts.tmp")
-    temporary.write_text(json.dumps([*starts, now_s]), encoding="ascii")
-    temporary.replace(record)
+    files.write(record, json.dumps([*starts, now_s]))
 
 
-def meminfo_gib(text: str, key: str) -> float:
-    """Return one entry of /proc/meminfo in GiB."""
-    match = re.search(rf"^{key}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(match.group(1)) / 2**20 if match else 0.0
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command and return what it said; one that hangs or is not there has failed."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return subprocess.CompletedProcess(command, 127, "", str(error))
+def call(*command: str) -> tuple[int, str, str]:
+    """Run a command; returns exit status, output and errors."""
+    return run(command, COMMAND_SECONDS)
 
 
 def prepare(launch: dict[str, Any]) -> dict[str, str]:
@@ -186,19 +168,19 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
     :raises RefusedError: when the start must not happen.
     """
     name = launch["container"]
-    docker = run("docker", "version", "--format", "{{.Server.Version}}")
-    if docker.returncode:
-        raise RefusedError(f"the Docker Engine does not answer: {docker.stderr.strip()}; see systemctl status docker")
-    if run("docker", "container", "inspect", name).returncode == 0:
-        run("docker", "rm", "--force", name)
-    if run("docker", "image", "inspect", launch["image"]).returncode:
+    status, _out, problem = call("docker", "version", "--format", "{{.Server.Version}}")
+    if status:
+        raise RefusedError(f"the Docker Engine does not answer: {problem.strip()}; see systemctl status docker")
+    if call("docker", "container", "inspect", name)[0] == 0:
+        call("docker", "rm", "--force", name)
+    if call("docker", "image", "inspect", launch["image"])[0]:
         raise RefusedError(f"image {launch['image']} is not on this node; run playbooks/image.yml")
     stamp = Path(launch["weights"]) / ".gb10-manifest.json"
     if not stamp.is_file():
         raise RefusedError(
-            f"the weights in {launch['weights']} are not whole ({stamp.name} is missing); run playbooks/weights.yml"
+            f"the weights in {launch['weights']} are not complete ({stamp.name} is missing); run playbooks/weights.yml"
         )
-    taken = listeners(run("ss", "-Hltnp").stdout)
+    taken = listeners(call("ss", "-Hltnp")[1])
     for port in launch["ports"]:
         if port in taken:
             holder = re.search(r"pid (\d+)", taken[port])
@@ -210,8 +192,8 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
                 f"another Ray runs on this node: {process} (pid {pid}){place_of(pid)}; stop it, "
                 "or its nodes and this engine's get mixed up"
             )
-    interface = interface_of(launch["address"], json.loads(run("ip", "-json", "address").stdout or "[]"))
-    hcas = active_hcas()
+    interface = interface_of(launch["address"], json.loads(call("ip", "-json", "address")[1] or "[]"))
+    hcas = active_devices()
     if launch["require_rdma"] and not hcas:
         raise RefusedError(
             "no HCA is active in /sys/class/infiniband; without RDMA NCCL falls back to TCP. Run playbooks/doctor.yml"
@@ -219,7 +201,7 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
     if launch["drop_caches"]:
         os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("3\n", encoding="ascii")
-    available = meminfo_gib(Path("/proc/meminfo").read_text(encoding="ascii"), "MemAvailable")
+    available = available_gib(Path("/proc/meminfo").read_text(encoding="ascii"))
     needed = max(launch["memory_needed_gib"], launch["memory_floor_gib"])
     if available < needed:
         raise RefusedError(
@@ -230,41 +212,39 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
 
 
 def restarts_of(unit: str) -> int:
-    """Return how often systemd has restarted a unit by itself since it was last started otherwise."""
-    count = run("systemctl", "show", unit, "--property=NRestarts", "--value").stdout.strip()
+    """Return how often systemd has restarted a unit automatically since it was last started otherwise."""
+    count = call("systemctl", "show", unit, "--property=NRestarts", "--value")[1].strip()
     return int(count) if count.isdigit() else 0
 
 
-def write_environment(target: Path, env: dict[str, str]) -> None:
-    """Write an environment file as a whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text("".join(f"{key}={value}\n" for key, value in sorted(env.items())), encoding="utf-8")
-    temporary.replace(target)
+def main(argv: Sequence[str]) -> int:
+    """Prepare the start that the launch description asks for, then become the command.
 
-
-def main() -> None:
-    """Prepare the start that the given launch description asks for, then become the command behind `exec`."""
-    launch = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    command = sys.argv[3:] if sys.argv[2:3] == ["exec"] else []
+    :returns: `REFUSED` or `GAVE_UP`; 0 when there is no command.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("launch", type=Path, help="launch description of this rank, JSON")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="exec COMMAND", help="what to become")
+    given = parser.parse_args(argv)
+    launch = json.loads(given.launch.read_text(encoding="utf-8"))
+    command = given.command[1:]
     try:
         env = prepare(launch)
-        write_environment(Path(launch["network_env"]), env)
+        network_env = Path(launch["network_env"])
+        network_env.parent.mkdir(parents=True, exist_ok=True)
+        files.write(network_env, "".join(f"{key}={value}\n" for key, value in sorted(env.items())))
         if command:
             count_start(launch, restarts_of(launch["unit"]), time.clock_gettime(time.CLOCK_BOOTTIME))
     except RefusedError as refusal:
         print(f"gb10: start refused: {refusal}", flush=True)
-        sys.exit(REFUSED)
+        return REFUSED
     except GaveUpError as end:
         print(f"gb10: gave up: {end}", flush=True)
-        sys.exit(GAVE_UP)
+        return GAVE_UP
     except OSError as error:
         print(f"gb10: start refused: {error}; is a disk full? See df -h", flush=True)
-        sys.exit(REFUSED)
+        return REFUSED
     print(f"gb10: {launch['container']} starts as rank {launch['rank']} on {env['GLOO_SOCKET_IFNAME']}", flush=True)
     if command:
         os.execvp(command[0], command)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -3,30 +3,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-FILE = Path(__file__).resolve().parents[3] / "roles" / "monitor" / "files" / "monitor_collect.py"
+from ansible_collections.gb10.cluster.plugins.module_utils._monitor import collect as collector
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("monitor_collect", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["monitor_collect"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-collector = load()
 RECORD: dict[str, Any] = {
     "model": "some397",
     "unit": "vllm-some397.service",
@@ -123,9 +109,9 @@ def test_a_time_may_be_seconds_or_iso() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"ready"'])
 def test_an_absent_or_damaged_watch_is_told_as_absent(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state.json"
-    assert lines(collector.watch, collector.read_json(path), 0.0) == ["gb10_watch_present 0.0"]
+    assert lines(collector.watch, files.read_json(path), 0.0) == ["gb10_watch_present 0.0"]
     path.write_text(text, encoding="ascii")
-    assert lines(collector.watch, collector.read_json(path), 0.0) == ["gb10_watch_present 0.0"]
+    assert lines(collector.watch, files.read_json(path), 0.0) == ["gb10_watch_present 0.0"]
 
 
 def test_rdma_ports_are_read_in_words_of_four_bytes(tmp_path: Path) -> None:
@@ -144,7 +130,7 @@ def test_rdma_ports_are_read_in_words_of_four_bytes(tmp_path: Path) -> None:
         },
     )
     figures = collector.Figures()
-    assert collector.rdma(figures, root) == ["enp1s0f0np0"]
+    assert collector.rdma_ports(figures, root) == ["enp1s0f0np0"]
     found = figures.text().splitlines()
     port = 'device="rocep1s0f0",kind="rdma",port="1"'
     assert f"gb10_fabric_link_up{{{port}}} 1.0" in found
@@ -158,7 +144,7 @@ def test_rdma_ports_are_read_in_words_of_four_bytes(tmp_path: Path) -> None:
 
 
 def test_without_rdma_there_is_nothing_to_tell(tmp_path: Path) -> None:
-    assert collector.rdma(collector.Figures(), tmp_path / "absent") == []
+    assert collector.rdma_ports(collector.Figures(), tmp_path / "absent") == []
 
 
 def test_a_network_device_is_told_once_and_without_carrier_it_is_down(tmp_path: Path) -> None:
@@ -178,7 +164,7 @@ def test_a_network_device_is_told_once_and_without_carrier_it_is_down(tmp_path: 
 
 
 def test_the_devices_of_the_fabric_are_those_with_its_addresses() -> None:
-    listing = [
+    listing: list[dict[str, Any]] = [
         {"ifname": "lo", "addr_info": [{"local": "127.0.0.1"}]},
         {"ifname": "eth1", "addr_info": [{"local": "fe80::1"}, {"local": "10.211.0.11"}]},
         {"ifname": "eth2"},
@@ -203,10 +189,7 @@ def test_what_is_on_its_way_is_counted_as_it_is_allocated(tmp_path: Path) -> Non
 
 
 def test_systemd_that_cannot_be_asked_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_given: Any, **_more: Any) -> None:
-        raise OSError("no such program")
-
-    monkeypatch.setattr(collector.subprocess, "run", refuse)
+    monkeypatch.setenv("PATH", "/nonexistent")
     assert collector.unit_properties("x.service", "ActiveState") == {}
     assert collector.addresses_json() == []
 
@@ -218,7 +201,7 @@ def test_a_whole_file_is_written_and_replaced(tmp_path: Path, monkeypatch: pytes
     told = {
         "node": "gx10-1",
         "target": str(tmp_path / "gb10.prom"),
-        "interval_s": 1,
+        "interval_seconds": 1,
         "memory_floor_gib": 6.0,
         "disk_floor_gib": 20,
         "disk_paths": ["/"],
@@ -235,7 +218,7 @@ def test_a_whole_file_is_written_and_replaced(tmp_path: Path, monkeypatch: pytes
     assert f"gb10_limit_memory_floor_bytes {6.0 * 2**30}\n" in text
     assert 'gb10_transfer_unit_active{unit="gb10-weights.service"} 1.0' in text
     assert 'kind="netdev"' in text
-    assert not (tmp_path / "gb10.tmp").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["active.json", "collect.json", "gb10.prom"]
     assert (tmp_path / "gb10.prom").stat().st_mode & 0o777 == 0o644
     sample = re.compile(r'^[a-z0-9_]+(\{([a-z_]+="[^"]*",?)+\})? -?[0-9.e+]+$')
     assert not [line for line in text.splitlines() if not line.startswith("#") and not sample.match(line)]

@@ -9,6 +9,7 @@ vLLM's own words.  Exit code 0 when accepted, 1 when refused, 2 when this vLLM c
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -17,17 +18,20 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+#: Begins the line with the verdict.
 MARK = "gb10-engine-check "
+
 #: What vLLM writes to standard error; argparse says there why it leaves.
-SAID = io.StringIO()
+STDERR = io.StringIO()
 
 
 def answer(code: int, **found: Any) -> NoReturn:
     """Print the verdict and leave at once: what vLLM started in the background has nothing left to do."""
     if sys.__stderr__ is not None:
-        sys.__stderr__.write(SAID.getvalue())
+        sys.__stderr__.write(STDERR.getvalue())
         sys.__stderr__.flush()
     print(MARK + json.dumps(found), flush=True)
     os._exit(code)
@@ -79,8 +83,9 @@ def build(args: Any) -> None:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Run vLLM's own command line with ``serve`` ending in `build` instead of an engine."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     asked = json.load(sys.stdin)
     os.environ.update(asked["env"])
     sys.argv = list(asked["argv"])
@@ -91,16 +96,12 @@ def main() -> None:
     except (ImportError, AttributeError) as error:
         answer(2, ok=False, stage="import", error=words_of(error))
     try:
-        with contextlib.redirect_stderr(SAID):
+        with contextlib.redirect_stderr(STDERR):
             cli.main()
     except SystemExit:
-        lines = [line for line in SAID.getvalue().splitlines() if line.strip()]
-        answer(1, ok=False, stage="parse", error=lines[-1] if lines else "vllm serve left without a word")
+        lines = [line for line in STDERR.getvalue().splitlines() if line.strip()]
+        answer(1, ok=False, stage="parse", error=lines[-1] if lines else "vllm serve ended without output")
     except Exception as error:  # noqa: BLE001
-        traceback.print_exc(file=SAID)
+        traceback.print_exc(file=STDERR)
         answer(1, ok=False, stage="parse", error=words_of(error))
     answer(2, ok=False, stage="parse", error="vllm serve was not reached: is the second word of the command `serve`?")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -11,27 +10,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-FILES = Path(__file__).resolve().parents[3] / "roles" / "engine" / "files"
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FILES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-prestart = load("engine_prestart")
-entry = load("engine_entry")
-stopped = load("engine_stopped")
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import entry, group, life, prestart, ray, stopped
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import available_gib
+from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build
 
 # `ip -json address` of a lab node, shortened.
 LINKS: list[dict[str, Any]] = [
@@ -58,15 +43,6 @@ def test_a_link_without_carrier_is_refused() -> None:
         prestart.interface_of("10.211.0.11", links)
 
 
-def test_only_hcas_with_an_active_port_count(tmp_path: Path) -> None:
-    for name, state in (("rocep1s0f0", "4: ACTIVE"), ("rocep1s0f1", "1: DOWN"), ("roceP2p1s0f0", "4: ACTIVE")):
-        port = tmp_path / name / "ports" / "1"
-        port.mkdir(parents=True)
-        (port / "state").write_text(state + "\n")
-    assert prestart.active_hcas(tmp_path) == ["roceP2p1s0f0", "rocep1s0f0"]
-    assert prestart.active_hcas(tmp_path / "none") == []
-
-
 def test_the_network_is_named_per_node_and_the_gid_index_is_not() -> None:
     env = prestart.network_environment("10.1.0.1", "enp1s0f0np0", ["rocep1s0f0", "roceP2p1s0f0"])
     assert env["VLLM_HOST_IP"] == "10.1.0.1"
@@ -82,13 +58,6 @@ def test_holders_of_ports_are_named() -> None:
     assert prestart.listeners(text) == {8000: "python3 (pid 812)", 22: "a process"}
 
 
-def test_meminfo_is_read_in_gib() -> None:
-    text = "MemTotal:       125829120 kB\nMemAvailable:    1048576 kB\n"
-    assert prestart.meminfo_gib(text, "MemTotal") == 120.0
-    assert prestart.meminfo_gib(text, "MemAvailable") == 1.0
-    assert prestart.meminfo_gib(text, "Nope") == 0.0
-
-
 class Node:
     """What the commands of a node answer, and what was asked."""
 
@@ -96,16 +65,10 @@ class Node:
         self.answers = answers
         self.asked: list[tuple[str, ...]] = []
 
-    def run(self, *command: str) -> Any:
+    def call(self, *command: str) -> tuple[int, str, str]:
         self.asked.append(command)
         code, out = self.answers.get(" ".join(command[:3]), (0, ""))
-
-        class Done:
-            returncode = code
-            stdout = out
-            stderr = "Cannot connect to the Docker daemon"
-
-        return Done
+        return code, out, "Cannot connect to the Docker daemon"
 
 
 @pytest.fixture
@@ -122,6 +85,14 @@ def launch(tmp_path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Return the program as it is on a node."""
+    path = tmp_path / build("engine").name
+    path.write_bytes(build("engine").data)
+    return path
+
+
 def node(**more: tuple[int, str]) -> Node:
     answers = {"ip -json address": (0, json.dumps(LINKS)), "docker container inspect": (1, "")}
     return Node({**answers, **{key.replace("_", " "): value for key, value in more.items()}})
@@ -131,7 +102,7 @@ def test_a_stale_container_is_removed_by_its_exact_name(
     launch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = node(docker_container_inspect=(0, "{}"))
-    monkeypatch.setattr(prestart, "run", fake.run)
+    monkeypatch.setattr(prestart, "call", fake.call)
     assert prestart.prepare(launch)["GLOO_SOCKET_IFNAME"] == "eth1"
     assert ("docker", "rm", "--force", "vllm-m") in fake.asked
 
@@ -141,7 +112,7 @@ def test_a_stale_container_is_removed_by_its_exact_name(
     [
         ({}, {"docker version --format": (1, "")}, "the Docker Engine does not answer: Cannot connect"),
         ({}, {"docker image inspect": (1, "")}, "image gb10/i:1 is not on this node"),
-        ({"weights": "/nowhere"}, {}, "are not whole"),
+        ({"weights": "/nowhere"}, {}, "are not complete"),
         (
             {},
             {"ss -Hltnp": (0, 'LISTEN 0 1 *:8000 *:* users:(("nginx",pid=5,fd=1))')},
@@ -157,8 +128,8 @@ def test_a_node_that_cannot_carry_the_engine_says_why(
 ) -> None:
     fake = node()
     fake.answers.update(answers)
-    monkeypatch.setattr(prestart, "run", fake.run)
-    monkeypatch.setattr(prestart, "active_hcas", list)
+    monkeypatch.setattr(prestart, "call", fake.call)
+    monkeypatch.setattr(prestart, "active_devices", list)
     with pytest.raises(prestart.RefusedError, match=sentence):
         prestart.prepare({**launch, **changes})
 
@@ -176,7 +147,7 @@ def test_a_foreign_ray_is_refused_by_its_exact_name(
         (tmp_path / "proc" / pid).mkdir(parents=True)
         (tmp_path / "proc" / pid / "comm").write_text(name + "\n")
     assert prestart.processes_named(prestart.RAY_PROCESSES, tmp_path / "proc") == [(812, "raylet")]
-    monkeypatch.setattr(prestart, "run", node().run)
+    monkeypatch.setattr(prestart, "call", node().call)
     monkeypatch.setattr(prestart, "processes_named", lambda _names: [(812, "raylet")])
     monkeypatch.setattr(prestart, "place_of", lambda _pid: " in the container other")
     with pytest.raises(prestart.RefusedError, match=r"raylet \(pid 812\) in the container other; stop it"):
@@ -228,10 +199,7 @@ def test_a_start_that_does_not_happen_ends_with_its_own_status(
 
     (tmp_path / "m.json").write_text(json.dumps(launch))
     monkeypatch.setattr(prestart, "prepare", prepare)
-    monkeypatch.setattr(sys, "argv", ["engine_prestart.py", str(tmp_path / "m.json"), "exec", "docker"])
-    with pytest.raises(SystemExit) as end:
-        prestart.main()
-    assert end.value.code == status
+    assert prestart.main([str(tmp_path / "m.json"), "exec", "docker", "--x"]) == status
     assert capsys.readouterr().out == sentence + "\n"
 
 
@@ -240,20 +208,15 @@ def test_a_start_becomes_the_command(
 ) -> None:
     became: list[Any] = []
     (tmp_path / "m.json").write_text(json.dumps(launch))
-    monkeypatch.setattr(prestart, "run", node(systemctl_show_vllm_m_service=(0, "2\n")).run)
-    monkeypatch.setattr(prestart.os, "execvp", lambda name, argv: became.append((name, argv)))
-    monkeypatch.setattr(sys, "argv", ["engine_prestart.py", str(tmp_path / "m.json"), "exec", "/bin/true", "--x"])
-    prestart.main()
+    monkeypatch.setattr(prestart, "call", node(systemctl_show_vllm_m_service=(0, "2\n")).call)
+    monkeypatch.setattr(os, "execvp", lambda name, argv: became.append((name, argv)))
+    prestart.main([str(tmp_path / "m.json"), "exec", "/bin/true", "--x"])
     assert became == [("/bin/true", ["/bin/true", "--x"])]
     assert "VLLM_HOST_IP=10.211.0.11\n" in Path(launch["network_env"]).read_text()
     assert "gb10: vllm-m starts as rank 1 on eth1" in capsys.readouterr().out
 
 
-def test_a_command_that_hangs_or_is_not_there_has_failed() -> None:
-    assert prestart.run("gb10-no-such-command").returncode == 127
-
-
-def test_a_worker_joins_ray_when_the_head_answers(tmp_path: Path) -> None:
+def test_a_worker_joins_ray_when_the_head_answers(archive: Path, tmp_path: Path) -> None:
     ray = tmp_path / "ray"
     ray.write_text('#!/bin/sh\necho "ray $*"\n')
     ray.chmod(0o755)
@@ -261,7 +224,7 @@ def test_a_worker_joins_ray_when_the_head_answers(tmp_path: Path) -> None:
         port = server.getsockname()[1]
         done = subprocess.run(
             [
-                sys.executable, str(FILES / "engine_entry.py"), "ray-worker", "--rank", "1", "--port", str(port),
+                sys.executable, str(archive), "entry", "ray-worker", "--rank", "1", "--port", str(port),
                 "--members", "a=127.0.0.1,b=10.0.0.2", "--ray-arg=--num-gpus=1",
             ],
             env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False, timeout=30,
@@ -279,13 +242,13 @@ def test_the_head_alone_leaves_the_dashboard_out(monkeypatch: pytest.MonkeyPatch
         asked.append(command)
         return subprocess.CompletedProcess(command, 1)
 
-    monkeypatch.setattr(entry.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(SystemExit, match=r"on 10\.0\.0\.1:6379 exited 1"):
-        entry.ray_head(entry.Life(), 6379, "10.0.0.1", 2, 1.0, [])
+        ray.start_head(life.Life(), 6379, "10.0.0.1", 2, 1.0, [])
     assert "--include-dashboard=false" in asked[0]
 
 
-def test_a_ray_head_that_is_asked_to_stop_has_not_failed(tmp_path: Path) -> None:
+def test_a_ray_head_that_is_asked_to_stop_has_not_failed(archive: Path, tmp_path: Path) -> None:
     """`ray.init` replaces the handler of SIGTERM by one that exits with 15; the engine runs after it."""
     (tmp_path / "ray.py").write_text(
         "import signal, sys\n"
@@ -296,7 +259,7 @@ def test_a_ray_head_that_is_asked_to_stop_has_not_failed(tmp_path: Path) -> None
     for name, body in (("ray", "exit 0"), ("engine", "echo runs; exec sleep 60")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    command = [sys.executable, str(FILES / "engine_entry.py"), "ray-head", "--members", "a=10.0.0.1", "--", "engine"]
+    command = [sys.executable, str(archive), "entry", "ray-head", "--members", "a=10.0.0.1", "--", "engine"]
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -322,29 +285,29 @@ def test_a_stop_while_the_engine_is_being_started_ends_the_engine_first(
 
     def asked_meanwhile(command: list[str]) -> subprocess.Popen[bytes]:
         child = real(command)
-        life.asked_to_stop(15, None)  # the engine runs, and nobody has its handle yet
+        this.request_stop(15, None)  # the engine runs, and nobody has its handle yet
         return child
 
-    life = entry.Life()
-    monkeypatch.setattr(entry.subprocess, "Popen", asked_meanwhile)
-    monkeypatch.setattr(entry.os, "_exit", exit_now)
+    this = life.Life()
+    monkeypatch.setattr(subprocess, "Popen", asked_meanwhile)
+    monkeypatch.setattr(os, "_exit", exit_now)
     with pytest.raises(EndedError, match=r"^0$"):
-        life.run(["sleep", "60"])
+        this.run(["sleep", "60"])
     assert "stopped on request, the engine's status was -15" in capsys.readouterr().out
 
 
 def test_no_value_of_a_variable_travels() -> None:
-    digests = entry.environment_digests(["TOKEN", "GONE"], {"TOKEN": "secret"})
+    digests = group.environment_digests(["TOKEN", "GONE"], {"TOKEN": "secret"})
     assert digests["GONE"] == "unset"
     assert "secret" not in str(digests)
-    assert entry.environment_difference(digests, {**digests, "TOKEN": "x", "NEW": "y"}) == ["NEW", "TOKEN"]
+    assert group.environment_difference(digests, {**digests, "TOKEN": "x", "NEW": "y"}) == ["NEW", "TOKEN"]
 
 
 def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ends: list[str] = []
 
-    class Life:
-        def end(self, status: int, sentence: str) -> None:
+    class Life(life.Life):
+        def end(self, _status: int, sentence: str, **_why: Any) -> None:
             ends.append(sentence)
             serving.set()
 
@@ -357,7 +320,7 @@ def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.Monkey
     serving.clear()
     entry.watch_memory(2.0, serving, Life())
     assert ends == ["stopped: MemAvailable 1.00 GiB is below the floor of 2.00 GiB"]
-    assert entry.available_gib("nothing") == float("inf")
+    assert available_gib("nothing") == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -372,7 +335,7 @@ def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.Monkey
             [
                 "(Worker pid=1) ValueError: first cause",
                 "RuntimeError: second",
-                "gb10: the engine ended with status 1 x",
+                "gb10: the engine exited unexpectedly: status 1",
             ],
             "ValueError: first cause",
         ),
@@ -382,7 +345,7 @@ def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.Monkey
                 "unexpectedly (exit code: 0), shutting down executor.",
                 "(APIServer pid=16) ERROR 11-21 16:12:52 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: "
                 "EngineCore encountered an issue. See stack trace (above) for the root cause.",
-                "gb10: the engine ended with status 0 unasked",
+                "gb10: the engine exited unexpectedly: status 0",
             ],
             "Worker proc VllmWorker-0 died unexpectedly (exit code: 0)",
         ),
@@ -398,11 +361,14 @@ def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.Monkey
             [
                 "2026-11-20 21:10:58,535\tERR scripts.py:1307 -- Some Ray subprocesses exited unexpectedly:",
                 "2026-11-20 21:10:58,535\tERR scripts.py:87 -- raylet [exit code=1]",
-                "gb10: the engine ended with status 1 unasked",
+                "gb10: the engine exited unexpectedly: status 1",
             ],
             "Ray's raylet [exit code=1] ended",
         ),
-        (["words", "gb10: the engine was killed by signal 9 unasked"], "the engine was killed by signal 9 unasked"),
+        (
+            ["words", "gb10: the engine exited unexpectedly: killed by signal 9"],
+            "the engine exited unexpectedly: killed by signal 9",
+        ),
         (["docker: Error response from daemon: no such runtime."], "Error response from daemon: no such runtime."),
         (["gb10: missing environment: A must be set"], "missing environment: A must be set"),
         (["nothing that is known"], "systemd: exit-code, exited 3"),
@@ -423,11 +389,10 @@ def test_the_reason_is_kept_on_the_node_and_no_secret_with_it(
     (tmp_path / "m.json").write_text(json.dumps(launch))
     log = ["api_key': 'top'", f"'api_key': 'secret-1' hf_{'a' * 20}", "ValueError: no room"]
     monkeypatch.setattr(stopped, "log_of", lambda _run: log)
-    monkeypatch.setattr(sys, "argv", ["engine_stopped.py", str(tmp_path / "m.json")])
     monkeypatch.setenv("SERVICE_RESULT", "exit-code")
     monkeypatch.setenv("EXIT_CODE", "exited")
     monkeypatch.setenv("EXIT_STATUS", "1")
-    stopped.main()
+    stopped.main([str(tmp_path / "m.json")])
     kept = Path(launch["last_failure"])
     found = json.loads(kept.read_text())
     assert (found["reason"], found["model"], found["rank"], found["exit_status"]) == (
@@ -443,13 +408,13 @@ def test_the_reason_is_kept_on_the_node_and_no_secret_with_it(
     assert "gb10: this run ended: ValueError: no room" in capsys.readouterr().out
 
     monkeypatch.setattr(stopped, "log_of", lambda _run: ["gb10: gave up: 5 starts"])
-    stopped.main()
+    stopped.main([str(tmp_path / "m.json")])
     found = json.loads(kept.read_text())
     assert (found["reason"], found["before"]["reason"]) == ("gave up: 5 starts", "ValueError: no room")
 
     monkeypatch.setenv("SERVICE_RESULT", "success")
     monkeypatch.setattr(stopped, "log_of", lambda _run: ["another"])
-    stopped.main()
+    stopped.main([str(tmp_path / "m.json")])
     assert json.loads(kept.read_text()) == found
 
 
@@ -459,9 +424,8 @@ def test_a_full_disk_keeps_the_reason_in_the_journal(
     (tmp_path / "state").write_text("in the way")
     (tmp_path / "m.json").write_text(json.dumps(launch))
     monkeypatch.setattr(stopped, "log_of", lambda _run: ["ValueError: no room"])
-    monkeypatch.setattr(sys, "argv", ["engine_stopped.py", str(tmp_path / "m.json")])
     monkeypatch.setenv("SERVICE_RESULT", "exit-code")
-    stopped.main()
+    stopped.main([str(tmp_path / "m.json")])
     told = capsys.readouterr().out
-    assert "why the engine ended could not be kept in" in told
+    assert "the reason could not be recorded in" in told
     assert "gb10: this run ended: ValueError: no room" in told

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the check inside the image (roles/engine/files/engine_check.py) answered, as a message to the owner; pure."""
+"""What the check inside the image (`_engine.check`) answered, and what to report of it.  Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.check import MARK
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import UNRECOGNISED, diagnose
 
-MARK = "gb10-engine-check "
 #: vLLM lists everything that it would have taken, several thousand characters for an architecture.
 MAX_WORDS_CHARS = 320
 
