@@ -140,10 +140,10 @@ def main() -> None:
     )
     try:
         verdict = answers.parse(out, err, code)
-    except answers.UnaskedError as error:
+    except answers.NoVerdictError as error:
         module.fail_json(
             msg=f"{want['image']} gave no verdict on {want['model']}: {error}. Nothing was stopped or changed; "
-            "engine_config_check: false starts it unasked."
+            "engine_config_check: false starts it without this check."
         )
     if not verdict["ok"]:
         said = {**verdict, "error": answers.vllm_words(verdict["error"])}

@@ -175,7 +175,7 @@ def served() -> Iterator[None]:
         assert on(node, "docker ps --all --format '{{.Names}}'").split() == [UNIT]
 
 
-#: The engine's own process is the child of the container's second process: init, engine_entry.py, vllm.
+#: The engine's own process is the child of the container's second process: init, gb10 entry, vllm.
 KILL_ENGINE = (
     "top=$(docker inspect --format '{{.State.Pid}}' " + UNIT + "); entry=$(cat /proc/$top/task/$top/children); "
     "entry=${entry%% *}; engine=$(cat /proc/$entry/task/$entry/children); kill -9 ${engine%% *}"

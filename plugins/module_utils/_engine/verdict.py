@@ -22,25 +22,25 @@ _STAGES = {
 }
 
 
-class UnaskedError(Exception):
+class NoVerdictError(Exception):
     """The check gave no verdict; the message has what it printed."""
 
 
 def parse(stdout: str, stderr: str, code: int) -> dict[str, Any]:
     """Return the verdict that the check printed: ``ok``, ``stage``, ``error`` and what the engine would do.
 
-    :raises UnaskedError: when there is none, with the end of what the container printed.
+    :raises NoVerdictError: when there is none, with the end of what the container printed.
     """
     for line in reversed(stdout.splitlines()):
         if line.startswith(MARK):
             verdict: dict[str, Any] = json.loads(line[len(MARK) :])
             if code == 2:
-                raise UnaskedError(f"this vLLM cannot be asked ({verdict['error']})")
+                raise NoVerdictError(f"this vLLM cannot be asked ({verdict['error']})")
             return verdict
     last = [line for line in (stderr or stdout).splitlines() if line.strip()][-3:]
     if code == 137:
         last.append("exit code 137 is a kill: the memory that engine_check_docker_args allow was too little")
-    raise UnaskedError(f"the container ended with exit code {code} and no verdict: {' | '.join(last) or 'no output'}")
+    raise NoVerdictError(f"the container ended with exit code {code} and no verdict: {' | '.join(last) or 'no output'}")
 
 
 def vllm_words(error: str) -> str:

@@ -120,7 +120,7 @@ def test_rendering_asks_no_node_and_gives_no_secret_away(rendered: Callable[[str
     files = [path for path in where.rglob("*") if path.is_file()]
     assert len(files) == 4 * 6 + 1, "six files a node, and the head's vllm serve"
     for path in files:
-        assert API_KEY not in path.read_text(encoding="utf-8"), path
+        assert API_KEY.encode() not in path.read_bytes(), path
         env = path.suffix == ".env"
         assert not env or re.search(r"^VLLM_API_KEY=\*{8}$", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert not env or path.stat().st_mode & 0o077 == 0, "as closed as it will be on the node"

@@ -10,7 +10,7 @@ import pytest
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.verdict import (
     MARK,
     MAX_WORDS_CHARS,
-    UnaskedError,
+    NoVerdictError,
     digest,
     parse,
     refusal,
@@ -63,7 +63,7 @@ def test_the_verdict_is_found_behind_what_vllm_prints() -> None:
     ],
 )
 def test_no_verdict_is_not_a_verdict(code: int, out: str, err: str, said: str) -> None:
-    with pytest.raises(UnaskedError) as error:
+    with pytest.raises(NoVerdictError) as error:
         parse(out, err, code)
     assert said in str(error.value)
 

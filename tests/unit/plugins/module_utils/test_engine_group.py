@@ -175,7 +175,7 @@ def test_a_stop_is_passed_on_and_ends_all_without_a_failure(three: Ranks) -> Non
     assert "gb10: stopping with the others: rank 2, node-2 (127.0.0.1): it was stopped" in ends[1][1]
 
 
-def test_an_engine_that_ends_with_status_0_unasked_has_failed(three: Ranks) -> None:
+def test_an_engine_that_exits_unexpectedly_with_status_0_has_failed(three: Ranks) -> None:
     three.start(0, command=[sys.executable, "-c", "import time; time.sleep(1)"])
     three.start(1)
     three.start(2)

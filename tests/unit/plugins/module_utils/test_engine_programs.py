@@ -307,7 +307,7 @@ def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.Monkey
     ends: list[str] = []
 
     class Life(life.Life):
-        def end(self, _status: int, sentence: str, **_why: Any) -> None:
+        def end(self, status: int, sentence: str, **_why: Any) -> None:
             ends.append(sentence)
             serving.set()
 
