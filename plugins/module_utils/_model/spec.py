@@ -14,35 +14,148 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-#: Ansible's argument-spec notation, so that the same table validates and documents.
+#: Ansible's argument-spec notation: the same table validates, and documents (scripts/model_spec_page.py).
 MODEL_SPEC: dict[str, dict[str, Any]] = {
-    "name": {"type": "str", "required": True},
-    "repo": {"type": "str", "required": True},
-    "revision": {"type": "str", "default": "main"},
-    "served_name": {"type": "str", "required": True},
-    "size_gib": {"type": "float", "required": True},
-    "nodes": {"type": "int", "required": True},
-    "image": {"type": "str", "required": True},
-    "mods": {"type": "list", "elements": "str", "default": []},
-    "engine": {"type": "str", "choices": ["native", "ray"], "default": "ray"},
+    "name": {
+        "type": "str",
+        "required": True,
+        "description": "What -e model= takes: lower-case letters, digits, dots and dashes.",
+        "example": "my-model",
+    },
+    "repo": {
+        "type": "str",
+        "required": True,
+        "description": "Repository on the Hugging Face hub, and the directory below the weights root.",
+        "example": "organisation/model",
+    },
+    "revision": {
+        "type": "str",
+        "default": "main",
+        "description": "Branch, tag or commit of the repository.",
+        "example": "main",
+    },
+    "served_name": {
+        "type": "str",
+        "required": True,
+        "description": "The name that clients ask for.",
+        "example": "organisation/model",
+    },
+    "size_gib": {
+        "type": "float",
+        "required": True,
+        "description": "Size of all weight files together, in GiB.",
+        "example": 17.7,
+    },
+    "nodes": {
+        "type": "int",
+        "required": True,
+        "description": "How many nodes take part; tensor-parallel-size x pipeline-parallel-size.",
+        "example": 2,
+    },
+    "image": {
+        "type": "str",
+        "required": True,
+        "description": "Key of gb10_images: the image that the engine runs in.",
+        "example": "vllm-node",
+    },
+    "mods": {
+        "type": "list",
+        "elements": "str",
+        "default": [],
+        "description": "Mods that the image is built with, in this order.",
+        "example": ["gpu-mem-util-gb"],
+    },
+    "engine": {
+        "type": "str",
+        "choices": ["native", "ray"],
+        "default": "ray",
+        "description": "How ranks meet: vLLM's own launcher or Ray; -e engine= changes it for one run.",
+        "example": "native",
+    },
     "ports": {
         "type": "dict",
         "options": {
-            "api": {"type": "int", "default": 8000},
-            "master": {"type": "int", "default": 29500},
-            "ray": {"type": "int", "default": 6379},
+            "api": {
+                "type": "int",
+                "default": 8000,
+                "description": "Port of the OpenAI-compatible API.",
+                "example": 8000,
+            },
+            "master": {
+                "type": "int",
+                "default": 29500,
+                "description": "Port of the native launcher's rendezvous; each model has its own.",
+                "example": 29510,
+            },
+            "ray": {"type": "int", "default": 6379, "description": "Port of Ray's control store.", "example": 6379},
         },
+        "description": "Ports on the head.",
+        "example": {"api": 8000},
     },
-    "serve": {"type": "dict", "required": True},
-    "env": {"type": "dict", "default": {}},
-    "required_env": {"type": "list", "elements": "str", "default": []},
-    "geometry": {"type": "dict", "default": {}},
-    "memory": {"type": "dict", "default": {}},
-    "ray_start_args": {"type": "list", "elements": "str", "default": []},
-    "shm_size": {"type": "str", "default": "16g"},
-    "steps": {"type": "list", "elements": "dict", "default": []},
-    "expected": {"type": "dict", "default": {}},
-    "notes": {"type": "list", "elements": "str", "default": []},
+    "serve": {
+        "type": "dict",
+        "required": True,
+        "description": "Long option names of vllm serve without dashes, and their values.",
+        "example": {"max-model-len": 262144, "enable-prefix-caching": True},
+    },
+    "env": {
+        "type": "dict",
+        "default": {},
+        "description": "Variables of the engine on every rank; values are quoted text.",
+        "example": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"},
+    },
+    "required_env": {
+        "type": "list",
+        "elements": "str",
+        "default": [],
+        "description": "Variables without which a rank refuses to start.",
+        "example": ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"],
+    },
+    "geometry": {
+        "type": "dict",
+        "default": {},
+        "description": "Shape of the network, from the model's config.json; docs/memory.md lists its keys.",
+        "example": {"layers": 48, "hidden_size": 4096},
+    },
+    "memory": {
+        "type": "dict",
+        "default": {},
+        "description": "Limits of the memory budget, beside those in serve; docs/memory.md lists its keys.",
+        "example": {"floor_gib": 6},
+    },
+    "ray_start_args": {
+        "type": "list",
+        "elements": "str",
+        "default": [],
+        "description": "More arguments of ray start on every rank.",
+        "example": ["--num-cpus=4"],
+    },
+    "shm_size": {
+        "type": "str",
+        "default": "16g",
+        "description": "Size of /dev/shm in the container, as docker run takes it.",
+        "example": "16g",
+    },
+    "steps": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "description": "Overrides that were tried in this order, each with name, overrides and source.",
+        "example": [{"name": "fewer sequences", "overrides": {"serve": {"max-num-seqs": 4}}, "source": "[S0]"}],
+    },
+    "expected": {
+        "type": "dict",
+        "default": {},
+        "description": "Published figures, each with its source, for bench and for a reader.",
+        "example": {"sweep": [{"concurrency": 1, "decode_tokens_per_s": 19.3, "source": "[S0]"}]},
+    },
+    "notes": {
+        "type": "list",
+        "elements": "str",
+        "default": [],
+        "description": "What a person should know, one sentence each.",
+        "example": ["Do not raise max-model-len."],
+    },
 }
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
@@ -168,10 +281,16 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
     out = _walk(where, spec, MODEL_SPEC, errors)
     if errors:
         return out, errors
-    if not _NAME.match(out["name"]):
+    if not _NAME.fullmatch(out["name"]):
         errors.append(f"{where}.name '{out['name']}' must be lower-case letters, digits, dots and dashes.")
-    if not _REPO.match(out["repo"]):
+    if not _REPO.fullmatch(out["repo"]):
         errors.append(f"{where}.repo '{out['repo']}' must be <organisation>/<repository>.")
+    errors += [
+        f"{where}.{key} {text!r} holds a control character (a line break or a tab), which a systemd unit cannot carry."
+        for key in ("repo", "revision", "served_name", "image", "shm_size", "mods", "required_env", "ray_start_args")
+        for text in (out[key] if isinstance(out[key], list) else [out[key]])
+        if not text.isprintable()
+    ]
     if out["size_gib"] <= 0:
         errors.append(f"{where}.size_gib must be above 0, found {out['size_gib']}.")
     if out["nodes"] < 1:
@@ -184,7 +303,7 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
             errors.append(f"{where}.ports.{name} and .{taken[port]} are both {port}; give each its own.")
         taken[port] = name
     for name, value in out["env"].items():
-        if not isinstance(name, str) or not _ENV_NAME.match(name):
+        if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
             errors.append(f"{where}.env has '{name}', which is no variable name.")
         if isinstance(value, (Mapping, list)):
             errors.append(f"{where}.env.{name} must be a string, found {type(value).__name__}.")

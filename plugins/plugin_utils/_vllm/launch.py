@@ -126,14 +126,15 @@ def rank_ports(plan: Mapping[str, Any], host: str, tether_port: int = 0) -> list
     return ports
 
 
-_PLAIN = re.compile(r"^[A-Za-z0-9_@:,./+=-]+$")
+_PLAIN = re.compile(r"[A-Za-z0-9_@:,./+=-]+")
 
 
 def systemd_quote(argument: str) -> str:
-    """Return an argument as systemd's ExecStart= reads it back unchanged."""
-    if _PLAIN.match(argument):
+    """Return an argument as systemd's ExecStart= reads it back unchanged, on one line whatever it holds."""
+    if _PLAIN.fullmatch(argument):
         return argument
     escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = re.sub(r"[\x00-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", escaped)
     return f'"{escaped}"'
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,25 @@ def test_rendering_asks_no_node_and_gives_no_secret_away(rendered: Callable[[str
         env = path.suffix == ".env"
         assert not env or re.search(r"^VLLM_API_KEY=\*{8}$", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert not env or path.stat().st_mode & 0o077 == 0, "as closed as it will be on the node"
+
+
+def test_add_a_model_as_the_page_says(site: Callable[[], Any], tmp_path: Path) -> None:
+    text = (GROUP_VARS.parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    section = text[text.index("## Add a model") :]
+    (written,) = re.findall(r"^   ```yaml\n(.*?)^   ```$", section.split("\n## ")[0], re.MULTILINE | re.DOTALL)
+    made = site()
+    folder = made.inventory / "group_vars"
+    folder.mkdir(exist_ok=True)
+    (folder / "model_my_model.yml").write_text(textwrap.dedent(written), encoding="utf-8")
+    commands = re.findall(r"^       ansible-playbook (?:playbooks/)?(\S+) (.*)$", section, re.MULTILINE)
+    assert [name for name, _words in commands] == ["render.yml", "memory.yml", "swap-model.yml"]
+    out = tmp_path / "out"
+    run = made.run(commands[0][0], *commands[0][1].replace("/tmp/my-model", str(out)).split())
+    assert run.returncode == 0, run.output
+    assert not run.contacted
+    assert (out / "gx10-2" / "etc" / "systemd" / "system" / "vllm-my-model.service").is_file()
+    run = made.run(commands[1][0], *commands[1][1].split())
+    assert "ansible_host is still the placeholder" in run.output, "the model is known, the nodes are not"
 
 
 def test_the_names_of_the_release_before_still_work(site: Callable[[], Any], tmp_path: Path) -> None:

@@ -162,3 +162,15 @@ def test_wrong_fabric_addresses(nodes: dict[str, tuple[str, str | None]], senten
 
 def test_one_node_needs_no_fabric() -> None:
     assert ms.inventory_errors({"a": {"ansible_host": "10.0.0.1", "fabric_address": None}}) == []
+
+
+@pytest.mark.parametrize("key", ["served_name", "revision", "image", "shm_size"])
+def test_a_line_break_cannot_reach_a_unit(key: str) -> None:
+    _spec, errors = ms.validate({**GOOD, key: "a\nExecStartPost=/bin/b"})
+    assert [error for error in errors if error.startswith(f"model_spec.{key} ") and "control character" in error]
+
+
+@pytest.mark.parametrize("key", ["name", "repo"])
+def test_a_name_with_a_line_break_at_its_end_is_refused(key: str) -> None:
+    _spec, errors = ms.validate({**GOOD, key: GOOD[key] + "\n"})
+    assert errors

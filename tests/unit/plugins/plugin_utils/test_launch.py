@@ -130,11 +130,15 @@ def test_ports_of_each_role() -> None:
         ("$HOME", '"$$HOME"'),
         ("back\\slash", '"back\\\\slash"'),
         ("", '""'),
+        ("a\nExecStartPost=/bin/b", '"a\\x0aExecStartPost=/bin/b"'),
+        ("plain\n", '"plain\\x0a"'),
+        ("a\tb", '"a\\x09b"'),
     ],
 )
 def test_systemd_reads_arguments_back_unchanged(argument: str, quoted: str) -> None:
     assert launch.systemd_quote(argument) == quoted
-    if "%" not in argument and "$" not in argument:
+    assert "\n" not in quoted
+    if argument.isprintable() and "%" not in argument and "$" not in argument:
         assert shlex.split(quoted) == [argument]
 
 
