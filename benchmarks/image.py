@@ -40,7 +40,7 @@ for _path in (REPO / ".collections", REPO):
 import docker  # noqa: E402
 
 from lab.plan import container_name  # noqa: E402
-from lab.screen import RunResult, run_playbook  # noqa: E402
+from lab.runs import RunResult, run_playbook  # noqa: E402
 
 LAB = "bench-image"
 STATE = REPO / ".lab" / LAB

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from lab.plan import NodePlan
 
 USER = "ansible"
@@ -105,10 +105,6 @@ def inventory(nodes: Sequence[NodePlan], state: Path) -> str:
 
 
 def write(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file whole or not at all, and only if it differs."""
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.chmod(mode)
-    partial.rename(path)
+    """Write a file completely or not at all, and only if it differs."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        files.write(path, text, mode)

@@ -8,27 +8,24 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
 import docker.errors
 import docker.types
 
-from lab import access, capabilities, daemon, probe, settings
+from lab import access, capabilities, console, daemon, probe, settings
 from lab.errors import LabError
+from lab.networks import Networks
 from lab.plan import (
     LABEL_CONFIG,
     LABEL_LAB,
-    LABEL_NET,
     LABEL_NODE,
     LABEL_OWNER,
     MAX_NODES,
     NETS,
     Net,
     NodePlan,
-    SubnetPair,
-    choose_subnets,
     container_name,
     network_name,
     plan_nodes,
@@ -41,7 +38,6 @@ from lab.shaping import HostLink, Rates, format_rate, host_script, qdisc_command
 from lab.status import NodeReport
 
 PACKAGES_IN_NODE = "/opt/lab-packages"
-FABRIC_MTU = 9000
 _STATE_FILES = (
     settings.FILE,
     "id_ed25519",
@@ -52,17 +48,6 @@ _STATE_FILES = (
     "inventory.yml",
 )
 _BOOT_TIMEOUT_S = 120.0
-_CONSOLE_TRIES = 5
-_CONSOLE_END = "=====gb10-lab-end====="
-#: lab/node/lab-init leaves this mark when the links have their names.
-_AWAIT_INIT = """
-tries=0
-until [ -e /run/gb10-lab/ready ]; do
-    tries=$((tries + 1))
-    [ $tries -le 300 ] || { echo "lab-init has not finished after 30 s" >&2; exit 1; }
-    sleep 0.1
-done
-"""
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -84,6 +69,7 @@ class Cluster:
         self.name = name
         self.state = root / name
         self._progress = progress
+        self._networks = Networks(client, root, name, self._labels())
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold off other commands on this lab while the context lasts."""
@@ -95,12 +81,6 @@ class Cluster:
         """Return {node number: container} of what exists of this lab, running or not."""
         found = self._client.containers.list(all=True, filters={"label": [f"{LABEL_LAB}={self.name}", LABEL_NODE]})
         return {int(container.labels[LABEL_NODE]): container for container in found}
-
-    def networks(self) -> dict[Net, Any]:
-        """Return {network: Docker network} of what exists of this lab."""
-        found = self._client.networks.list(filters={"label": f"{LABEL_LAB}={self.name}"})
-        by_net = {network.attrs["Labels"].get(LABEL_NET): network for network in found}
-        return {net: by_net[net] for net in NETS if net in by_net}
 
     def loaded(self) -> Settings:
         """Return the lab's settings; raise LabError when it is not up."""
@@ -154,7 +134,7 @@ class Cluster:
                 f"Lab {self.name!r} already has {', '.join(beyond)}, and {wanted} nodes were asked "
                 "for; `up` never removes a node. Ask for that many, or run `python -m lab down` first."
             )
-        mgmt = self.networks().get("mgmt")
+        mgmt = self._networks.existing().get("mgmt")
         if mgmt is not None and uplink is not None and uplink == mgmt.attrs["Internal"]:
             raise LabError(
                 f"Lab {self.name!r} runs {'without' if uplink else 'with'} a way out, and that cannot "
@@ -183,7 +163,7 @@ class Cluster:
                 del containers[index]
         missing = [k for k in range(1, count + 1) if k not in containers]
         prepared = cache.prepare() if missing else cache.plan()
-        subnets, uplink = self._networks(kept, uplink)
+        subnets, uplink = self._networks.ensure(uplink, bool(kept and kept.uplink))
         wanted = Settings(
             name=self.name,
             nodes=count,
@@ -264,7 +244,7 @@ class Cluster:
     def _check_owner(self) -> None:
         objects = [*self.containers().values()]
         owners = {container.labels.get(LABEL_OWNER, "") for container in objects}
-        owners |= {network.attrs["Labels"].get(LABEL_OWNER, "") for network in self.networks().values()}
+        owners |= {network.attrs["Labels"].get(LABEL_OWNER, "") for network in self._networks.existing().values()}
         for owner in sorted(owners - {self._owner()}):
             raise LabError(
                 f"A lab {self.name!r} that was started from {owner or 'elsewhere'} already runs on "
@@ -283,60 +263,6 @@ class Cluster:
         if container is None:
             raise LabError(f"Node {node.host} of lab {self.name!r} does not exist; `python -m lab up` makes it.")
         return container
-
-    def _networks(self, kept: Settings | None, uplink: bool | None) -> tuple[SubnetPair, bool]:
-        """Return the subnets and whether there is a way out, creating the networks if missing."""
-        with locked(self._root / "cache" / "subnets.lock"):
-            existing = self.networks()
-            if "mgmt" in existing:
-                uplink = not existing["mgmt"].attrs["Internal"]
-            wanted_uplink = bool(uplink if uplink is not None else kept and kept.uplink)
-            found = {
-                net: IPv4Network(network.attrs["IPAM"]["Config"][0]["Subnet"]) for net, network in existing.items()
-            }
-            if len(found) == len(NETS):
-                return SubnetPair(found["mgmt"], found["fabric"]), wanted_uplink
-            for network in existing.values():  # half a lab: only what was interrupted has one
-                network.remove()
-            pair = choose_subnets(self.name, self._taken())
-            for net in NETS:
-                self._create_network(net, pair, wanted_uplink)
-            return pair, wanted_uplink
-
-    def _taken(self) -> list[IPv4Network]:
-        taken = [
-            IPv4Network(config["Subnet"])
-            for network in self._client.networks.list()
-            for config in network.attrs.get("IPAM", {}).get("Config") or []
-            if ":" not in config.get("Subnet", ":")
-        ]
-        routes = Path("/proc/net/route")
-        if routes.exists():
-            taken += parse_routes(routes.read_text(encoding="ascii"))
-        return taken
-
-    def _create_network(self, net: Net, pair: SubnetPair, uplink: bool) -> None:
-        subnet = pair.of(net)
-        options = {"com.docker.network.driver.mtu": str(FABRIC_MTU if net == "fabric" else 1500)}
-        if net == "fabric":
-            # As in reality, the control node is not on the fabric.
-            options["com.docker.network.bridge.inhibit_ipv4"] = "true"
-        try:
-            self._client.networks.create(
-                network_name(self.name, net),
-                driver="bridge",
-                internal=net == "fabric" or not uplink,
-                options=options,
-                ipam=docker.types.IPAMConfig(
-                    pool_configs=[docker.types.IPAMPool(subnet=str(subnet), gateway=str(subnet.network_address + 1))]
-                ),
-                labels=self._labels(**{LABEL_NET: net}),
-                check_duplicate=True,
-            )
-        except docker.errors.APIError as error:
-            raise LabError(
-                f"The network {network_name(self.name, net)} ({subnet}) could not be made: {error.explanation or error}"
-            ) from error
 
     def _create(
         self,
@@ -450,49 +376,21 @@ class Cluster:
             )
         return public.read_text(encoding="utf-8").strip()
 
-    def _console(self, container: Any, script: str, **environment: str) -> str:
-        """Run a shell script in a node as root over the console; return its output.
-
-        The script must bear repetition: now and then an exec's output is lost on its way, whole or in part, although
-        the command ran well (docker-py issue 2042). So the last line tells how many bytes belong before it.
-        """
-        whole = (
-            f"export LC_ALL=C\nout=$({script}\n:\n) || exit $?\n"
-            f"printf '%s\\n' \"$out\"\necho '{_CONSOLE_END}' ${{#out}}"
-        )
-        for _unused in range(_CONSOLE_TRIES):
-            try:
-                code, (out, err) = container.exec_run(
-                    ["sh", "-c", whole], user="root", environment=environment, demux=True
-                )
-            except docker.errors.APIError as error:
-                raise LabError(
-                    f"The console of {container.name} does not answer: {error.explanation or error}"
-                ) from error
-            text = (out or b"").decode(errors="replace")
-            if code != 0:
-                said = ((err or b"").decode(errors="replace") + text).strip()
-                raise LabError(f"On the console of {container.name} a command failed ({code}): {said}")
-            answer, found, length = (out or b"").rpartition(f"{_CONSOLE_END} ".encode())
-            if found and length.strip() == str(len(answer) - 1).encode():
-                return answer.decode(errors="replace")
-        raise LabError(f"The console of {container.name} lost its answer {_CONSOLE_TRIES} times in a row.")
-
     def _probe(self, container: Any, node: NodePlan) -> probe.NodeState:
-        return probe.parse(self._console(container, probe.SCRIPT), {"mgmt": node.mgmt, "fabric": node.fabric})
+        return probe.parse(console.run(container, probe.SCRIPT), {"mgmt": node.mgmt, "fabric": node.fabric})
 
     def _shape(self, wanted: Settings, pairs: Sequence[tuple[NodePlan, Any]]) -> None:
         """Give every link of these running nodes its rate, both ways, and its carrier."""
 
         def inside(pair: tuple[NodePlan, Any]) -> list[HostLink]:
             node, container = pair
-            self._console(container, _AWAIT_INIT)
+            console.run(container, console.AWAIT_INIT)
             state = self._probe(container, node)
             absent = [net for net in NETS if net not in state.links]
             if absent:
                 raise LabError(f"Node {node.host} has no interface with its address on {', '.join(absent)}.")
             script = "\n".join(qdisc_command(state.links[net].device, net, wanted.rates.of(net)) for net in NETS)
-            self._console(container, f"set -e\n{script}\n")
+            console.run(container, f"set -e\n{script}\n")
             return [
                 HostLink(
                     ifindex=state.links[net].peer_ifindex,
@@ -531,7 +429,7 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise LabError(f"Node {node.host} made no host keys in {_BOOT_TIMEOUT_S:.0f} s.")
             time.sleep(0.3)
-        self._console(
+        console.run(
             container,
             f"install -d -m 700 -o {access.USER} -g {access.USER} /home/{access.USER}/.ssh\n"
             f"cd /home/{access.USER}/.ssh && touch authorized_keys\n"
@@ -577,10 +475,10 @@ class Cluster:
             if done.returncode == 0:
                 return
             if time.monotonic() > deadline:
-                console = container.logs(tail=8).decode(errors="replace")
+                shown = container.logs(tail=8).decode(errors="replace")
                 raise LabError(
                     f"Node {node.host} cannot be reached over SSH at {node.mgmt} after "
-                    f"{_BOOT_TIMEOUT_S:.0f} s: {done.stderr.strip()}\nIts console ends:\n{console}"
+                    f"{_BOOT_TIMEOUT_S:.0f} s: {done.stderr.strip()}\nIts console ends:\n{shown}"
                 )
             time.sleep(0.5)
 
@@ -588,15 +486,3 @@ class Cluster:
         """Return one line on the lab's links."""
         rates = self.loaded().rates
         return f"mgmt {format_rate(rates.mgmt_bits_per_s)}, fabric {format_rate(rates.fabric_bits_per_s)}"
-
-
-def parse_routes(text: str) -> list[IPv4Network]:
-    """Return the networks that /proc/net/route lists (addresses there are little-endian hex)."""
-    networks = []
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 8:
-            continue
-        address, mask = (int.from_bytes(bytes.fromhex(fields[i])[::-1]) for i in (1, 7))
-        networks.append(IPv4Network((address & mask, bin(mask).count("1"))))
-    return networks

@@ -21,7 +21,7 @@ import requests
 from rich.console import Console
 from rich.rule import Rule
 
-from lab.screen import REPO, RunResult, run_playbook
+from lab.runs import REPO, RunResult, run_playbook
 
 INVENTORY = "inventories/lab"
 API = "http://10.210.0.11:8000"

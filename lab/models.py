@@ -28,14 +28,13 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import shutil
-import struct
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from lab.tensors import Tensor, Weights, safetensors_bytes
 
 HIDDEN_SIZE: Final = 64
 HEADS: Final = 4
@@ -93,73 +92,6 @@ class ModelDirectory:
     files: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """A bfloat16 tensor: name, shape, and the little-endian bytes of its elements."""
-
-    name: str
-    shape: tuple[int, ...]
-    data: bytes
-
-
-class _Weights:
-    """Source of tensors; the same seed gives the same bytes on every machine.
-
-    ``random.Random.random`` is specified to the bit, and only products and sums of it are
-    used (no logarithm or cosine whose last digit depends on the C library).
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self.tensors: list[Tensor] = []
-
-    def add(self, name: str, shape: tuple[int, ...], values: Sequence[float]) -> None:
-        self.tensors.append(Tensor(name, shape, bfloat16_bytes(values)))
-
-    def noise(self, count: int, spread: float) -> list[float]:
-        draw = self._random.random
-        return [(2.0 * draw() - 1.0) * spread for _unused in range(count)]
-
-    def add_noise(self, name: str, shape: tuple[int, ...], spread: float, centre: float = 0.0) -> None:
-        count = 1
-        for length in shape:
-            count *= length
-        self.add(name, shape, [centre + x for x in self.noise(count, spread)])
-
-    def add_constant(self, name: str, shape: tuple[int, ...], value: float) -> None:
-        count = 1
-        for length in shape:
-            count *= length
-        self.add(name, shape, [value] * count)
-
-
-def bfloat16_bytes(values: Sequence[float]) -> bytes:
-    """Round finite numbers to bfloat16, to nearest with ties to even, as little-endian bytes.
-
-    >>> bfloat16_bytes([1.0, -2.0]).hex()
-    '803f00c0'
-    """
-    bits = array("I")
-    if bits.itemsize != 4:
-        raise RuntimeError(f"array('I') has {bits.itemsize} bytes an item on this platform, 4 are needed")
-    bits.frombytes(struct.pack(f"={len(values)}f", *values))
-    rounded = array("H", ((b + 0x7FFF + ((b >> 16) & 1)) >> 16 for b in bits))
-    return struct.pack(f"<{len(rounded)}H", *rounded)
-
-
-def safetensors_bytes(tensors: Sequence[Tensor]) -> bytes:
-    """Serialise tensors in the safetensors format: length, JSON header, contiguous data."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in tensors:
-        end = offset + len(tensor.data)
-        header[tensor.name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + b"".join(t.data for t in tensors)
-
-
 def _code(index: int) -> list[float]:
     """Row of the 64 x 64 Hadamard matrix: +-1, and orthogonal to every other row."""
     return [-1.0 if (index & column).bit_count() % 2 else 1.0 for column in range(HIDDEN_SIZE)]
@@ -180,7 +112,7 @@ _CODE_END: Final = 2
 _CODE_FIRST_WORD: Final = 3
 
 
-def _add_embeddings(weights: _Weights, words: int, embedding_name: str, head_name: str) -> None:
+def _add_embeddings(weights: Weights, words: int, embedding_name: str, head_name: str) -> None:
     """Embedding and output head: tokens as codes, so that layers can compute with them."""
     rows: list[float] = []
     head: list[float] = []
@@ -197,7 +129,7 @@ def _add_embeddings(weights: _Weights, words: int, embedding_name: str, head_nam
     weights.add(head_name, (_VOCAB_SIZE, HIDDEN_SIZE), head)
 
 
-def _sentence_table(weights: _Weights, words: int) -> tuple[list[float], list[float]]:
+def _sentence_table(weights: Weights, words: int) -> tuple[list[float], list[float]]:
     """``up`` [intermediate, hidden] and ``down`` [hidden, intermediate] of the table layer.
 
     Neuron of step *n* (what comes after word *n - 1*) lies in the slice of rank ``n % 4``.
@@ -218,7 +150,7 @@ def _sentence_table(weights: _Weights, words: int) -> tuple[list[float], list[fl
 
 
 def _qwen3_weights(words: int) -> list[Tensor]:
-    weights = _Weights(seed=3)
+    weights = Weights(seed=3)
     hidden, wide = (HIDDEN_SIZE,), HEADS * HEAD_DIM
     _add_embeddings(weights, words, "model.embed_tokens.weight", "lm_head.weight")
     for layer in range(QWEN3_LAYERS):
@@ -245,7 +177,7 @@ def _qwen3_weights(words: int) -> list[Tensor]:
 
 
 def _nemotronh_weights(words: int) -> list[Tensor]:
-    weights = _Weights(seed=4)
+    weights = Weights(seed=4)
     wide = HEADS * HEAD_DIM
     inner = MAMBA_HEADS * MAMBA_HEAD_DIM
     conv = inner + 2 * MAMBA_GROUPS * MAMBA_STATE_SIZE

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import requests
 
 from lab.plan import DEFAULT_NAME, container_name
-from lab.screen import RunResult, run_playbook
+from lab.runs import RunResult, run_playbook
 
 REPO = Path(__file__).resolve().parents[2]
 INVENTORY = "inventories/lab"
@@ -39,7 +39,7 @@ def run(
     inventory: str | Path | Sequence[str | Path] = INVENTORY,
     **options: Any,
 ) -> RunResult:
-    """Run a playbook on the lab; `options` are those of lab.screen.run_playbook.
+    """Run a playbook on the lab; `options` are those of lab.runs.run_playbook.
 
     `ok` is what is expected: True (it succeeds), False (it fails) or None (either). Another end
     fails the test with the run's counts and failures.

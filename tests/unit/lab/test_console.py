@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import docker.errors
 import pytest
 
-from lab.cluster import _CONSOLE_END, Cluster
+from lab import console
 from lab.errors import LabError
-from lab.progress import Progress
 
 
 class Console:
@@ -24,7 +22,7 @@ class Console:
         self.asked = 0
 
     def exec_run(self, command: list[str], **_unused: Any) -> Any:
-        assert _CONSOLE_END in command[-1]
+        assert console.END in command[-1]
         self.asked += 1
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -32,19 +30,19 @@ class Console:
         return answer
 
 
-WHOLE = (0, (f"one\ntwo\n{_CONSOLE_END} 7\n".encode(), None))
-HALF = (0, (f"two\n{_CONSOLE_END} 7\n".encode(), None))
+WHOLE = (0, (f"one\ntwo\n{console.END} 7\n".encode(), None))
+HALF = (0, (f"two\n{console.END} 7\n".encode(), None))
 
 
-def _ask(console: Console) -> str:
-    return Cluster(None, Path(), "lab", Progress(quiet=True))._console(console, "echo one; echo two")
+def _ask(node: Console) -> str:
+    return console.run(node, "echo one; echo two")
 
 
 @pytest.mark.parametrize("lost", [[], [HALF], [(0, (None, None))], [(0, (b"one\n", None)), (0, (None, b"warning"))]])
 def test_a_lost_answer_is_asked_for_again(lost: list[Any]) -> None:
-    console = Console(*lost, WHOLE)
-    assert _ask(console) == "one\ntwo\n"
-    assert console.asked == len(lost) + 1
+    node = Console(*lost, WHOLE)
+    assert _ask(node) == "one\ntwo\n"
+    assert node.asked == len(lost) + 1
 
 
 def test_an_answer_that_is_lost_every_time_is_an_error() -> None:
@@ -53,10 +51,10 @@ def test_an_answer_that_is_lost_every_time_is_an_error() -> None:
 
 
 def test_a_command_that_fails_is_not_repeated() -> None:
-    console = Console((2, (b"", b"no such device\n")), WHOLE)
+    node = Console((2, (b"", b"no such device\n")), WHOLE)
     with pytest.raises(LabError, match=r"failed \(2\): no such device"):
-        _ask(console)
-    assert console.asked == 1
+        _ask(node)
+    assert node.asked == 1
 
 
 def test_a_console_without_power() -> None:

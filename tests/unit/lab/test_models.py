@@ -21,7 +21,7 @@ import pytest
 import yaml
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lab import models
+from lab import models, tensors
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
 SENTENCES = {models.QWEN3_REPO: models.QWEN3_SENTENCE, models.NEMOTRONH_REPO: models.NEMOTRONH_SENTENCE}
@@ -298,7 +298,7 @@ def test_what_is_damaged_or_foreign_is_made_anew(tmp_path: Path) -> None:
     ],
 )
 def test_bfloat16_rounds_to_nearest_even(value: float, bits: int) -> None:
-    assert models.bfloat16_bytes([value]) == struct.pack("<H", bits)
+    assert tensors.bfloat16_bytes([value]) == struct.pack("<H", bits)
 
 
 def test_a_word_twice_is_refused() -> None:

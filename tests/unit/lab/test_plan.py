@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from lab import plan
-from lab.cluster import parse_routes
 from lab.errors import LabError
+from lab.networks import parse_routes
 
 
 def test_the_default_lab_has_the_addresses_that_its_inventory_names() -> None:
