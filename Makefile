@@ -38,13 +38,33 @@ demo: venv ## Lab of four nodes -> served model -> swap -> a completion and a st
 lab-down: venv ## Stop the lab and remove its nodes and networks
 	@$(PY) -m lab down
 
+# The tests run in parts. `.ci/part` keeps the output and the result of each in .ansible/reports, tests/lint/total.py
+# shows and counts them: the last line is always `N passed, N failed`. Long parts come first.
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
+LINT := repository ansible-lint mypy duplicates yamllint ruff-check ruff-format changelog
+FAST := unit sanity $(LINT)
+SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(sort $(wildcard molecule/*/molecule.yml)))
+MOLECULE := $(addprefix molecule-,$(SCENARIOS))
+
+# The logs are read as text, while they are written.
+PART := @NO_COLOR=1 PYTHONUNBUFFERED=1 .ci/part
+PYTEST := $(PY) -m pytest --color=no --junitxml
+# $(call run,JOBS,PARTS): one that fails stops no other.
+run = $(MAKE) -k -j$(1) $(addprefix part-,$(2)) || true
+total = $(PY) -m tests.lint.total $(1)
+
 .PHONY: test-fast
 test-fast: venv ## Lint, sanity, types and unit tests (under five minutes; the inner loop)
-	@$(PY) -m tests.lint.lanes fast
+	@rm -rf .ansible/reports
+	@$(call run,$(JOBS),$(FAST))
+	@$(call total,$(FAST))
 
 .PHONY: test
 test: venv ## Everything: test-fast, molecule and the end-to-end tests
-	@$(PY) -m tests.lint.lanes all
+	@rm -rf .ansible/reports
+	@$(call run,$(JOBS),$(FAST))
+	@$(call run,1,$(MOLECULE) e2e)
+	@$(call total,$(FAST) $(MOLECULE) e2e)
 
 .PHONY: soak
 soak: venv ## The long end-to-end tests: every fault, every repetition (hours)
@@ -52,7 +72,8 @@ soak: venv ## The long end-to-end tests: every fault, every repetition (hours)
 
 .PHONY: lint
 lint: venv ## The linters and the type checker, without ansible-test sanity and unit tests
-	@$(PY) -m tests.lint.lanes lint
+	@$(call run,$(JOBS),$(LINT))
+	@$(call total,$(LINT))
 
 .PHONY: format
 format: venv ## Let ruff put the Python code in order
@@ -60,7 +81,12 @@ format: venv ## Let ruff put the Python code in order
 
 .PHONY: sanity
 sanity: venv ## ansible-test sanity on a copy of the collection
-	@$(PY) -m tests.lint.lanes sanity
+	@SHOW=1 $(call run,1,sanity)
+	@$(call total,sanity)
+
+.PHONY: duplicates
+duplicates: venv ## Python code that stands twice (six lines and more)
+	@$(PY) -m pylint plugins roles lab
 
 .PHONY: unit
 unit: venv ## Unit tests and the repository's own checks
@@ -68,11 +94,40 @@ unit: venv ## Unit tests and the repository's own checks
 
 .PHONY: molecule
 molecule: venv ## Molecule scenarios: all of them, or SCENARIO=host
-	@$(PY) -m tests.lint.lanes molecule $(SCENARIO)
+	$(if $(filter-out $(SCENARIOS),$(SCENARIO)),$(error There is no molecule scenario $(SCENARIO). Known: $(SCENARIOS)))
+	@SHOW=1 $(call run,1,$(addprefix molecule-,$(or $(SCENARIO),$(SCENARIOS))))
+	@$(call total,$(addprefix molecule-,$(or $(SCENARIO),$(SCENARIOS))))
 
 .PHONY: e2e
 e2e: venv ## End-to-end tests on the lab's nodes
 	@$(PY) -m pytest tests/e2e -m 'not soak' -v $(ARGS)
+
+# --- The parts ---
+part-unit:
+	$(PART) unit $(PYTEST)=.ansible/reports/unit.xml tests/unit -n 2 -o faulthandler_timeout=90
+part-repository:
+	$(PART) repository $(PYTEST)=.ansible/reports/repository.xml tests/lint
+part-sanity:
+	$(PART) sanity $(PY) -m tests.lint.sanity
+part-ansible-lint:
+	$(PART) ansible-lint $(PY) -m ansiblelint --offline --nocolor
+part-mypy:
+	$(PART) mypy $(PY) -m mypy plugins lab scripts benchmarks roles tests
+part-duplicates:
+	$(PART) duplicates $(PY) -m pylint plugins roles lab
+part-yamllint:
+	$(PART) yamllint $(PY) -m yamllint --strict .
+part-ruff-check:
+	$(PART) ruff-check ruff check .
+part-ruff-format:
+	$(PART) ruff-format ruff format --check --diff .
+part-changelog:
+	$(PART) changelog antsibull-changelog lint
+# A scenario may wait for something without output; pytest prints nothing while a test runs.
+part-molecule-%:
+	@STALL=1800 $(PART:@%=%) molecule-$* $(PY) -m molecule test -s $*
+part-e2e:
+	@STALL=3600 $(PART:@%=%) e2e $(PYTEST)=.ansible/reports/e2e.xml tests/e2e -m 'not soak' -v
 
 .PHONY: build
 build: venv ## Build the collection's tarball

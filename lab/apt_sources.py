@@ -94,7 +94,7 @@ def parse_files(files: Iterable[tuple[str, str]]) -> list[Source]:
 
 
 def _of_the_distribution(source: Source) -> bool:
-    """Tell a distribution's own archive from a third party's with the same suite name."""
+    """Return whether an archive is the distribution's own, not a third party's with the same suite name."""
     if "main" not in source.components:
         return False
     for key, value in source.options:

@@ -52,7 +52,7 @@ def bounding_set(proc_status: str) -> frozenset[str]:
 
 
 def in_inner_namespace(proc_status: str) -> bool:
-    """Tell from /proc/<pid>/status whether the process lives in a PID namespace below the reader's."""
+    """Return, from /proc/<pid>/status, whether the process lives in a PID namespace below the reader's."""
     for line in proc_status.splitlines():
         key, _unused, value = line.partition(":")
         if key == "NSpid":
@@ -72,7 +72,7 @@ def for_node(held: frozenset[str] | None) -> list[str]:
     missing = [name for name in NEEDED if name not in held]
     if missing:
         raise LabError(
-            f"This host's Docker Engine lacks the capabilities {', '.join(missing)}, and a node with "
+            f"This host's Docker Engine does not have the capabilities {', '.join(missing)}, and a node with "
             "systemd and its own Docker Engine needs them. Run the lab on a host whose root has them."
         )
     return [*NEEDED, *(name for name in WELCOME if name in held)]

@@ -197,8 +197,8 @@ class Cluster:
         return nodes
 
     def boot(self, node: NodePlan) -> None:
-        """Power a node on and wait until it can be reached as before."""
-        self._start(self.loaded(), [node], self.containers(), whole=False)
+        """Power a node on and wait until SSH answers."""
+        self._start(self.loaded(), [node], self.containers(), all_nodes=False)
 
     def kill(self, node: NodePlan) -> None:
         """Power a node off the hard way: SIGKILL for everything in it."""
@@ -335,7 +335,7 @@ class Cluster:
         wanted: Settings,
         nodes: Sequence[NodePlan],
         containers: dict[int, Any],
-        whole: bool = True,
+        all_nodes: bool = True,
     ) -> None:
         """Start what does not run, shape all links, exchange keys, wait for SSH."""
         pairs = []
@@ -361,7 +361,7 @@ class Cluster:
             public_key = self._own_key()
             states = _side_by_side(lambda pair: self._welcome(*pair, public_key), pairs)
             keys = {node.host: state.host_keys for (node, _unused), state in zip(pairs, states, strict=True)}
-            self._write_access(wanted, keys, whole)
+            self._write_access(wanted, keys, all_nodes)
             _side_by_side(lambda pair: self._await_ssh(wanted, *pair), pairs)
 
     def _own_key(self) -> str:
@@ -439,12 +439,12 @@ class Cluster:
         )
         return state
 
-    def _write_access(self, wanted: Settings, keys: dict[str, tuple[str, ...]], whole: bool) -> None:
+    def _write_access(self, wanted: Settings, keys: dict[str, tuple[str, ...]], all_nodes: bool) -> None:
         """Write known_hosts, ssh_config, hosts.json and the inventory."""
         nodes = plan_nodes(self.name, wanted.nodes, wanted.subnets)
         path = self.state / "known_hosts"
         text = access.known_hosts(nodes, keys)
-        if not whole and path.exists():
+        if not all_nodes and path.exists():
             others = [
                 line
                 for line in path.read_text(encoding="utf-8").splitlines(keepends=True)

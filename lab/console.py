@@ -25,13 +25,15 @@ done
 def run(container: Any, script: str, **environment: str) -> str:
     """Run a shell script in a node as root over the console; return its output.
 
-    The script must bear repetition: now and then an exec's output is lost on its way, whole or in part, although
-    the command ran well (docker-py issue 2042). So the last line tells how many bytes belong before it.
+    The script must be repeatable: occasionally an exec's output is lost, completely or in part, although the command
+    succeeded (docker-py issue 2042). So the last line states how many bytes belong before it.
     """
-    whole = f"export LC_ALL=C\nout=$({script}\n:\n) || exit $?\nprintf '%s\\n' \"$out\"\necho '{END}' ${{#out}}"
+    checked = f"export LC_ALL=C\nout=$({script}\n:\n) || exit $?\nprintf '%s\\n' \"$out\"\necho '{END}' ${{#out}}"
     for _unused in range(TRIES):
         try:
-            code, (out, err) = container.exec_run(["sh", "-c", whole], user="root", environment=environment, demux=True)
+            code, (out, err) = container.exec_run(
+                ["sh", "-c", checked], user="root", environment=environment, demux=True
+            )
         except docker.errors.APIError as error:
             raise LabError(f"The console of {container.name} does not answer: {error.explanation or error}") from error
         text = (out or b"").decode(errors="replace")
@@ -41,4 +43,4 @@ def run(container: Any, script: str, **environment: str) -> str:
         answer, found, length = (out or b"").rpartition(f"{END} ".encode())
         if found and length.strip() == str(len(answer) - 1).encode():
             return answer.decode(errors="replace")
-    raise LabError(f"The console of {container.name} lost its answer {TRIES} times in a row.")
+    raise LabError(f"The console of {container.name} returned an incomplete answer {TRIES} times in a row.")

@@ -27,7 +27,7 @@ _SEARCH_PATH = os.pathsep.join(
 
 
 def which(program: str) -> str | None:
-    """Return the path of a program, also where a plain user's PATH lacks the sbin directories."""
+    """Return the path of a program, also where a plain user's PATH has no sbin directories."""
     return shutil.which(program, path=_SEARCH_PATH)
 
 

@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     except (DemoError, requests.RequestException) as error:
         console.print(f"\nThe demo stopped: {error}", markup=False, highlight=False, style="red")
-        console.print("The lab is left as it is; `make demo` goes on from here, `make lab-down` removes it.")
+        console.print("The lab is left running: `make demo` continues from here, `make lab-down` removes it.")
         return 1
     console.print(Rule(align="left"))
     console.print(
@@ -158,4 +158,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("The demo was interrupted; `make demo` goes on from here, `make lab-down` removes the lab.")
+        sys.exit("The demo was interrupted; `make demo` continues from here, `make lab-down` removes the lab.")

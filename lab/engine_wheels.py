@@ -3,7 +3,7 @@
 
     python -m lab.engine_wheels [--dest .lab/wheels] [--python-version 3.11]
 
-Resumable: wheels are fetched a few at a time into ``<dest>/.partial`` and renamed when whole, so a
+Resumable: wheels are fetched a few at a time into ``<dest>/.partial`` and renamed when complete, so a
 run that was killed costs the few it was at.  When all are there, a stamp records the lock, the
 Python version and each file's size and SHA-256; the next run checks the files against it and
 needs no network.
@@ -114,7 +114,7 @@ def pin_of(file: str) -> Pin | None:
 
 
 def fits_python(file: str, python_version: str) -> bool:
-    """Tell whether a wheel's tags allow this Python (``3.11``) and this machine's processor.
+    """Return whether a wheel's tags allow this Python (``3.11``) and this machine's processor.
 
     A rough sieve for files found on disk; what is fetched has been chosen by pip.
     """
@@ -196,7 +196,7 @@ def _wheel_files(directory: Path) -> list[Path]:
 
 
 def _is_complete(dest: Path, pins: Sequence[Pin], python_version: str) -> bool:
-    """Tell whether the stamp is of this lock and the files are those that it was written for."""
+    """Return whether the stamp is of this lock and the files are those that it was written for."""
     try:
         stamp = (dest / STAMP).read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -419,7 +419,7 @@ def _is_complete(path: Path, files: dict[str, bytes]) -> bool:
 
 
 def _write_model(path: Path, files: dict[str, bytes]) -> None:
-    """Put a whole directory into place: temporary name, then rename."""
+    """Write a directory completely under a temporary name, then rename it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -49,7 +49,7 @@ def newer_source(texts: list[tuple[str, str]]) -> str:
 
 
 def fetch(target: Path) -> list[Path]:
-    """Bring the packages into a directory, whole or not at all; return them."""
+    """Fetch the packages into a directory, all or none; return them."""
     own = run(["apt-cache", "policy", PACKAGES[0]], capture_output=True, text=True, check=False).stdout
     if candidate_major(own) >= FIRST_MAJOR:
         target.mkdir(parents=True, exist_ok=True)

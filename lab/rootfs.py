@@ -2,7 +2,7 @@
 """The lab's cached inputs: the node image, the nodes' package archive, the engine image's base.
 
 Everything is made once and named after a hash of what it is made from; it is written under a
-temporary name and renamed when whole, so that a name that exists is a whole thing.
+temporary name and renamed when complete, so that what exists under its name is complete.
 """
 
 from __future__ import annotations
@@ -180,21 +180,21 @@ class Cache:
         with locked(self._cache / "base.lock"):
             made_from = self._made_from()
             key = key_of("base", made_from, names, _LEAN)
-            whole = self._cache / f"base-{key}.tar"
-            if not whole.exists():
+            tarball = self._cache / f"base-{key}.tar"
+            if not tarball.exists():
                 with self._progress.step("Make the engine image's base (base.tar)"):
                     partial = _temporary(self._cache, key).with_suffix(".tar")
                     if self.base_image:
                         self._export_from_image(names, partial)
                     else:
                         self._mmdebstrap(names, partial)
-                    partial.rename(whole)
+                    partial.rename(tarball)
             link = self._cache / "base.tar"
-            if not link.exists() or (claim and link.readlink().name != whole.name):
+            if not link.exists() or (claim and link.readlink().name != tarball.name):
                 fresh = self._cache / f"base.tar.{os.getpid()}"
-                fresh.symlink_to(whole.name)
+                fresh.symlink_to(tarball.name)
                 fresh.rename(link)
-            return whole
+            return tarball
 
     # What the inputs are -------------------------------------------------------------------
 

@@ -329,7 +329,7 @@ def run_playbook(
         log_path.chmod(0o600)
 
         def on_event(event: dict[str, Any]) -> bool:
-            """Take in one event; False tells ansible-runner not to store it."""
+            """Take in one event; False makes ansible-runner not store it."""
             try:
                 if event.get("event") == "playbook_on_start":
                     vars_file.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ class Settings:
     cut: Mapping[str, tuple[Net, ...]] = field(default_factory=dict)
 
     def is_cut(self, host: str, net: Net) -> bool:
-        """Tell whether the link of ``host`` on ``net`` is cut."""
+        """Return whether the link of ``host`` on ``net`` is cut."""
         return net in self.cut.get(host, ())
 
     def with_links(self, host: str, nets: tuple[Net, ...], cut: bool) -> Settings:

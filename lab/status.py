@@ -78,7 +78,7 @@ class NodeReport:
 
 
 def document(name: str, reports: Sequence[NodeReport]) -> dict[str, Any]:
-    """Return the state of a whole lab for JSON."""
+    """Return the state of a lab for JSON."""
     return {
         "name": name,
         "healthy": all(not report.problems() for report in reports),
@@ -97,7 +97,7 @@ def _link_cell(report: NodeReport, net: Net) -> str:
 
 
 def table(name: str, reports: Sequence[NodeReport]) -> str:
-    """Return the state of a whole lab as a text table."""
+    """Return the state of a lab as a text table."""
     rows = [("NODE", "POWER", "SYSTEMD", "SSHD", "DOCKER", "MGMT", "FABRIC")]
     rows += [
         (

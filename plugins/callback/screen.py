@@ -1,5 +1,5 @@
-# SPDX-License-Identifier: Apache-2.0
-# Copyright: Contributors to gb10.cluster
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Show a playbook run as one screen, or as one line per task."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ author:
   - The gb10.cluster developers (@gb10-cluster)
 requirements:
   - The Python package rich on the control node for the live screen; without it, lines are printed.
-  - O(ansible.cfg#defaults:stdout_callback) or E(ANSIBLE_STDOUT_CALLBACK) set to C(gb10.cluster.screen).
+  - C(stdout_callback) in ansible.cfg, or E(ANSIBLE_STDOUT_CALLBACK), set to C(gb10.cluster.screen).
 extends_documentation_fragment:
   - result_format_callback
 options:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A swap to a model whose real engine dies while it starts: the model before serves again, by itself."""
+"""A swap to a model whose real engine dies while it starts: the model before serves again automatically."""
 
 from __future__ import annotations
 

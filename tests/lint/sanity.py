@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run `ansible-test sanity` on a copy of the collection.
+"""Run `ansible-test sanity` on the installed collection.
 
-ansible-test insists on a directory .../ansible_collections/gb10/cluster, so the files that git
-knows of (tracked, or new and not ignored) are copied there, next to links to the collections
-that galaxy.yml names. Each of its tests runs in a virtual environment of its own, which
-ansible-test creates once and keeps under .ansible/sanity/home.
+ansible-test insists on a directory .../ansible_collections/gb10/cluster, so the collection is built and installed there
+as a user does it, next to links to the collections that galaxy.yml names. Each of its tests runs in a virtual
+environment of its own, which ansible-test creates once and keeps under .ansible/sanity/home.
 
 ansible-test fetches a script that installs pip into them from a server of the Ansible project.
 A script that asks .venv's pip for the same is put in place of it beforehand, so the package
@@ -17,7 +16,6 @@ import ast
 import configparser
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +25,9 @@ from pathlib import Path
 
 import yaml
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.lint import collection
+from tests.lint.collection import REPO
+
 STATE = REPO / ".ansible" / "sanity"
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 
@@ -40,20 +40,6 @@ wanted = [argument for argument in sys.argv[1:] if argument not in ("--no-setupt
 pip = [{pip_python!r}, "-m", "pip", "--python", sys.executable]
 subprocess.check_call([*pip, "install", "--quiet", *wanted])
 """
-
-
-def collection_files() -> list[str]:
-    """Return the repository's files as git sees them, relative to its root, without links."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=REPO,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split("\0")
-    return sorted(
-        name for name in set(listed) if name and (REPO / name).is_file() and not name.startswith(".collections/")
-    )
 
 
 def pip_version() -> str:
@@ -111,25 +97,21 @@ def place_pip_settings(home: Path) -> None:
 
 
 def lay_out(root: Path) -> Path:
-    """Copy the collection under `root` and link its dependencies; return the copy's directory."""
+    """Install the collection under `root` and link its dependencies; return the installed directory."""
     galaxy = yaml.safe_load((REPO / "galaxy.yml").read_text(encoding="utf-8"))
+    collection.install(collection.build(root), root)
     collections = root / "ansible_collections"
-    copy = collections / str(galaxy["namespace"]) / str(galaxy["name"])
-    for name in collection_files():
-        target = copy / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(REPO / name, target)
     for dependency in galaxy["dependencies"]:
         namespace, name = dependency.split(".")
         source = SITE_PACKAGES / "ansible_collections" / namespace / name
         if not source.is_dir():
             raise SystemExit(
-                f"galaxy.yml depends on {dependency}, which the environment lacks ({source}). "
+                f"galaxy.yml depends on {dependency}, which is missing in the environment ({source}). "
                 "Add it to requirements.in and run `make lock venv`."
             )
         (collections / namespace).mkdir(exist_ok=True)
         (collections / namespace / name).symlink_to(source)
-    return copy
+    return collections / str(galaxy["namespace"]) / str(galaxy["name"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,7 +46,7 @@ def test_a_lost_answer_is_asked_for_again(lost: list[Any]) -> None:
 
 
 def test_an_answer_that_is_lost_every_time_is_an_error() -> None:
-    with pytest.raises(LabError, match="lab-gx10-1 lost its answer 5 times"):
+    with pytest.raises(LabError, match="lab-gx10-1 returned an incomplete answer 5 times"):
         _ask(Console(*[(0, (None, None))] * 9))
 
 
