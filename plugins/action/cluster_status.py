@@ -8,28 +8,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import document, screen
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 
 #: What asks for JSON on the terminal; anything else that is not empty is a path.
 PRINTED = ("-", "true", "yes", "1")
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControlNodeAction):
     """See the module of the same name for the documentation."""
-
-    TRANSFERS_FILES = False
-    _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Merge and print."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        del tmp
-        _validation, arguments = self.validate_argument_spec(
-            argument_spec={
+        result, arguments = self.begin(
+            tmp,
+            task_vars,
+            {
                 "nodes": {"type": "list", "elements": "str", "required": True},
                 "head": {"type": "str", "required": True},
                 "reports": {"type": "dict", "required": True},

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import (
     FAIL,
     OK,
@@ -23,18 +23,15 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.gather import
 LEVELS = {"never": {OK, WARN, FAIL}, "fail": {OK, WARN}, "warn": {OK}}
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControlNodeAction):
     """See the module of the same name for the documentation."""
-
-    TRANSFERS_FILES = False
-    _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Diagnose, print, and decide."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        del tmp
-        _validation, arguments = self.validate_argument_spec(
-            argument_spec={
+        result, arguments = self.begin(
+            tmp,
+            task_vars,
+            {
                 "nodes": {"type": "list", "elements": "str", "required": True},
                 "json": {"type": "str", "default": ""},
                 "fail_on": {"type": "str", "choices": list(LEVELS), "default": "fail"},

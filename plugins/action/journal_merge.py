@@ -6,25 +6,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.journal import merged
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControlNodeAction):
     """See the module of the same name for the documentation."""
-
-    TRANSFERS_FILES = False
-    _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Merge, and print or write."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        del tmp
-        _validation, arguments = self.validate_argument_spec(
-            argument_spec={
+        result, arguments = self.begin(
+            tmp,
+            task_vars,
+            {
                 "reports": {"type": "dict", "required": True},
                 "problems": {"type": "dict", "default": {}},
                 "file": {"type": "str"},

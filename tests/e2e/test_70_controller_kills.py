@@ -37,11 +37,11 @@ STEPS = (
     ("image : Pull what is lacking", 15.0),
     ("weights : Serve and fetch", 0.8),
     ("weights : Bring what is lacking", 0.4),
-    ("engine : Write what this rank runs", 0.5),
+    ("engine : Write the unit, the launch description", 0.5),
     ("engine : Start each rank", 0.7),
     ("engine : Prove every rank", 15.0),
     ("engine : Keep it as the active model", 0.3),
-    ("watch : Put the watch in place", 0.3),
+    ("watch : Write the configuration and the units", 0.3),
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.lint.collection import REPO
 from tests.lint.sanity import pip_settings
-from tests.lint.total import CLOSING_LINES, main, outcome_of, counts_of
+from tests.lint.total import CLOSING_LINES, counts_of, main, outcome_of
 
 JUNIT = '<testsuites><testsuite tests="9" failures="{failures}" errors="1" skipped="2"/></testsuites>'
 

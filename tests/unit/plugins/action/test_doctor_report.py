@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.action import doctor_report
 
@@ -20,7 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> tuple[dict[str, An
     action = doctor_report.ActionModule.__new__(doctor_report.ActionModule)
     action._templar = SimpleNamespace(template=lambda value: value)
     printed: list[str] = []
-    monkeypatch.setattr(doctor_report.ActionBase, "run", lambda *_given: {})
+    monkeypatch.setattr(ActionBase, "run", lambda *_given: {})
     monkeypatch.setattr(doctor_report, "Display", lambda: SimpleNamespace(display=printed.append))
     given = {"nodes": ["gx10-1"], "json": "", "fail_on": "fail", **arguments}
     monkeypatch.setattr(doctor_report.ActionModule, "validate_argument_spec", lambda _self, **_spec: (None, given))

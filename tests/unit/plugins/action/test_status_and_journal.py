@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.action import cluster_status, journal_merge
 
@@ -28,7 +29,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def run(plugin: Any, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run an action as far as it is this collection's own."""
     action = plugin.ActionModule.__new__(plugin.ActionModule)
-    monkeypatch.setattr(plugin.ActionBase, "run", lambda *_given: {})
+    monkeypatch.setattr(ActionBase, "run", lambda *_given: {})
     defaults: dict[str, Any] = {"problems": {}, "json": "", "file": None}
     monkeypatch.setattr(
         plugin.ActionModule, "validate_argument_spec", lambda _self, **_spec: (None, {**defaults, **arguments})
