@@ -125,7 +125,7 @@ def measure(site: Site, converge: str, swap: str, back: str) -> dict[str, Any]:
     start, since = time.time(), time.monotonic()
     try:
         site.playbook(swap)
-        whole = time.monotonic() - since
+        total = time.monotonic() - since
         since_s = int(start + min(ahead.values())) - 1
         script = f"journalctl --since @{since_s} --output=short-unix | grep '{ENGINE_STARTS}' || true"
         starts = {node: last_start(text) for node, text in site.shell(script).items()}
@@ -135,15 +135,15 @@ def measure(site: Site, converge: str, swap: str, back: str) -> dict[str, Any]:
     begun = max((each - ahead[node] for node, each in starts.items() if each is not None), default=0.0)
     if not begun:
         raise BenchError("no rank's log shows that it became its engine: the swap started none")
-    if not start <= begun <= start + whole:
+    if not start <= begun <= start + total:
         raise BenchError("the engines started before the swap or after it: the nodes' clocks jump")
     return {
         "ping_round_s": ping,
         "unchanged_s": unchanged,
         "unchanged_in_ping_rounds": unchanged / ping,
         "ours_until_engine_starts_s": begun - start,
-        "engine_start_and_proof_s": whole - (begun - start),
-        "swap_s": whole,
+        "engine_start_and_proof_s": total - (begun - start),
+        "swap_s": total,
     }
 
 
@@ -162,7 +162,7 @@ def render(figures: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, show, and write the figures when told where; returns the exit status."""
+    """Measure, show, and write the figures to a file if one is named; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-i", "--inventory", action="append", help="default: inventories/lab")
     parser.add_argument("--group", default="gx10", help="the nodes (default: gx10)")
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
     if not args.swap and not args.to:
-        parser.error("say with --to which model to swap to, or with --swap how")
+        parser.error("name the model to swap to with --to, or the playbook with --swap")
     site = Site(args.inventory or ["inventories/lab"], args.group)
     try:
         figures = measure(site, args.converge, args.swap or f"swap-model.yml -e model={args.to}", args.back)

@@ -106,4 +106,4 @@ def test_a_command_that_fails_ends_the_measurement_with_its_words() -> None:
 def test_a_swap_to_nowhere_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         swap.main([])
-    assert "say with --to which model" in capsys.readouterr().err
+    assert "name the model to swap to with --to" in capsys.readouterr().err
