@@ -32,6 +32,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files as node_files
 from lab.errors import LabError
 from lab.progress import Progress
 
@@ -293,16 +294,14 @@ def fetch_wheels(
         with progress.step(f"Fetch {what} ({len(fetched) + len(present)} of {len(pins)} there)"):
             partial.mkdir()
             _download(_pip_command(batch, partial, python_version, pip_args), batch)
-            fetched += _move_whole(partial, dest, batch)
+            fetched += _move_complete(partial, dest, batch)
             partial.rmdir()
     wheels = [_wheel(path) for path in _wheel_files(dest)]
-    temporary = dest / f"{STAMP}.{os.getpid()}"
-    temporary.write_text(stamp_text(pins, python_version, wheels), encoding="utf-8")
-    temporary.rename(dest / STAMP)
+    node_files.write(dest / STAMP, stamp_text(pins, python_version, wheels))
     return fetched
 
 
-def _move_whole(partial: Path, dest: Path, batch: Sequence[Pin]) -> list[str]:
+def _move_complete(partial: Path, dest: Path, batch: Sequence[Pin]) -> list[str]:
     """Rename what pip fetched for a batch into place, after holding it against the pins."""
     found: Mapping[Pin | None, Path] = {pin_of(path.name): path for path in partial.iterdir()}
     missing = [str(pin) for pin in batch if pin not in found]

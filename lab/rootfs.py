@@ -24,6 +24,7 @@ from typing import Any
 
 import docker.errors
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files as node_files
 from lab import apt_sources
 from lab.daemon import install, which
 from lab.errors import LabError
@@ -254,9 +255,7 @@ class Cache:
             finally:
                 rootfs.unlink(missing_ok=True)
             status.parent.mkdir(exist_ok=True)  # a directory of its own: apt keeps its locks there
-            partial = _temporary(self._cache, tag).with_suffix(".status")
-            partial.write_bytes(text)
-            partial.rename(status)
+            node_files.write(status, text)
 
     def _make_node_image(self, root: str, image: str) -> None:
         """Add the lab's own files to the packages."""

@@ -59,9 +59,7 @@ def place_bootstrap(home: Path) -> None:
     cache = home / ".ansible" / "test" / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / f"get_pip_{pip_version().replace('.', '_')}.py"
-    partial = target.with_suffix(".partial")
-    partial.write_text(GET_PIP.format(pip_python=sys.executable), encoding="utf-8")
-    partial.replace(target)
+    target.write_text(GET_PIP.format(pip_python=sys.executable), encoding="utf-8")
 
 
 def pip_settings(listing: str) -> dict[str, str]:

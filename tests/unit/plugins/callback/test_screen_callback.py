@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ PLAYBOOK = """\
   gather_facts: false
   tasks:
     - name: Wait a moment
-      ansible.builtin.command: sleep 1.5
+      ansible.builtin.command: sleep 3
       changed_when: false
     - name: Skip it everywhere
       ansible.builtin.debug:
@@ -96,7 +97,7 @@ def test_lines_where_there_is_no_terminal(here: Path) -> None:
     assert "item one" in text
     assert "+new" in text
     assert "changed 2" in text
-    assert "... Wait a moment: 1 s so far, waiting for a b" in text
+    assert re.search(r"\.\.\. Wait a moment: \d+ s so far, waiting for ", text)
     assert "Skip it everywhere" not in text
     assert "FAILED on b: Check the space" in text
     assert "3 GiB are free, 5 are needed" in text
