@@ -36,7 +36,7 @@ STEPS = (
     ("image : Prove", 2.0),
     ("image : Pull what is lacking", 15.0),
     ("weights : Serve and fetch", 0.8),
-    ("weights : Bring what is lacking", 0.4),
+    ("weights : Transfer missing weights, in MiB", 0.4),
     ("engine : Write the unit, the launch description", 0.5),
     ("engine : Start each rank", 0.7),
     ("engine : Prove every rank", 15.0),
