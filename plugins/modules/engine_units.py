@@ -15,7 +15,7 @@ description:
 options:
   state:
     description:
-      - V(read) tells what is there.
+      - V(read) reports what is there.
       - V(alone) stops and disables every other engine, and O(unit) itself with O(restart=true).
       - V(started) enables and starts O(unit).
       - V(stopped) stops and disables O(unit), or every engine without it.
@@ -31,18 +31,18 @@ options:
     type: bool
     default: false
   record:
-    description: With O(state=started) or O(state=stopped), what to keep as the active model; an empty one removes it.
+    description: With O(state=started) or O(state=stopped), what to record as the active model; an empty one removes it.
     type: dict
   units_dir:
     description: Where units are rendered.
     type: path
     default: /etc/systemd/system
   record_path:
-    description: Where the active model is kept.
+    description: Where the active model is recorded.
     type: path
     default: /etc/gb10/engine/active.json
   run_dir:
-    description: Where a start leaves what it found out; a stopped engine's files there are removed.
+    description: Where a start records what it found; a stopped engine's files there are removed.
     type: path
     default: /run/gb10/engine
 extends_documentation_fragment:
@@ -65,11 +65,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 units:
-  description: Unit → C(active), C(enabled), as they were found.
+  description: >-
+    Unit → C(active), C(enabled) and C(stale) (started with other files than those on the disk), as they were found.
   returned: always
   type: dict
 record:
-  description: What is kept as the active model; empty when nothing is.
+  description: What is recorded as the active model; empty when nothing is.
   returned: always
   type: dict
 stopped:
@@ -84,13 +85,17 @@ started:
   elements: str
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.started import stale
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import parse_systemctl_show
+
 MARK = "# Rendered by gb10.cluster"
+PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload"
 
 
 def known_units(folder: Path) -> list[str]:
@@ -107,23 +112,18 @@ def known_units(folder: Path) -> list[str]:
 
 
 def show(module: AnsibleModule, unit: str) -> dict[str, Any]:
-    """Return whether a unit is active (or about to be) and enabled."""
-    _code, out, _err = module.run_command(["systemctl", "show", unit, "--property=ActiveState,UnitFileState"])
-    fields = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    """Return whether a unit is active (or about to be), enabled, and stale: running with older files."""
+    _code, out, _err = module.run_command(["systemctl", "show", unit, f"--property={PROPERTIES}"])
+    fields = parse_systemctl_show(out)
+    model = unit.removeprefix("vllm-").removesuffix(".service")
+    noted = Path(module.params["run_dir"], f"{model}.started")
     return {
         "active": fields.get("ActiveState") in ("active", "activating", "reloading"),
         "state": fields.get("ActiveState", ""),
         "enabled": fields.get("UnitFileState") == "enabled",
+        "stale": fields.get("NeedDaemonReload") == "yes"
+        or stale(noted, Path(module.params["units_dir"], unit), Path(module.params["record_path"]).parent),
     }
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Return the active model as it was kept, or an empty dictionary."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
 
 
 def stop(module: AnsibleModule, unit: str) -> None:
@@ -135,7 +135,7 @@ def stop(module: AnsibleModule, unit: str) -> None:
     if module.get_bin_path("docker"):
         module.run_command(["docker", "rm", "--force", unit.removesuffix(".service")])
     model = unit.removeprefix("vllm-").removesuffix(".service")
-    for suffix in ("env", "starts"):
+    for suffix in ("env", "starts", "started"):
         Path(module.params["run_dir"], f"{model}.{suffix}").unlink(missing_ok=True)
 
 
@@ -166,7 +166,7 @@ def main() -> None:
     unit = want["unit"]
     units = {name: show(module, name) for name in known_units(Path(want["units_dir"]))}
     record_path = Path(want["record_path"])
-    record = read_record(record_path)
+    record = files.read_json(record_path)
     running = [
         name for name, state in units.items() if state["active"] or state["enabled"] or state["state"] == "failed"
     ]
@@ -195,11 +195,9 @@ def main() -> None:
         if new_record != record:
             if new_record:
                 record_path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = record_path.with_suffix(".tmp")
-                temporary.write_text(json.dumps(new_record, indent=2, sort_keys=True), encoding="utf-8")
-                temporary.replace(record_path)
+                files.write_json(record_path, new_record)
             else:
-                record_path.unlink(missing_ok=True)
+                files.remove(record_path)
 
     def lines(states: dict[str, Any], model: dict[str, Any]) -> str:
         text = "".join(f"{name}: {state}\n" for name, state in sorted(states.items()))

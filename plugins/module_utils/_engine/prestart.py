@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import started
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import GAVE_UP, REFUSED
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.rdma import active_devices
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
@@ -30,6 +31,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import av
 
 #: A `docker rm` of a container with much memory takes its time.
 COMMAND_SECONDS = 120.0
+UNITS = Path("/etc/systemd/system")
 RAY_PROCESSES = ("gcs_server", "raylet")
 
 
@@ -234,6 +236,7 @@ def main(argv: Sequence[str]) -> int:
         network_env.parent.mkdir(parents=True, exist_ok=True)
         files.write(network_env, "".join(f"{key}={value}\n" for key, value in sorted(env.items())))
         if command:
+            started.note(network_env.with_suffix(".started"), UNITS / launch["unit"], given.launch.parent)
             count_start(launch, restarts_of(launch["unit"]), time.clock_gettime(time.CLOCK_BOOTTIME))
     except RefusedError as refusal:
         print(f"gb10: start refused: {refusal}", flush=True)

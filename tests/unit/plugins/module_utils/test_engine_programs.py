@@ -213,6 +213,7 @@ def test_a_start_becomes_the_command(
     prestart.main([str(tmp_path / "m.json"), "exec", "/bin/true", "--x"])
     assert became == [("/bin/true", ["/bin/true", "--x"])]
     assert "VLLM_HOST_IP=10.211.0.11\n" in Path(launch["network_env"]).read_text()
+    assert Path(launch["network_env"]).with_suffix(".started").is_file()
     assert "gb10: vllm-m starts as rank 1 on eth1" in capsys.readouterr().out
 
 

@@ -11,6 +11,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import started
 from ansible_collections.gb10.cluster.plugins.modules import engine_units
 
 A, B, FOREIGN = "vllm-a.service", "vllm-b.service", "vllm-foreign.service"
@@ -23,6 +24,7 @@ class Node:
         self.folder = folder
         self.active = {A: "active", B: "inactive", FOREIGN: "active"}
         self.enabled = {A}
+        self.reload_needed = "no"
         self.asked: list[str] = []
         for unit in (A, B):
             (folder / unit).write_text("# Rendered by gb10.cluster: model\n", encoding="utf-8")
@@ -33,7 +35,11 @@ class Node:
         if command[1] == "show":
             unit = command[2]
             state = "enabled" if unit in self.enabled else "disabled"
-            return 0, f"ActiveState={self.active[unit]}\nUnitFileState={state}\n", ""
+            return (
+                0,
+                f"ActiveState={self.active[unit]}\nUnitFileState={state}\nNeedDaemonReload={self.reload_needed}\n",
+                "",
+            )
         self.asked.append(" ".join(command))
         if command[1:3] == ["disable", "--now"]:
             self.active[command[3]] = "inactive"
@@ -86,7 +92,7 @@ def test_a_failed_unit_is_stopped_too(node: Node, capsys: pytest.CaptureFixture[
 def test_what_the_starts_of_a_stopped_engine_left_goes_with_it(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     run = node.folder / "run"
     run.mkdir()
-    for name in ("a.env", "a.starts", "b.env"):
+    for name in ("a.env", "a.starts", "a.started", "b.env"):
         (run / name).touch()
     call(node, capsys, state="stopped", unit=A)
     assert [path.name for path in run.iterdir()] == ["b.env"]
@@ -114,3 +120,19 @@ def test_the_record_is_kept_and_taken_away(node: Node, capsys: pytest.CaptureFix
     assert call(node, capsys, state="started", unit=A, record=record)["changed"] is False
     assert call(node, capsys, state="stopped", record={})["changed"] is True
     assert call(node, capsys, state="read")["record"] == {}
+
+
+def test_an_engine_that_runs_with_older_files_is_stale(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was killed between writing the files and restarting the engine is made good by the next one."""
+    etc, run = node.folder / "etc", node.folder / "run"
+    etc.mkdir()
+    (etc / "a.json").write_text("old")
+    started.note(run / "a.started", node.folder / A, etc)
+    assert call(node, capsys)["units"][A]["stale"] is False
+    (etc / "a.json").write_text("new")
+    units = call(node, capsys)["units"]
+    assert (units[A]["stale"], units[B]["stale"]) == (True, False)
+    started.note(run / "a.started", node.folder / A, etc)
+    assert call(node, capsys)["units"][A]["stale"] is False
+    node.reload_needed = "yes"
+    assert call(node, capsys)["units"][A]["stale"] is True
