@@ -66,7 +66,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Let the candidate image check the configuration
+- name: Check the configuration in the candidate image
   gb10.cluster.engine_check:
     model: my-model
     image: gb10/vllm-node:0123456789ab

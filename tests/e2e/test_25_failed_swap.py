@@ -19,7 +19,7 @@ def test_a_model_that_cannot_start_gives_way_to_the_one_before() -> None:
     result = harness.run("swap-model.yml", variables, ok=False)
 
     message = "\n".join(result.failed_messages())
-    assert f"{FAILS} did not start, and {BEFORE} serves again, proven by a completion." in message
+    assert f"{FAILS} did not start, and {BEFORE} serves again, verified by a completion." in message
     assert "runai" in message, message
     assert harness.served_models() == [SERVED]
     assert harness.chat(SERVED, "What is a GB10?")["usage"]["completion_tokens"] > 0

@@ -471,12 +471,12 @@ def test_degraded_is_said_of_an_engine_whose_parser_fails(tmp_path: Path) -> Non
 
 
 STEPS = (
-    "Write what this rank runs",
-    "Write the rank's environment",
-    "Stop every engine on every node",
-    "Start each rank",
-    "Prove every rank",
-    "Keep it as the active model",
+    "Write the unit and the launch description",
+    "Write the environment of this rank",
+    "Stop the engines on every node",
+    "Start the unit of this rank",
+    "Verify every rank",
+    "Record the active model",
 )
 
 

@@ -37,10 +37,10 @@ STEPS = (
     ("image : Pull what is lacking", 15.0),
     ("weights : Serve and fetch", 0.8),
     ("weights : Transfer missing weights, in MiB", 0.4),
-    ("engine : Write the unit, the launch description", 0.5),
-    ("engine : Start each rank", 0.7),
-    ("engine : Prove every rank", 15.0),
-    ("engine : Keep it as the active model", 0.3),
+    ("engine : Write the unit and the launch description", 0.5),
+    ("engine : Start the unit of this rank", 0.7),
+    ("engine : Verify every rank", 15.0),
+    ("engine : Record the active model", 0.3),
     ("watch : Write the configuration and the units", 0.3),
 )
 
