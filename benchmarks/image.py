@@ -39,6 +39,7 @@ for _path in (REPO / ".collections", REPO):
 
 import docker  # noqa: E402
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build  # noqa: E402
 from lab.plan import container_name  # noqa: E402
 from lab.runs import RunResult, run_playbook  # noqa: E402
 
@@ -48,6 +49,7 @@ REPORT = REPO / ".lab" / "bench-image.json"
 NODES = ("gx10-1", "gx10-2", "gx10-3", "gx10-4")
 HEAD, *WORKERS = NODES
 MIB = 2**20
+PROGRAM = build("image").path
 STAGES = ("ways", "unshaped", "last-layer", "power-cut", "shaped", "refusals", "restore")
 #: Random bytes do not compress: this is what the last layer takes on the wire too.
 LAST_LAYER_MIB = 30
@@ -181,7 +183,7 @@ class Bench:
             result = run_playbook(path, inventory, extra, quiet=True, observer=observe, cancel=cancel)
         if ok is not None and (result.rc == 0) is not ok:
             raise BenchError(f"the play should have {'succeeded' if ok else 'failed'}: {result.describe()}")
-        start, end = times.get("Offer it on the fabric", 0.0), times.get("Close the offer", 0.0)
+        start, end = times.get("Offer the image on the fabric", 0.0), times.get("Close the offer", 0.0)
         return result, max(0.0, end - start)
 
     def tag(self) -> str:
@@ -190,7 +192,7 @@ class Bench:
         return next(name for name in listed.splitlines() if name.startswith("gb10/bench:") and "refused" not in name)
 
     def lose(self, *nodes: str) -> None:
-        """Remove every image of the benchmark on these nodes, and what lies there of one."""
+        """Remove every image of the benchmark on these nodes, and what is left of one that was being pulled."""
         for node in nodes:
             self.on(
                 node,
@@ -199,9 +201,9 @@ class Bench:
             )
 
     def layers(self) -> list[dict[str, Any]]:
-        """Return the image's layers as the head's store has them, after bringing in what it lacks."""
+        """Return the image's layers as the head's store has them, after exporting the missing ones."""
         store = "/var/lib/gb10/image-store"
-        self.on(HEAD, f"python3 /usr/local/lib/gb10/image_agent.py export --image {self.tag()} --store {store}")
+        self.on(HEAD, f"python3 {PROGRAM} image export --image {self.tag()} --store {store}")
         name = self.tag().replace("/", "_").replace(":", "@")
         text = self.on(HEAD, f"cat {store}/images/{name}.json")
         found: list[dict[str, Any]] = json.loads(text)["layers"]
@@ -252,7 +254,7 @@ class Bench:
         self.on(HEAD, "systemd-run --unit bench-registry --collect docker-registry serve /var/tmp/bench.yml && sleep 2")
         tag, remote = self.tag(), f"127.0.0.1:5099/{self.tag()}"
         store = "/var/tmp/bench/store"
-        export = f"python3 /usr/local/lib/gb10/image_agent.py export --image {tag} --store {store}"
+        export = f"python3 {PROGRAM} image export --image {tag} --store {store}"
         copy, source = "skopeo copy -q", f"docker-daemon:{tag}"
         self.on(HEAD, f"docker tag {tag} {remote}")
         container: Any = docker.from_env(timeout=1200).containers.get(container_name(LAB, 1))
@@ -264,10 +266,10 @@ class Bench:
             "docker push to docker-registry (gzip)": f"docker push -q {remote}",
             "skopeo, zstd": f"{copy} --dest-compress-format zstd --dest-compress {source} oci:{store}:bench",
             "skopeo, uncompressed": f"{copy} {source} dir:{store}",
-            "the role, docker save, zstd -1": f"{export} --way save --level 1 > /dev/null",
-            "the role, Docker's own files, zstd -1": f"{export} --way overlay2 --level 1 > /dev/null",
-            "the role, Docker's own files, zstd -3": f"{export} --way overlay2 --level 3 > /dev/null",
-            "the role, again: only verified": f"{export} --way overlay2 --level 3 > /dev/null",
+            "the role, docker save, zstd -1": f"{export} --read save --level 1 > /dev/null",
+            "the role, Docker's own files, zstd -1": f"{export} --read overlay2 --level 1 > /dev/null",
+            "the role, Docker's own files, zstd -3": f"{export} --read overlay2 --level 3 > /dev/null",
+            "the role, again: only verified": f"{export} --read overlay2 --level 3 > /dev/null",
         }.items():
             if "again" not in name:
                 self.on(HEAD, "rm -rf /var/tmp/bench/store")
@@ -399,7 +401,7 @@ class Bench:
         with self.moved(totals):
             result, _seconds = self.play(ok=False, image_reserve_gib=round(free / 2**30, 1))
         words = result.describe()
-        said = f"{victim}: gb10/bench:" in words and "too few. Nothing was moved" in words
+        said = f"{victim}: gb10/bench:" in words and "too few. No byte was sent" in words
         most = max(totals[worker] for worker in WORKERS)
         self.note("refusals", f"disk too small on {victim}: refused by name and shortfall", str(said), "True", said)
         self.note("refusals", "disk too small: received by any worker", f"{most} bytes", "< 100000", most < 100_000)

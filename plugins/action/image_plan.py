@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controller side of gb10.cluster.image_plan: what is to be built, from which bytes, under which fingerprint."""
+"""Controller side of gb10.cluster.image_plan: what is built, from which files, under which fingerprint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[2]
 _TEMPLATE = _ROOT / "roles" / "image" / "templates" / "Dockerfile.j2"
 _APPLY = _ROOT / "roles" / "image" / "files" / "apply_mods.py"
 
-#: In place of a fingerprint when the files that it would be made of are not on this machine.
+#: Stands for the fingerprint when files that it is computed from are missing on this machine.
 _UNBUILT = "unbuilt"
 
 
@@ -46,7 +46,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the image plan, or every error at once."""
+        """Return the image plan, or all errors at once."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _unused, args = self.validate_argument_spec(
             argument_spec={
@@ -71,22 +71,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         recipe, errors = image_recipe.resolve(args["images"], args["name"])
         if errors:
             return {}, errors
-        # What is not on this machine keeps the image from being built, but not from being shown.
-        lacking: list[str] = []
+        # An image whose files are missing on this machine can be shown, but not built.
+        missing: list[str] = []
         wheels_dir = Path(args["wheels_dir"])
         present = sorted(path.name for path in wheels_dir.glob("*.whl")) if wheels_dir.is_dir() else []
         if any(step["wheels"] for step in recipe["steps"]) and not present:
-            lacking.append(
+            missing.append(
                 f"There are no wheels in {wheels_dir} on the control node: put those of image "
                 f"'{args['name']}' there, or set gb10_wheels_dir."
             )
             if args["require_wheels"]:
-                return {}, lacking
+                return {}, missing
         context: dict[str, Path] = {}
         for step in recipe["steps"]:
             where = f"gb10_images.{args['name']}, step {step['name']}"
-            chosen, missing = image_recipe.choose_wheels(step, present, where) if present else ([], [])
-            lacking += missing
+            chosen, absent = image_recipe.choose_wheels(step, present, where) if present else ([], [])
+            missing += absent
             context.update({f"wheels/{step['name']}/{file}": wheels_dir / file for file in chosen})
             for overlay in step["overlays"]:
                 path = Path(args["overlays_dir"]) / overlay
@@ -106,13 +106,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             errors += problem.errors
         archive = Path(recipe["base_archive"]).expanduser().resolve() if recipe["base_archive"] else None
         if archive is not None and not archive.is_file():
-            lacking.append(f"gb10_images.{args['name']}.base_archive {archive} is not there on the control node.")
+            missing.append(f"gb10_images.{args['name']}.base_archive {archive} does not exist on the control node.")
         if args["require_wheels"]:
-            errors += lacking
+            errors += missing
         if errors:
             return {}, errors
-        # Wheels are gigabytes: without all of them there is no fingerprint to hash them for.
-        to_hash = [] if lacking else [*context.values(), *([archive] if archive else [])]
+        # Wheels are gigabytes: hashing them is of use only when all of them are there.
+        to_hash = [] if missing else [*context.values(), *([archive] if archive else [])]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             digests = dict(zip(to_hash, pool.map(_sha256, to_hash), strict=True))
         hashes = {name: digests[path] for name, path in context.items() if path in digests}
@@ -124,7 +124,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return {}, errors
         base = recipe["base"]
         if archive is not None:
-            base = f"gb10/base:{_UNBUILT if lacking else digests[archive][:12]}"
+            base = f"gb10/base:{_UNBUILT if missing else digests[archive][:12]}"
         template = jinja2.Environment(
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -137,11 +137,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         mods_plan = mods_logic.plan_document(mods, str(recipe["vllm_version"])) if mods else ""
         variables = {**recipe, "base": base, "mods": args["mods"], "labels": mods_logic.plan_labels(mods)}
         mark = _UNBUILT
-        if not lacking:
+        if not missing:
             parts = {"dockerfile": source.render(**variables, fingerprint=""), "files": hashes, "mods": mods_plan}
             mark = image_recipe.fingerprint(parts)
         dockerfile = source.render(**variables, fingerprint=mark)
-        if args["context_dir"] and not lacking and not self._task.check_mode:
+        if args["context_dir"] and not missing and not self._task.check_mode:
             texts = {"Dockerfile": dockerfile, **({"mods/plan.json": mods_plan} if mods else {})}
             self._lay_out(Path(args["context_dir"]), context, texts)
         return {
@@ -159,12 +159,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "probes": {mod["name"]: mod["probe"] for mod in mods},
             "assertions": recipe["assertions"],
             "vllm_version": recipe["vllm_version"],
-            "lacking": lacking,
+            "missing": missing,
         }, []
 
     @staticmethod
     def _lay_out(folder: Path, context: dict[str, Path], texts: dict[str, str]) -> None:
-        """Make the build context as links to the files, so that nothing is copied on the control node."""
+        """Create the build context as links to the files, so that nothing is copied on the control node."""
         if folder.exists():
             shutil.rmtree(folder)
         for name, path in context.items():

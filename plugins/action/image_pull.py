@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controller side of gb10.cluster.image_pull: start it on the node, show how far it is, and have it checked."""
+"""Controller side of gb10.cluster.image_pull: start the pull on a node, show its progress, have the result checked."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.store import MIB, progress_line
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB
+from ansible_collections.gb10.cluster.plugins.module_utils._image.progress import progress_line
+from ansible_collections.gb10.cluster.plugins.module_utils._image.records import PULL_STATUS, PULL_UNIT
 
-UNIT = "gb10-image-pull"
-_LOOK = f"cat /run/gb10/image-pull.json 2>/dev/null; echo; systemctl is-active {UNIT}.service"
-_EVERY_S = 2.0
-#: A line a node at least this often while bytes move.
-_SHOW_S = 8.0
+#: Liveness first, then the last report: the pull writes its last report before it ends, so a report that is read after
+#: the unit was found inactive is the last one.
+_LOOK = f"systemctl is-active {PULL_UNIT}.service; cat {PULL_STATUS} 2>/dev/null"
+_POLL_SECONDS = 2.0
+#: While bytes move, each node gets a line at least this often.
+_SHOW_SECONDS = 8.0
 
 
 def parse_look(text: str) -> tuple[dict[str, Any], bool]:
-    """Return (status, whether the unit still runs) from what a look at the node printed."""
-    lines = text.strip().splitlines()
-    running = bool(lines) and lines[-1].strip() in ("active", "activating")
+    """Return (report of the pull, whether its unit was running before it was read)."""
+    active, _newline, report = text.strip().partition("\n")
     try:
-        status = json.loads(lines[0]) if len(lines) > 1 else {}
+        status = json.loads(report)
     except ValueError:
         status = {}
-    return (status if isinstance(status, dict) else {}), running
+    return (status if isinstance(status, dict) else {}), active.strip() in ("active", "activating")
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """Watch one node until its image is there, or until nothing has moved for too long."""
+    """Watch one node until its image is complete, or until nothing has moved for too long."""
 
     TRANSFERS_FILES = False
 
@@ -46,7 +48,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return result
         started = time.monotonic()
         node = str(variables.get("inventory_hostname", ""))
-        status, problem = self._watch(node, int(args.get("stall_seconds") or 600))
+        status, problem = self.watch(node, int(args.get("stall_seconds") or 600))
         seconds = round(time.monotonic() - started, 1)
         if problem:
             result.update(failed=True, msg=f"{node}: {problem}", **self._sums(status, seconds))
@@ -58,8 +60,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result.update(self._sums(status, seconds))
         return result
 
-    def _watch(self, node: str, stall_s: int) -> tuple[dict[str, Any], str]:
-        """Return (last status, why it failed or an empty string)."""
+    def watch(self, node: str, stall_seconds: int) -> tuple[dict[str, Any], str]:
+        """Return (last report, why the pull failed or an empty string)."""
         display = Display()
         before: tuple[int, int] = (-1, -1)
         shown_at, shown_bytes = time.monotonic(), 0
@@ -73,20 +75,20 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 display.display(progress_line(node, status, rate))
                 return status, str(status.get("error", ""))
             if not running:
-                told = self._low_level_execute_command(f"journalctl -u {UNIT} -n 15 --no-pager")["stdout"]
-                return status, f"the image agent ended without a word; its journal says: {str(told).strip()[-1500:]}"
+                journal = self._low_level_execute_command(f"journalctl -u {PULL_UNIT} -n 15 --no-pager")["stdout"]
+                return status, f"the pull ended without a result; its journal: {str(journal).strip()[-1500:]}"
             if sums != before:
                 before, moved_at = sums, now
-            elif now - moved_at > stall_s:
-                self._low_level_execute_command(f"systemctl stop {UNIT}.service")
+            elif now - moved_at > stall_seconds:
+                self._low_level_execute_command(f"systemctl stop {PULL_UNIT}.service")
                 return status, (
-                    f"no byte was received or unpacked for {stall_s} s ({progress_line(node, status, 0)}). "
-                    "What arrived is kept; look at the fabric and at the Docker Engine there, and run again."
+                    f"no byte was received or unpacked for {stall_seconds} s ({progress_line(node, status, 0)}). "
+                    "What arrived is kept; check the fabric and the Docker Engine of this node, and run again."
                 )
-            if now - shown_at >= _SHOW_S:
+            if now - shown_at >= _SHOW_SECONDS:
                 display.display(progress_line(node, status, (sums[0] - shown_bytes) / (now - shown_at)))
                 shown_at, shown_bytes = now, sums[0]
-            time.sleep(_EVERY_S)
+            time.sleep(_POLL_SECONDS)
 
     @staticmethod
     def _sums(status: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -6,23 +6,23 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: docker_keep
-short_description: Keep images from being pruned while no container of theirs exists
+short_description: Protect images from a prune while no container uses them
 version_added: 0.1.0
 description:
-  - C(docker image prune -a) removes each image that no container refers to, thus also the one whose engine was
-    stopped a minute ago. This module holds one container per image that is created and never started; it costs
-    no memory, and an image that it refers to is in use.
-  - The containers bear the label V(gb10.keep); with C(label!=gb10.keep) among the C(pruneFilters) of the Docker
+  - C(docker image prune -a) removes each image that no container refers to, including that of an engine that was
+    stopped a minute ago, or of one that has not been started yet. This module creates one container per image and
+    never starts it; it costs no memory, and the image that it refers to counts as used.
+  - The containers have the label V(gb10.keep); with C(label!=gb10.keep) among the C(pruneFilters) of the Docker
     client (the role gb10.cluster.host puts it there) C(docker system prune -a) and C(docker container prune) spare
     the containers themselves.
 options:
   images:
-    description: References of the images to keep. An image that is not on the node fails the task.
+    description: References of the images to protect. The task fails for an image that does not exist on the node.
     type: list
     elements: str
     required: true
   exclusive:
-    description: Whether to let go of all images that are not named.
+    description: Whether to remove the protection of all images that are not named.
     type: bool
     default: false
 extends_documentation_fragment:
@@ -32,7 +32,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Keep the images of both models
+- name: Protect the images of both models
   gb10.cluster.docker_keep:
     images: ["vllm-node:latest", "vllm-node-mimo:latest"]
     exclusive: true
@@ -57,12 +57,12 @@ LABEL = "gb10.keep"
 
 
 def container_name(image: str) -> str:
-    """Return the name of the container that keeps ``image``."""
+    """Return the name of the container that protects an image."""
     return PREFIX + re.sub(r"[^a-z0-9]+", "-", image.lower()).strip("-")
 
 
 def docker(module: AnsibleModule, *arguments: str) -> str:
-    """Run the docker client; return what it prints, fail with what it complains of."""
+    """Run the docker client; return its output, or fail with its error."""
     code, out, err = module.run_command([module.get_bin_path("docker", required=True), *arguments])
     if code != 0:
         module.fail_json(msg=f"docker {arguments[0]} {arguments[1]} failed: {err.strip()}")
@@ -75,7 +75,9 @@ def image_id(module: AnsibleModule, image: str) -> str:
         [module.get_bin_path("docker", required=True), "image", "inspect", "--format", "{{.Id}}", image]
     )
     if code != 0:
-        module.fail_json(msg=f"The image {image} is not on this node, so it cannot be kept. Distribute it first.")
+        module.fail_json(
+            msg=f"The image {image} does not exist on this node, so it cannot be protected. Distribute it first."
+        )
     return str(out).strip()
 
 
@@ -86,7 +88,7 @@ def on_node(module: AnsibleModule, image: str) -> bool:
 
 
 def keepers(module: AnsibleModule) -> dict[str, str]:
-    """Return the image identifier that each keeping container refers to, by container name."""
+    """Return the image identifier that each of these containers refers to, by container name."""
     names = docker(module, "container", "ls", "--all", "--filter", f"label={LABEL}", "--format", "{{.Names}}").split()
     if not names:
         return {}
@@ -103,11 +105,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     if module.check_mode and not all(on_node(module, image) for image in module.params["images"]):
-        module.exit_json(changed=True, kept={}, msg="Would be kept once they are there.")
+        module.exit_json(changed=True, kept={}, msg="Would be protected once they exist.")
     kept = {image: image_id(module, image) for image in module.params["images"]}
     wanted = {container_name(image): (image, identifier) for image, identifier in kept.items()}
     have = keepers(module)
-    # A keeper of an earlier build holds on to gigabytes that nobody uses.
+    # A container of an earlier build keeps gigabytes that nobody uses.
     stale = [name for name, identifier in have.items() if name in wanted and wanted[name][1] != identifier]
     if module.params["exclusive"]:
         stale += [name for name in have if name not in wanted]

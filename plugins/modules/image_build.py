@@ -9,8 +9,8 @@ module: image_build
 short_description: Build an engine image from its context
 version_added: 0.1.0
 description:
-  - Builds I(tag) from a staged context unless an image with this tag and fingerprint is there.
-  - The build's output goes line by line to I(log), for C(tail -f); the last lines come back on failure.
+  - Builds O(tag) from a staged context unless an image with this tag and fingerprint exists.
+  - The build's output goes line by line to O(log), for C(tail -f); on failure its last lines are returned.
 options:
   tag:
     description: The image's name.
@@ -29,14 +29,14 @@ options:
     type: str
     required: true
   base_archive:
-    description: A root file system (tar) on this node, imported as I(base) when that is not there.
+    description: A root file system (tar) on this node, imported as O(base) when that does not exist.
     type: path
   network:
-    description: Network mode of the build steps; V(none) proves that nothing is fetched.
+    description: Network mode of the build steps; with V(none) nothing can be fetched.
     type: str
     default: host
   log:
-    description: Where the build's output goes.
+    description: File for the build's output.
     type: path
     required: true
 extends_documentation_fragment:
@@ -96,7 +96,7 @@ def main() -> None:
     if docker is None:
         if module.check_mode:
             module.exit_json(changed=True, msg="Docker is not installed yet; the image would be built.")
-        module.fail_json(msg="There is no docker on this node; run the provision playbook first.")
+        module.fail_json(msg="Docker is not installed on this node; run playbooks/provision.yml first.")
     code, out, _err = module.run_command([docker, "image", "inspect", want["tag"]])
     if code == 0:
         labels = json.loads(out)[0]["Config"].get("Labels") or {}
@@ -120,7 +120,7 @@ def main() -> None:
     )
     if code != 0:
         module.fail_json(
-            msg=f"The build of {want['tag']} failed (exit code {code}); its whole output is in {log} on this node:\n"
+            msg=f"The build of {want['tag']} failed (exit code {code}); its complete output is in {log} on this node:\n"
             + "\n".join(tail)
         )
     module.exit_json(changed=True, seconds=round(time.monotonic() - started, 1))

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_check
-short_description: Prove an engine image, or refuse it
+short_description: Verify an engine image, or refuse it
 version_added: 0.1.0
 description:
-  - Runs the image without a network and holds the versions inside it against I(assertions), imports
-    what the engine imports, and lets each mod's probe answer.
-  - A right image is recorded under its identity; nothing else may be distributed or started.
-  - A wrong one fails with cause and cure and is tagged C(refused-...), so that its name starts nothing.
+  - Runs the image without a network, compares the versions inside it with O(assertions), imports what the engine
+    imports, and runs each mod's probe.
+  - An image that passes is recorded under its identity; nothing else may be distributed or started.
+  - For an image that does not, the task fails with cause and remedy, and the image is tagged C(refused-...), so that
+    nothing can be started by its name.
 options:
   tag:
     description: The image.
@@ -38,10 +39,10 @@ options:
     description: Python sources that must exit 0 inside the image, by mod.
     type: dict
     default: {}
-  records_dir:
-    description: Where to record the verified identity.
+  state_dir:
+    description: Directory of this collection on the node; V(images/) below it holds the records of verified images.
     type: path
-    required: true
+    default: /var/lib/gb10
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
 author:
@@ -49,14 +50,13 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Prove the image
+- name: Verify the image
   gb10.cluster.image_check:
     tag: gb10/vllm-node:0123456789ab
     python: /opt/vllm/bin/python
     assertions:
       torch: 2.11.0+cu130
       torch_cuda: "13.0"
-    records_dir: /var/lib/gb10/images
 """
 
 RETURN = r"""
@@ -77,13 +77,12 @@ errors:
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records
 from ansible_collections.gb10.cluster.plugins.module_utils._image.asserts import PROBE, verdict
-from ansible_collections.gb10.cluster.plugins.module_utils._image.store import tag_file
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 
@@ -113,17 +112,16 @@ def main() -> None:
             "assertions": {"type": "dict", "required": True},
             "imports": {"type": "list", "elements": "str", "default": ["torch", "vllm", "vllm.engine.arg_utils"]},
             "probes": {"type": "dict", "default": {}},
-            "records_dir": {"type": "path", "required": True},
+            "state_dir": {"type": "path", "default": records.STATE_DIR},
         },
         supports_check_mode=True,
     )
-    tag = module.params["tag"]
-    records = Path(module.params["records_dir"])
+    tag, state_dir = module.params["tag"], module.params["state_dir"]
     if module.get_bin_path("docker") is None:
         if module.check_mode:
             module.exit_json(changed=True, msg="Docker is not installed yet; the image would be checked.")
         module.fail_json(
-            msg="There is no docker on this node; run playbooks/provision.yml first.", errors=["no docker"]
+            msg="Docker is not installed on this node; run playbooks/provision.yml first.", errors=["no docker"]
         )
     code, out, err = module.run_command(["docker", "image", "inspect", tag])
     if code != 0:
@@ -131,13 +129,7 @@ def main() -> None:
             module.exit_json(changed=True, msg=f"{tag} is not built yet; it would be checked.")
         module.fail_json(msg=f"{tag} is not on this node: {err.strip()}", errors=[err.strip()])
     mark = identity(json.loads(out)[0])
-    record = records / tag_file(tag)
-    known: dict[str, Any] = {}
-    if record.is_file():
-        try:
-            known = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}
+    known = records.read(state_dir, tag)
     wanted = {
         "identity": mark,
         "assertions": module.params["assertions"],
@@ -159,7 +151,7 @@ def main() -> None:
     for mod, source in module.params["probes"].items():
         code, out, err = inside(module, tag, module.params["python"], source)
         if code != 0:
-            errors.append(f"{tag}: mod '{mod}' does not answer its probe: {(err or out).strip()[-500:]}")
+            errors.append(f"{tag}: the probe of mod '{mod}' fails: {(err or out).strip()[-500:]}")
     if errors:
         refused = refuse(module, tag)
         module.fail_json(
@@ -167,10 +159,7 @@ def main() -> None:
             errors=errors,
             versions=answer["found"],
         )
-    records.mkdir(parents=True, exist_ok=True)
-    temporary = record.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**wanted, "tag": tag, "versions": answer["found"]}, indent=2), encoding="utf-8")
-    temporary.replace(record)
+    records.write(state_dir, tag, {**wanted, "versions": answer["found"]})
     module.exit_json(changed=True, identity=mark, versions=answer["found"])
 
 

@@ -6,23 +6,23 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_info
-short_description: Tell which engine image a node holds
+short_description: Read which engine image a node holds
 version_added: 0.1.0
 description:
-  - Reads the identity of an image (layer diff ids plus configuration, the same on every storage
-    driver) and whether it was verified.
-  - Reads only. On a node without Docker it says so and does not fail.
+  - Reads the identity of an image (layer diff ids plus configuration, the same on every storage driver) and whether
+    it was verified.
+  - Reads only. On a node without Docker it returns V(docker=false) and does not fail.
 options:
   tag:
     description: The image.
     type: str
     required: true
-  records_dir:
-    description: Where verified images are recorded.
+  state_dir:
+    description: Directory of this collection on the node; V(images/) below it holds the records of verified images.
     type: path
-    required: true
+    default: /var/lib/gb10
   units_dir:
-    description: Where units are rendered.
+    description: Directory of the engine units.
     type: path
     default: /etc/systemd/system
 extends_documentation_fragment:
@@ -35,21 +35,20 @@ EXAMPLES = r"""
 - name: Read the image
   gb10.cluster.image_info:
     tag: gb10/vllm-node:0123456789ab
-    records_dir: /var/lib/gb10/images
   register: found
 """
 
 RETURN = r"""
 docker:
-  description: Whether a Docker Engine answers.
+  description: Whether the Docker Engine answers.
   returned: always
   type: bool
 present:
-  description: Whether the image is there.
+  description: Whether the image exists.
   returned: always
   type: bool
 identity:
-  description: Digest of layer diff ids and configuration; empty when absent.
+  description: Digest of layer diff ids and configuration; empty when the image does not exist.
   returned: always
   type: str
 verified:
@@ -65,7 +64,7 @@ record:
   returned: always
   type: dict
 offered:
-  description: Whether an image is offered here to other nodes, as while one is moved.
+  description: Whether this node offers an image to other nodes, as while one is distributed.
   returned: always
   type: bool
 needed:
@@ -81,11 +80,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.store import OFFER_UNIT, tag_file, units_images
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB
+from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import units_images
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 
-def read_image(module: AnsibleModule, tag: str, records_dir: str) -> dict[str, Any]:
+def read_image(module: AnsibleModule, tag: str, state_dir: str) -> dict[str, Any]:
     """Return what this node knows of an image."""
     state: dict[str, Any] = {"docker": False, "present": False, "identity": "", "verified": False, "size_mib": 0.0}
     state["record"] = {}
@@ -100,16 +101,10 @@ def read_image(module: AnsibleModule, tag: str, records_dir: str) -> dict[str, A
     if code != 0:
         return state
     inspected = json.loads(out)[0]
-    state.update(present=True, identity=identity(inspected), size_mib=round(inspected.get("Size", 0) / 2**20, 1))
-    record = Path(records_dir) / tag_file(tag)
-    if record.is_file():
-        try:
-            known = json.loads(record.read_text(encoding="utf-8"))
-            state["verified"] = known["identity"] == state["identity"]
-        except (ValueError, KeyError):
-            state["verified"] = False
-        if state["verified"]:
-            state["record"] = known
+    state.update(present=True, identity=identity(inspected), size_mib=round(inspected.get("Size", 0) / MIB, 1))
+    record = records.read(state_dir, tag)
+    if record.get("identity") == state["identity"]:
+        state.update(verified=True, record=record)
     return state
 
 
@@ -124,17 +119,17 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "tag": {"type": "str", "required": True},
-            "records_dir": {"type": "path", "required": True},
+            "state_dir": {"type": "path", "default": records.STATE_DIR},
             "units_dir": {"type": "path", "default": "/etc/systemd/system"},
         },
         supports_check_mode=True,
     )
-    code, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", f"{OFFER_UNIT}.service"])
+    code, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", f"{records.OFFER_UNIT}.service"])
     module.exit_json(
         changed=False,
         offered=code == 0,
         needed=units_images(unit_texts(Path(module.params["units_dir"]))),
-        **read_image(module, module.params["tag"], module.params["records_dir"]),
+        **read_image(module, module.params["tag"], module.params["state_dir"]),
     )
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_offer
-short_description: Offer an image on the fabric for as long as it moves
+short_description: Offer an image to the other nodes while it is distributed
 version_added: 0.1.0
 description:
-  - Brings the layers of an image into a store, each once and compressed, and serves the store read-only
-    on one address to the nodes that are named, as a transient systemd unit.
-  - Layers that the store holds are verified and not made again; a damaged one is.
-  - With O(state=absent) the unit is stopped; the layers stay for the next run.
+  - Brings the layers of an image into a store, each once and compressed, and serves the store read-only on one address
+    to the nodes that are named, as a transient systemd unit.
+  - Layers that the store holds are verified and not compressed again, except for damaged ones.
+  - With O(state=absent) the unit is stopped; the layers are kept for the next run.
 options:
   state:
     description: V(present) stores and offers, V(stored) only stores, V(absent) stops the offer.
@@ -23,10 +23,10 @@ options:
     description: The image.
     type: str
     required: true
-  store_dir:
-    description: Where the layers are kept.
+  state_dir:
+    description: Directory of this collection on the node; the store is V(image-store/) below it.
     type: path
-    required: true
+    default: /var/lib/gb10
   transport:
     description: With V(tarball) nothing is stored; the image is streamed from the Docker Engine.
     type: str
@@ -44,26 +44,26 @@ options:
     elements: str
     default: []
   level:
-    description: zstd's level.
+    description: Compression level of zstd.
     type: int
     default: 1
   read:
     description: >-
-      How layers are read: V(overlay2) from the Docker Engine's own files, V(save) with C(docker save), which
-      makes a temporary copy of the image first; V(auto) takes the first where it is possible.
+      How layers are read. V(overlay2) reads the Docker Engine's own files; V(save) runs C(docker save), which makes a
+      temporary copy of the image first; V(auto) takes the first where it is possible.
     type: str
     choices: [auto, overlay2, save]
     default: auto
-  agent:
-    description: The image agent on this node.
+  program:
+    description: >-
+      The program V(image) on this node, as M(gb10.cluster.program) installs it. Not needed with O(state=absent).
     type: path
-    default: /usr/local/lib/gb10/image_agent.py
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
 attributes:
   idempotent:
-    details: >-
-      The unit is transient and the store a cache; neither counts as a change. A complete layer is left alone.
+    details:
+      - The unit is transient and the store a cache; neither counts as a change.
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """
@@ -72,7 +72,7 @@ EXAMPLES = r"""
 - name: Offer the image on the fabric
   gb10.cluster.image_offer:
     tag: gb10/vllm-node:0123456789ab
-    store_dir: /var/lib/gb10/image-store
+    program: "{{ lookup('gb10.cluster.program', 'image') }}"
     address: 192.168.100.1
     port: 5080
     allow: [192.168.100.2, 192.168.100.3]
@@ -93,7 +93,7 @@ manifest:
   returned: when the image was stored
   type: str
 seconds:
-  description: How long it took to bring the image into the store.
+  description: Seconds that it took to bring the image into the store.
   returned: when the image was stored
   type: float
 """
@@ -106,7 +106,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.store import OFFER_UNIT
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records
+
+SERVICE = f"{records.OFFER_UNIT}.service"
 
 
 def listens(address: str, port: int) -> bool:
@@ -118,14 +120,20 @@ def listens(address: str, port: int) -> bool:
         return False
 
 
-def store(module: AnsibleModule, want: dict[str, Any]) -> dict[str, Any]:
-    """Bring the image into the store and return what it is made of."""
-    if module.get_bin_path("zstd") is None:
-        module.fail_json(msg="There is no zstd on this node; the image role installs it.")
-    started = time.monotonic()
-    options = {"--image": want["tag"], "--store": want["store_dir"], "--level": want["level"], "--way": want["read"]}
+def command(want: dict[str, Any], verb: str, options: dict[str, Any]) -> list[str]:
+    """Return the command of a verb of the program."""
     words = [str(word) for option in options.items() for word in option]
-    code, out, err = module.run_command(["python3", want["agent"], "export", *words])
+    return ["python3", want["program"], "image", verb, "--image", want["tag"], *words]
+
+
+def store(module: AnsibleModule, want: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Bring the image into the store and return what it consists of."""
+    if module.get_bin_path("zstd") is None:
+        module.fail_json(msg="zstd is not installed on this node; the image role installs it.")
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    started = time.monotonic()
+    options = {"--store": folder, "--level": want["level"], "--read": want["read"]}
+    code, out, err = module.run_command(command(want, "export", options))
     if code != 0:
         module.fail_json(msg=f"{want['tag']} cannot be offered: {err.strip()[-2000:]}")
     text = out[out.index("{") :]
@@ -136,22 +144,23 @@ def store(module: AnsibleModule, want: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def offer(module: AnsibleModule, want: dict[str, Any]) -> None:
-    """Start the unit and wait until it answers."""
+def offer(module: AnsibleModule, want: dict[str, Any], folder: Path) -> None:
+    """Start the unit and wait until it answers, for as long as it runs."""
     listen = f"{want['address']}:{want['port']}"
-    module.run_command(["systemctl", "reset-failed", f"{OFFER_UNIT}.service"])
-    options = {"--image": want["tag"], "--store": want["store_dir"], "--listen": listen}
-    words = [str(word) for option in options.items() for word in option]
-    service = ["systemd-run", "--unit", OFFER_UNIT, "--collect", "--property", "Nice=5"]
-    module.run_command(
-        [*service, "python3", want["agent"], "offer", *words, "--allow", ",".join(want["allow"])], check_rc=True
-    )
-    for _attempt in range(100):
+    module.run_command(["systemctl", "reset-failed", SERVICE])
+    options = {"--store": folder, "--listen": listen, "--allow": ",".join(want["allow"])}
+    service = ["systemd-run", "--unit", records.OFFER_UNIT, "--collect", "--property", "Nice=5"]
+    module.run_command([*service, *command(want, "offer", options)], check_rc=True)
+    while True:
+        # Liveness first: a unit that ends after this look has not been waiting for its port.
+        running = module.run_command(["systemctl", "is-active", "--quiet", SERVICE])[0] == 0
         if listens(want["address"], want["port"]):
             return
+        if not running:
+            break
         time.sleep(0.1)
-    _code, out, _err = module.run_command(["journalctl", "-u", OFFER_UNIT, "-n", "15", "--no-pager"])
-    module.fail_json(msg=f"The image is not offered at {listen}: {out.strip()[-1500:]}")
+    _code, out, _err = module.run_command(["journalctl", "-u", records.OFFER_UNIT, "-n", "15", "--no-pager"])
+    module.fail_json(msg=f"The image is not offered at {listen}; the unit's journal: {out.strip()[-1500:]}")
 
 
 def main() -> None:
@@ -160,31 +169,31 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["present", "stored", "absent"], "default": "present"},
             "tag": {"type": "str", "required": True},
-            "store_dir": {"type": "path", "required": True},
+            "state_dir": {"type": "path", "default": records.STATE_DIR},
             "transport": {"type": "str", "choices": ["layers", "tarball"], "default": "layers"},
             "address": {"type": "str"},
             "port": {"type": "int"},
             "allow": {"type": "list", "elements": "str", "default": []},
             "level": {"type": "int", "default": 1},
             "read": {"type": "str", "choices": ["auto", "overlay2", "save"], "default": "auto"},
-            "agent": {"type": "path", "default": "/usr/local/lib/gb10/image_agent.py"},
+            "program": {"type": "path"},
         },
-        required_if=[("state", "present", ["address", "port"])],
+        required_if=[("state", "present", ["address", "port", "program"]), ("state", "stored", ["program"])],
         supports_check_mode=True,
     )
     want = module.params
+    folder = Path(want["state_dir"]) / records.STORE
     result: dict[str, Any] = {"changed": False, "layers": []}
     if want["state"] == "present":
         result["url"] = f"http://{want['address']}:{want['port']}"
     if module.check_mode:
         module.exit_json(**result)
     if want["state"] != "stored":
-        module.run_command(["systemctl", "stop", f"{OFFER_UNIT}.service"])
+        module.run_command(["systemctl", "stop", SERVICE])
     if want["state"] != "absent" and want["transport"] == "layers":
-        Path(want["store_dir"]).mkdir(mode=0o755, parents=True, exist_ok=True)
-        result.update(store(module, want))
+        result.update(store(module, want, folder))
     if want["state"] == "present":
-        offer(module, want)
+        offer(module, want, folder)
     module.exit_json(**result)
 
 

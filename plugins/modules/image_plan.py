@@ -6,15 +6,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_plan
-short_description: Decide what an engine image is made of
+short_description: Plan what an engine image is built from
 version_added: 0.1.0
 description:
-  - Resolves an image's recipe and its lineage, checks that every wheel is there with the pinned
+  - Resolves an image's recipe and its lineage, checks that every wheel is present with the pinned
     name and hash, renders the Dockerfile and computes the fingerprint of all inputs.
   - Runs on the control node alone. All errors are reported at once.
 options:
   name:
-    description: Which image of I(images).
+    description: Key of O(images).
     type: str
     required: true
   images:
@@ -38,8 +38,8 @@ options:
     required: true
   require_wheels:
     description:
-      - Whether a wheel or base archive that is not on the control node is an error.
-      - With V(false) it is only told in C(lacking), and the image's tag and fingerprint say C(unbuilt).
+      - Whether a wheel or base archive that is missing on the control node is an error.
+      - With V(false) it is only reported in C(missing), and the image's tag and fingerprint are C(unbuilt).
     type: bool
     default: true
   context_dir:
@@ -65,11 +65,12 @@ RETURN = r"""
 image_plan:
   description: >-
     Name, C(tag), C(fingerprint), C(dockerfile), C(files) with their sha256, C(assertions),
-    C(base), C(base_archive), C(context_mib) of the image, and C(lacking), what is not on the control node.
+    C(base), C(base_archive), C(context_mib) of the image, and C(missing), a sentence for each file that is
+    missing on the control node.
   returned: success
   type: dict
 errors:
-  description: Each thing that is wrong, a sentence each.
+  description: One sentence for each problem.
   returned: failure
   type: list
   elements: str

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_prune
-short_description: Remove the images that nothing needs any more, by exact name
+short_description: Remove images that nothing needs any more, by exact name
 version_added: 0.1.0
 description:
-  - Looks at the images that this collection built and at no other, and removes each that is neither current
-    nor named by a unit nor used by a container, running or stopped, nor among the newest O(retain) of its name.
-  - Refused images go as soon as nothing uses them.
-  - Removes exact names without force, and never prunes; layers of the store that no manifest names go as well.
+  - Considers the images that this collection built and no other, and removes each that is neither current nor named
+    by a unit nor used by a container, running or stopped, nor among the newest O(retain) of its name.
+  - Refused images are removed as soon as nothing uses them.
+  - Removes exact names without force, and never prunes; layers of the store that no manifest names are removed as well.
 options:
   current:
-    description: The image that is proven on every member.
+    description: The image that is verified on every member.
     type: str
     required: true
   needed:
@@ -24,17 +24,14 @@ options:
     elements: str
     default: []
   retain:
-    description: How many others of each name stay, the newest.
+    description: How many others of each name are kept, the newest.
     type: int
     default: 1
-  records_dir:
-    description: Where verified images are recorded.
+  state_dir:
+    description: Directory of this collection on the node; V(images/) below it holds the records of verified images,
+      V(image-store/) the layers for other nodes.
     type: path
-    required: true
-  store_dir:
-    description: Where layers for other nodes are kept.
-    type: path
-    required: true
+    default: /var/lib/gb10
 extends_documentation_fragment:
   - gb10.cluster.attributes
 author:
@@ -47,22 +44,20 @@ EXAMPLES = r"""
     current: gb10/vllm-node:0123456789ab
     needed: [gb10/vllm-node-mimo:ba9876543210]
     retain: 1
-    records_dir: /var/lib/gb10/images
-    store_dir: /var/lib/gb10/image-store
 """
 
 RETURN = r"""
 removed:
-  description: Exact names that were removed or would be.
+  description: Exact names that were removed, or would be in check mode.
   returned: always
   type: list
   elements: str
 kept:
-  description: Name → why it stays.
+  description: Name → why it is kept.
   returned: always
   type: dict
 freed_mib:
-  description: What left the store, in MiB; what the Docker Engine freed is not counted.
+  description: Size in MiB of what was removed from the store; what the Docker Engine freed is not counted.
   returned: always
   type: float
 """
@@ -73,7 +68,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.store import MIB, tag_file, to_remove, unreferenced
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB, tag_file
+from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import to_remove, unreferenced
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 KEPT_FORMAT = '{{.Names}} {{.Label "gb10.keep"}}'
 
@@ -89,7 +87,7 @@ def built_images(module: AnsibleModule) -> list[dict[str, Any]]:
     _code, out, _err = module.run_command(["docker", "image", "inspect", *ids], check_rc=True)
     images = []
     for image in json.loads(out):
-        # Containers that only keep an image from a prune by hand (docker_keep) are no use of it.
+        # Containers that only protect an image from a manual prune (docker_keep) do not use it.
         _code, used, _err = module.run_command(
             ["docker", "ps", "--all", "--filter", f"ancestor={image['Id']}", "--format", KEPT_FORMAT]
         )
@@ -113,7 +111,7 @@ def prune_store(store: Path, gone: list[str], check_mode: bool) -> int:
     for path in sorted((store / "images").glob("*.json")):
         if path.name in [tag_file(tag) for tag in gone]:
             if not check_mode:
-                path.unlink()
+                files.remove(path)
             continue
         try:
             manifests.append(json.loads(path.read_text(encoding="utf-8")))
@@ -135,8 +133,7 @@ def main() -> None:
             "current": {"type": "str", "required": True},
             "needed": {"type": "list", "elements": "str", "default": []},
             "retain": {"type": "int", "default": 1},
-            "records_dir": {"type": "path", "required": True},
-            "store_dir": {"type": "path", "required": True},
+            "state_dir": {"type": "path", "default": records.STATE_DIR},
         },
         supports_check_mode=True,
     )
@@ -152,8 +149,8 @@ def main() -> None:
             code, _out, err = module.run_command(["docker", "rmi", tag])
             if code != 0:
                 module.fail_json(msg=f"{tag} cannot be removed: {err.strip()}")
-            (Path(want["records_dir"]) / tag_file(tag)).unlink(missing_ok=True)
-    freed = prune_store(Path(want["store_dir"]), remove, module.check_mode)
+            records.remove(want["state_dir"], tag)
+    freed = prune_store(Path(want["state_dir"]) / records.STORE, remove, module.check_mode)
     names = sorted(image["tag"] for image in images)
     module.exit_json(
         changed=bool(remove or freed),

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_pull
-short_description: Bring a proven image to a node
+short_description: Bring a verified image to a node
 version_added: 0.1.0
 description:
-  - Fetches what this node lacks of an image from an offer, and takes it only when its identity is the proven one.
-  - The image gets its name after it was checked, so that one that is half there is never taken for whole.
-  - Runs as a transient systemd unit that outlives a control node that goes away; what arrived is kept, and the
-    next run goes on from there.
+  - Fetches the layers that are missing on this node from an offer, and accepts the image only when its identity is the
+    verified one.
+  - The image gets its name after that check, so that a partial image is never taken for a complete one.
+  - Runs as a transient systemd unit that goes on when the control node goes away; what arrived is kept, and the next
+    run continues from there.
   - While it runs, the bytes that each node has received are shown every few seconds.
 options:
   tag:
@@ -20,40 +21,37 @@ options:
     type: str
     required: true
   source:
-    description: Where it is offered, C(http://address:port).
+    description: Where the image is offered, C(http://address:port).
     type: str
     required: true
   identity:
-    description: The proven identity. Unknown in check mode on a fresh cluster.
+    description: The verified identity. Unknown in check mode on a fresh cluster.
     type: str
     required: true
   transport:
     description: >-
-      V(layers) moves what is lacking, resumably; V(tarball) streams the whole image into C(docker load) and
-      needs no listener on the node.
+      V(layers) fetches what is missing, resumably; V(tarball) streams the complete image into C(docker load) and needs
+      no listener on the node.
     type: str
     choices: [layers, tarball]
     default: layers
-  spool_dir:
-    description: Where compressed layers arrive; empty again when the image is there.
+  state_dir:
+    description: Directory of this collection on the node; V(images/) below it holds the records of verified images,
+      compressed layers arrive in V(incoming/).
     type: path
-    required: true
-  records_dir:
-    description: Where to record the verified identity.
-    type: path
-    required: true
-  proof:
+    default: /var/lib/gb10
+  record:
     description: What else to keep in the record, such as the versions that were found inside the image.
     type: dict
     default: {}
   stall_seconds:
-    description: Given up after so long without a byte received or unpacked.
+    description: The pull is given up after so many seconds without a byte received or unpacked.
     type: int
     default: 600
-  agent:
-    description: The image agent on this node.
+  program:
+    description: The program V(image) on this node, as M(gb10.cluster.program) installs it.
     type: path
-    default: /usr/local/lib/gb10/image_agent.py
+    required: true
   step:
     description: Used by the action plugin alone, which runs the module twice.
     type: str
@@ -70,7 +68,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Pull what is lacking
+- name: Pull the missing parts of the image
   gb10.cluster.image_pull:
     tag: gb10/vllm-node:0123456789ab
     source: http://192.168.100.1:5080
@@ -101,11 +99,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.store import tag_file
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records
+from ansible_collections.gb10.cluster.plugins.module_utils._image.records import PULL_STATUS, PULL_UNIT
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
-
-UNIT = "gb10-image-pull"
-STATUS = "/run/gb10/image-pull.json"
 
 
 def held(module: AnsibleModule, name: str) -> str:
@@ -114,39 +110,33 @@ def held(module: AnsibleModule, name: str) -> str:
     return identity(json.loads(out)[0]) if code == 0 else ""
 
 
-def record(tag: str, mark: str, records_dir: str, proof: dict[str, Any] | None = None) -> None:
-    """Write down that this identity is a proven one."""
-    folder = Path(records_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / tag_file(tag)
-    temporary = path.with_suffix(".tmp")
-    known = {**(proof or {}), "identity": mark, "tag": tag, "from": "head"}
-    temporary.write_text(json.dumps(known, indent=2), encoding="utf-8")
-    temporary.replace(path)
+def record(want: dict[str, Any]) -> None:
+    """Record the identity as verified on this node."""
+    records.write(want["state_dir"], want["tag"], {**want["record"], "identity": want["identity"], "from": "head"})
 
 
 def start(module: AnsibleModule, want: dict[str, Any]) -> None:
-    """Start the agent, in the place of one that an earlier run left."""
+    """Start the pull, in place of one that an earlier run left."""
     if module.get_bin_path("zstd") is None:
-        module.fail_json(msg="There is no zstd on this node; the image role installs it.")
-    Path(STATUS).parent.mkdir(mode=0o755, exist_ok=True)
-    module.run_command(["systemctl", "stop", f"{UNIT}.service"])
-    module.run_command(["systemctl", "reset-failed", f"{UNIT}.service"])
-    Path(STATUS).unlink(missing_ok=True)
+        module.fail_json(msg="zstd is not installed on this node; the image role installs it.")
+    Path(PULL_STATUS).parent.mkdir(mode=0o755, exist_ok=True)
+    module.run_command(["systemctl", "stop", f"{PULL_UNIT}.service"])
+    module.run_command(["systemctl", "reset-failed", f"{PULL_UNIT}.service"])
+    Path(PULL_STATUS).unlink(missing_ok=True)
     options = {
         "--image": want["tag"],
         "--source": want["source"],
         "--transport": want["transport"],
-        "--spool": want["spool_dir"],
-        "--status": STATUS,
+        "--spool": str(Path(want["state_dir"]) / records.INCOMING),
+        "--status": PULL_STATUS,
     }
     words = [word for option in options.items() for word in option]
-    service = ["systemd-run", "--unit", UNIT, "--collect", "--property", "Nice=5"]
-    module.run_command([*service, "python3", want["agent"], "pull", *words], check_rc=True)
+    service = ["systemd-run", "--unit", PULL_UNIT, "--collect", "--property", "Nice=5"]
+    module.run_command([*service, "python3", want["program"], "image", "pull", *words], check_rc=True)
 
 
 def finish(module: AnsibleModule, want: dict[str, Any]) -> None:
-    """Give the image its name if it is the proven one, and no name otherwise."""
+    """Give the image its name if it is the verified one, and no name otherwise."""
     mark = held(module, want["pulled"])
     if mark == want["identity"] and want["pulled"] != want["tag"]:
         module.run_command(["docker", "tag", want["pulled"], want["tag"]], check_rc=True)
@@ -154,10 +144,10 @@ def finish(module: AnsibleModule, want: dict[str, Any]) -> None:
         module.run_command(["docker", "rmi", want["pulled"]])
     if mark != want["identity"]:
         module.fail_json(
-            msg=f"{want['pulled']} arrived as {mark[:16] or 'nothing'}, proven is {want['identity'][:16]}: it is not "
-            "the same image. Nothing was named by it; run the playbook again."
+            msg=f"{want['pulled']} arrived with identity {mark[:16] or 'none'}, verified is {want['identity'][:16]}: "
+            "it is not the same image. It was removed; run the playbook again."
         )
-    record(want["tag"], want["identity"], want["records_dir"], want["proof"])
+    record(want)
     module.exit_json(changed=True)
 
 
@@ -169,11 +159,10 @@ def main() -> None:
             "source": {"type": "str", "required": True},
             "identity": {"type": "str", "required": True},
             "transport": {"type": "str", "choices": ["layers", "tarball"], "default": "layers"},
-            "spool_dir": {"type": "path", "required": True},
-            "records_dir": {"type": "path", "required": True},
-            "proof": {"type": "dict", "default": {}},
+            "state_dir": {"type": "path", "default": records.STATE_DIR},
+            "record": {"type": "dict", "default": {}},
             "stall_seconds": {"type": "int", "default": 600},
-            "agent": {"type": "path", "default": "/usr/local/lib/gb10/image_agent.py"},
+            "program": {"type": "path", "required": True},
             "step": {"type": "str", "choices": ["start", "finish"], "default": "start"},
             "pulled": {"type": "str", "default": ""},
         },
@@ -185,7 +174,7 @@ def main() -> None:
     if want["step"] == "finish":
         finish(module, want)
     if held(module, want["tag"]) == want["identity"]:
-        record(want["tag"], want["identity"], want["records_dir"], want["proof"])
+        record(want)
         module.exit_json(changed=True, running=False, received_mib=0.0, refetched=[], seconds=0.0)
     start(module, want)
     module.exit_json(changed=True, running=True)

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_room
-short_description: Refuse an image that does not fit a node's disk, before a byte moves
+short_description: Check that an image fits a node's disks before it is distributed
 version_added: 0.1.0
 description:
-  - Counts what the node lacks of an image, and what that takes while it arrives.
-  - Fails with the node's name and the shortfall when it does not fit.
+  - Computes which layers of an image are missing on the node, and the space that they take while they arrive.
+  - Fails with the node's name and the shortfall when they do not fit.
 options:
   tag:
     description: The image.
@@ -34,10 +34,10 @@ options:
     description: The image's unpacked size in MiB, for O(transport=tarball).
     type: float
     default: 0
-  spool_dir:
-    description: Where compressed layers arrive.
+  state_dir:
+    description: Directory of this collection on the node; compressed layers arrive in V(incoming/) below it.
     type: path
-    required: true
+    default: /var/lib/gb10
   reserve_gib:
     description: What must stay free, in GiB.
     type: float
@@ -49,23 +49,22 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Refuse what does not fit
+- name: Check that the image fits
   gb10.cluster.image_room:
     tag: gb10/vllm-node:0123456789ab
     node: "{{ inventory_hostname }}"
     layers: "{{ offer.layers }}"
-    spool_dir: /var/lib/gb10/incoming
     reserve_gib: 10
 """
 
 RETURN = r"""
-lacking:
-  description: Diff ids of the layers that the node lacks.
+missing:
+  description: Diff ids of the layers that are missing on the node.
   returned: success
   type: list
   elements: str
-lacking_mib:
-  description: What is to be sent to the node, in MiB.
+missing_mib:
+  description: What has to be sent to the node, in MiB.
   returned: success
   type: float
 """
@@ -76,12 +75,12 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.store import (
-    GIB,
-    MIB,
-    chain_ids,
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layers import layer_folder
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import GIB, MIB, chain_ids
+from ansible_collections.gb10.cluster.plugins.module_utils._image.room import (
     images_root,
-    lacking,
+    missing_layers,
     no_room,
     room_needed,
 )
@@ -89,8 +88,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image.store import (
 
 def held_chains(module: AnsibleModule, root: Path, wanted: list[str]) -> set[str]:
     """Return the chain ids of layers that this node has, those of an interrupted pull included."""
-    layers = root / "image" / "overlay2" / "layerdb" / "sha256"
-    held = {chain for chain in wanted if (layers / chain.partition(":")[2]).is_dir()}
+    held = {chain for chain in wanted if layer_folder(root, chain).is_dir()}
     _code, out, _err = module.run_command(["docker", "image", "ls", "--quiet", "--no-trunc"])
     if out.split():
         _code, out, _err = module.run_command(["docker", "image", "inspect", *sorted(set(out.split()))])
@@ -115,22 +113,22 @@ def main() -> None:
             "layers": {"type": "list", "elements": "dict", "required": True},
             "transport": {"type": "str", "choices": ["layers", "tarball"], "default": "layers"},
             "whole_mib": {"type": "float", "default": 0},
-            "spool_dir": {"type": "path", "required": True},
+            "state_dir": {"type": "path", "default": records.STATE_DIR},
             "reserve_gib": {"type": "float", "default": 0},
         },
         supports_check_mode=True,
     )
     want = module.params
     if module.get_bin_path("docker") is None and module.check_mode:
-        module.exit_json(changed=False, lacking=[], lacking_mib=0.0)
+        module.exit_json(changed=False, missing=[], missing_mib=0.0)
     code, out, err = module.run_command(["docker", "info", "--format", "{{.DockerRootDir}}\n{{json .DriverStatus}}"])
     if code != 0:
         module.fail_json(msg=f"{want['node']}: the Docker Engine does not answer: {err.strip()}")
     containerd = module.get_bin_path("containerd")
     config = module.run_command([containerd, "config", "dump"])[1] if containerd else ""
-    root, spool = existing(Path(images_root(out, config))), existing(Path(want["spool_dir"]))
+    root, spool = existing(Path(images_root(out, config))), existing(Path(want["state_dir"]) / records.INCOMING)
     held = held_chains(module, Path(out.partition("\n")[0]), chain_ids(layer["diff_id"] for layer in want["layers"]))
-    missing = lacking(want["layers"], held)
+    missing = missing_layers(want["layers"], held)
     below_docker, below_spool = room_needed(missing, want["transport"], int(want["whole_mib"] * MIB))
     disks = [(str(root), below_docker, shutil.disk_usage(root).free)]
     if root.stat().st_dev == spool.stat().st_dev:
@@ -142,8 +140,8 @@ def main() -> None:
         module.fail_json(msg="\n".join(problems))
     module.exit_json(
         changed=False,
-        lacking=[layer["diff_id"] for layer in missing],
-        lacking_mib=round(sum(layer["file_bytes"] for layer in missing) / MIB, 1),
+        missing=[layer["diff_id"] for layer in missing],
+        missing_mib=round(sum(layer["file_bytes"] for layer in missing) / MIB, 1),
     )
 
 

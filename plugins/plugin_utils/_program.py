@@ -27,6 +27,7 @@ PROGRAMS: dict[str, dict[str, str]] = {
     "engine": {"prestart": "_engine.prestart", "entry": "_engine.entry", "stopped": "_engine.stopped"},
     "check": {"check": "_engine.check"},
     "collect": {"collect": "_monitor.collect"},
+    "image": {"image": "_image.command"},
     "watch": {"watch": "_probe.watch"},
     "weights": {"move": "_weights.mover"},
 }

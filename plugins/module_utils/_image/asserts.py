@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hold the versions found inside an image against what its recipe asserts.  Pure."""
+"""Compare the versions found inside an image with what its recipe asserts.  Pure."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def satisfies(found: str, wanted: str) -> bool:
-    """Return whether a version is what is wanted: the exact string, or comma-separated comparisons of releases.
+    """Return whether a version satisfies a condition: the exact string, or comma-separated comparisons of releases.
 
-    :raises ValueError: when ``wanted`` begins with an operator and is no list of comparisons.
+    :raises ValueError: ``wanted`` begins with an operator and is no list of comparisons.
     """
     if wanted[:1] not in "<>=!":
         return found == wanted
@@ -65,16 +65,16 @@ def satisfies(found: str, wanted: str) -> bool:
 
 
 _CPU_TORCH = (
-    "This is the CPU build that a plain resolve of the vLLM wheel lands: its metadata names torch 2.10.0 while its ABI "
-    "needs {wanted}. Force-reinstall torch with --no-deps in a step of its own after vLLM, from the CUDA index, and "
-    "build again."
+    "This is the CPU build that a plain resolve of the vLLM wheel selects: its metadata names torch 2.10.0 while its "
+    "ABI needs {wanted}. Force-reinstall torch with --no-deps in a step of its own after vLLM, from the CUDA index, "
+    "and build again."
 )
 
 
 def verdict(
     tag: str, assertions: Mapping[str, str], found: Mapping[str, str | None], errors: Mapping[str, str]
 ) -> list[str]:
-    """Return one sentence for each assertion that an image does not meet, with cause and cure where known."""
+    """Return one sentence for each assertion that an image does not meet, with cause and remedy where known."""
     wrong: list[str] = []
     for name, wanted in assertions.items():
         value = found.get(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image is made of: recipes, their lineage, their fingerprint.  Pure: no file is read here."""
+"""What an image is built from: recipes, their lineage, their fingerprint.  Pure: no file is read here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _STEP_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 
 
 def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the flat recipe of an image and what is wrong with it.
+    """Return the flat recipe of an image and its errors.
 
     An image with ``from: <other image>`` starts where the other ends: its steps follow the other's, so that
     both share the layers of the common part.
@@ -50,7 +50,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     current: str | None = name
     while current:
         if current in lineage:
-            return {}, [f"gb10_images: '{' -> '.join([*lineage, current])}' goes round in a circle."]
+            return {}, [f"gb10_images: '{' -> '.join([*lineage, current])}' is circular."]
         recipe = images.get(current)
         if not isinstance(recipe, Mapping):
             near = nearest(current, images)
@@ -78,7 +78,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     flat["name"] = name
     flat["lineage"] = list(reversed(lineage))
     if not flat["base"]:
-        errors.append(f"gb10_images.{name} has neither `base` nor `from`: there is nothing to build on.")
+        errors.append(f"gb10_images.{name} has neither `base` nor `from`.")
     steps = []
     names: set[str] = set()
     for number, step in enumerate(flat["steps"]):
@@ -118,7 +118,7 @@ def choose_wheels(step: Mapping[str, Any], present: Sequence[str], where: str) -
         if not found:
             distribution = pattern.split("-", 1)[0]
             others = sorted(file for file in present if file.split("-", 1)[0] == distribution)
-            hint = f" There is {', '.join(others)}, which is not what the pins name." if others else ""
+            hint = f" Present is {', '.join(others)}, which does not match the pins." if others else ""
             errors.append(f"{where}: wheel {pattern} is missing.{hint}")
         chosen += [file for file in found if file not in chosen]
     return chosen, errors
@@ -128,14 +128,14 @@ def wrong_hashes(step: Mapping[str, Any], hashes: Mapping[str, str], where: str)
     """Return a sentence for each wheel whose sha256 is not the pinned one."""
     return [
         f"{where}: {file} has sha256 {hashes[file][:16]}..., pinned is {pinned[:16]}...: "
-        "it is not the file that was proven. Fetch it again, or change the pin."
+        "it is another file. Download it again, or change the pin."
         for file, pinned in step["wheel_hashes"].items()
         if file in hashes and hashes[file] != pinned
     ]
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Return the sha256 (hex) of everything that an image is made of, independent of order and of paths."""
+    """Return the sha256 (hex) of everything that an image is built from, independent of order and of paths."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Apply the mods of an image to its vLLM: the last layer of the build, standard library only.
+"""Apply the mods of an image to its vLLM in the last layer of the build; standard library only.
 
     python3 apply_mods.py --mods-dir /mods [NAME...]
 
-``/mods/plan.json`` says which patch of each mod belongs to this vLLM, in order; the control node
-wrote it (gb10.cluster.mods_plan), with the patches beside it.  For each mod: `git apply`, and
-when that refuses, `patch --fuzz=5`; when both refuse, one message with what each of them said.
-Then its probe must pass, or the files are put back.  A mod that is in already is only probed.
-What was done is recorded, with hashes, in /etc/gb10/mods.json.
+``/mods/plan.json`` names the patch of each mod for this vLLM, in order; the control node wrote it
+(gb10.cluster.mods_plan), with the patches beside it.  For each mod: `git apply`, and when that fails,
+`patch --fuzz=5`; when both fail, one message with the output of each.  Then its probe must pass, or
+the files are restored.  A mod that is already applied is only probed.  The result is recorded, with
+hashes, in /etc/gb10/mods.json.
+
+This stays one file of its own instead of a verb of the node's program: the image's fingerprint covers
+it, and a change elsewhere in the collection must not rebuild an image.
 """
 
 from __future__ import annotations
@@ -30,11 +33,11 @@ PROBE_TIMEOUT_S = 900  # importing vLLM on an emulated processor takes minutes
 
 
 class ModError(Exception):
-    """Why the image cannot carry its mods; the text is for the operator."""
+    """Why the mods cannot be applied; the text is for the operator."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Apply every mod of the plan, or say in one message what kept it from being applied."""
+    """Apply every mod of the plan, or report in one message why one cannot be applied."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("names", nargs="*", help="the mods that the plan must hold, in this order")
     parser.add_argument("--mods-dir", type=Path, required=True, help="holds plan.json")
@@ -57,14 +60,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_plan(mods_dir: Path, names: list[str]) -> dict[str, Any]:
-    """Return the plan after holding each patch against the hash that the control node took."""
+    """Return the plan after checking each patch against the hash that the control node took."""
     path = mods_dir / "plan.json"
     try:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModError(f"{path} is not in the build context; write gb10.cluster's mods.plan_document there.") from None
+        raise ModError(
+            f"{path} is missing in the build context; gb10.cluster's mods.plan_document writes it."
+        ) from None
     except json.JSONDecodeError as problem:
-        raise ModError(f"{path} is no JSON: {problem}.") from None
+        raise ModError(f"{path} is not valid JSON: {problem}.") from None
     planned = [mod["name"] for mod in plan["mods"]]
     if names and names != planned:
         raise ModError(
@@ -126,7 +131,7 @@ def apply_mod(mod: dict[str, Any], mods_dir: Path, site: Path, before: dict[str,
     recorded = {each["name"]: each for each in before.get("mods", [])}.get(mod["name"])
     if recorded is not None and recorded["sha256"] != mod["sha256"]:
         raise ModError(
-            f"{mod['name']}: this image already has it as {recorded['sha256'][:12]}, which is not "
+            f"{mod['name']}: this image already has it with the hash {recorded['sha256'][:12]}, not "
             f"{mod['sha256'][:12]}; build from the layer without mods instead of on top."
         )
     kept: dict[str, bytes | None] = {}
@@ -135,8 +140,8 @@ def apply_mod(mod: dict[str, Any], mods_dir: Path, site: Path, before: dict[str,
     else:
         patch = (mods_dir / mod["patch_path"]).resolve()
         # A later mod may have changed the same lines, so the record counts as much as the files.
-        if recorded is not None or is_in(patch, site):
-            method = "was in already"
+        if recorded is not None or is_applied(patch, site):
+            method = "already applied"
         else:
             for name in mod["files"]:
                 target = site / name
@@ -144,18 +149,18 @@ def apply_mod(mod: dict[str, Any], mods_dir: Path, site: Path, before: dict[str,
             try:
                 method = f"applied with {apply_patch(mod['name'], patch, site)}"
             except ModError:
-                put_back(kept, site)
+                restore(kept, site)
                 raise
     try:
         probe(mod, site)
     except ModError:
-        put_back(kept, site)
+        restore(kept, site)
         raise
     return {key: mod[key] for key in ("name", "vllm", "files", "sha256")} | {"method": method}
 
 
-def is_in(patch: Path, site: Path) -> bool:
-    """Return whether the tree already is what the patch makes of it: it comes off cleanly."""
+def is_applied(patch: Path, site: Path) -> bool:
+    """Return whether the tree already contains the patch: it can be reversed cleanly."""
     for command in (
         ["git", "apply", "--reverse", "--check", "-p1", str(patch)],
         ["patch", *_PATCH, "--fuzz=0", "--reverse", "--dry-run", "-i", str(patch)],
@@ -169,7 +174,7 @@ _PATCH = ["-p1", "--force", "--no-backup-if-mismatch", "--reject-file=-"]
 
 
 def apply_patch(name: str, patch: Path, site: Path) -> str:
-    """Apply a patch, whole or not at all, and return the tool that took it."""
+    """Apply a patch completely or not at all, and return the tool that applied it."""
     attempts = (
         (
             "git apply",
@@ -194,14 +199,14 @@ def apply_patch(name: str, patch: Path, site: Path) -> str:
             return tool
         said.append(f"--- {tool} (exit code {code}):\n{output.strip()}")
     raise ModError(
-        f"{name}: {patch.name} does not fit the vLLM in {site}; both tools rejected it. Rebase the "
-        "patch on the source of this version, or take the version that it was made for.\n" + "\n".join(said)
+        f"{name}: {patch.name} does not apply to the vLLM in {site}; both tools rejected it. Rebase the "
+        "patch on the source of this version, or use the version that it was made for.\n" + "\n".join(said)
     )
 
 
 def run(command: list[str], site: Path) -> tuple[int, str]:
-    """Run a command in site-packages and return its exit code and what it said."""
-    # In a repository above site-packages, git apply would skip what a `diff --git` names, in silence.
+    """Run a command in site-packages and return its exit code and its output."""
+    # In a repository above site-packages, git apply would silently skip what a `diff --git` names.
     env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     env.update(GIT_CEILING_DIRECTORIES=str(site.resolve().parent), LC_ALL="C.UTF-8")
     done = subprocess.run(
@@ -241,11 +246,11 @@ def probe(mod: dict[str, Any], site: Path) -> None:
     if done.returncode != 0:
         raise ModError(
             f"{mod['name']}: its probe failed with exit code {done.returncode}, so the mod has not "
-            f"taken effect; the files are as before.\n{done.stdout.strip()[-3000:]}"
+            f"taken effect; the files were restored.\n{done.stdout.strip()[-3000:]}"
         )
 
 
-def put_back(kept: dict[str, bytes | None], site: Path) -> None:
+def restore(kept: dict[str, bytes | None], site: Path) -> None:
     """Restore what apply_mod kept; a file that was not there before goes away."""
     for name, content in kept.items():
         if content is None:
@@ -261,7 +266,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except json.JSONDecodeError as problem:
-        raise ModError(f"{path} is no JSON ({problem}): remove it and build again.") from None
+        raise ModError(f"{path} is not valid JSON ({problem}): remove it and build again.") from None
     return found
 
 

@@ -208,7 +208,7 @@ def test_an_image_can_be_shown_without_its_wheels_but_not_built(images: dict[str
     plan, errors = plan_image(arguments(images, "vllm-node", tmp_path, require_wheels=False))
     assert not errors
     assert plan["tag"] == "gb10/vllm-node:unbuilt"
-    assert plan["lacking"]
+    assert plan["missing"]
     assert plan["dockerfile"].startswith("# Rendered by gb10.cluster")
 
 
@@ -221,12 +221,12 @@ def test_one_missing_wheel_is_enough_to_be_unbuilt(images: dict[str, Any], tmp_p
     plan, errors = plan_image(arguments(images, "vllm-node", tmp_path, require_wheels=False))
     assert not errors
     assert plan["tag"].endswith(":unbuilt")
-    assert [names[0] in sentence for sentence in plan["lacking"]] == [True]
+    assert [names[0] in sentence for sentence in plan["missing"]] == [True]
     (tmp_path / names[0]).write_bytes(b"")
     whole, errors = plan_image(arguments(images, "vllm-node", tmp_path, require_wheels=False))
     assert not errors
     assert re.fullmatch(r"gb10/vllm-node:[0-9a-f]{12}", whole["tag"])
-    assert whole["lacking"] == []
+    assert whole["missing"] == []
     assert plan_image(arguments(images, "vllm-node", tmp_path))[0]["tag"] == whole["tag"]
 
 

@@ -127,7 +127,7 @@ def test_a_second_run_changes_nothing(tmp_path: Path, keep_record: bool) -> None
     if not keep_record:
         tree.record.unlink()
     done = tree.run()
-    assert done.stdout == "mods: thing was in already, 1 files, probe passed\n"
+    assert done.stdout == "mods: thing already applied, 1 files, probe passed\n"
     assert tree.bytes_() == before
 
 
@@ -148,7 +148,7 @@ def test_fuzz_takes_what_git_refuses(tmp_path: Path) -> None:
     assert "line_6 = 'six'" in text
     assert tree.recorded()["mods"][0]["method"] == "applied with patch --fuzz=5"
     assert set(tree.bytes_()) == {"vllm/__init__.py", "vllm/a.py", "vllm-0.22.1.dist-info/METADATA"}
-    assert "was in already" in tree.run().stdout
+    assert "already applied" in tree.run().stdout
 
 
 def test_both_refuse_in_one_message_and_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_both_refuse_in_one_message_and_nothing_is_left_behind(tmp_path: Path) -
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith(
-        f"mods: thing: p.patch does not fit the vLLM in {tree.site}; both tools rejected it. Rebase the patch on the "
-        "source of this version, or take the version that it was made for.\n--- git apply (exit code 1):\n"
+        f"mods: thing: p.patch does not apply to the vLLM in {tree.site}; both tools rejected it. Rebase the patch on "
+        "the source of this version, or use the version that it was made for.\n--- git apply (exit code 1):\n"
     )
     assert "error: patch failed: vllm/a.py:3" in done.stderr
     assert "--- patch --fuzz=5 (exit code 1):" in done.stderr
@@ -184,7 +184,7 @@ def test_a_failed_probe_puts_the_files_back(tmp_path: Path) -> None:
     before = tree.bytes_()
     done = tree.run()
     assert done.returncode == 1
-    assert "thing: its probe failed with exit code 1, so the mod has not taken effect; the files are as before." in (
+    assert "thing: its probe failed with exit code 1, so the mod has not taken effect; the files were restored." in (
         done.stderr
     )
     assert "AssertionError: x is not 2" in done.stderr
@@ -204,7 +204,7 @@ def test_mods_build_on_each_other_in_order(tmp_path: Path) -> None:
     ]
     before = tree.bytes_()
     again = tree.run("one", "two")
-    assert again.stdout.count("was in already") == 2
+    assert again.stdout.count("already applied") == 2
     assert tree.bytes_() == before
 
 
@@ -230,7 +230,7 @@ def test_an_image_without_git(tmp_path: Path) -> None:
     tree.plan(("thing", SIX, PROBE))
     path = tools(tmp_path / "bin", "patch")
     assert "applied with patch --fuzz=5" in tree.run(path=path).stdout
-    assert "was in already" in tree.run(path=path).stdout
+    assert "already applied" in tree.run(path=path).stdout
 
 
 def test_an_image_with_neither_tool(tmp_path: Path) -> None:
@@ -263,9 +263,9 @@ REFUSED: list[tuple[Callable[[Tree], object], list[str], str]] = [
     (
         lambda tree: (tree.context / "plan.json").unlink(),
         [],
-        "plan.json is not in the build context; write gb10.cluster's mods.plan_document there.",
+        "plan.json is missing in the build context; gb10.cluster's mods.plan_document writes it.",
     ),
-    (lambda tree: (tree.context / "plan.json").write_text("{"), [], "plan.json is no JSON: "),
+    (lambda tree: (tree.context / "plan.json").write_text("{"), [], "plan.json is not valid JSON: "),
     (lambda _unused: None, ["other"], "The image wants the mods other, but "),
     (lambda _unused: None, ["thing", "thing"], "holds thing; plan the build again."),
     (changed_patch, [], "thing: thing/p.patch has the hash "),
@@ -277,8 +277,8 @@ REFUSED: list[tuple[Callable[[Tree], object], list[str], str]] = [
         "gb10_images to what its wheel is.",
     ),
     (lambda tree: shutil.rmtree(tree.site / "vllm-0.22.1.dist-info"), [], "holds no vllm-*.dist-info"),
-    (other_hash, [], "thing: this image already has it as "),
-    (broken_record, [], "mods.json is no JSON "),
+    (other_hash, [], "thing: this image already has it with the hash "),
+    (broken_record, [], "mods.json is not valid JSON "),
 ]
 
 

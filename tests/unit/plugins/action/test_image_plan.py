@@ -138,7 +138,7 @@ def test_no_wheels_at_all_are_named_with_the_way_out(tmp_path: Path) -> None:
 def test_an_image_can_be_shown_without_its_wheels(tmp_path: Path) -> None:
     found, errors = plan(tmp_path, IMAGES, require_wheels=False)
     assert errors == []
-    assert (found["tag"], len(found["lacking"])) == ("gb10/vllm-node:unbuilt", 1)
+    assert (found["tag"], len(found["missing"])) == ("gb10/vllm-node:unbuilt", 1)
     assert not (tmp_path / "context").exists()
 
 
@@ -146,8 +146,8 @@ def test_an_image_can_be_shown_without_its_wheels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "sentence"),
     [
-        ({"wheels": ["vllm-0.33.0-*.whl"]}, "wheel vllm-0.33.0-*.whl is missing. There is vllm-0.32.0"),
-        ({"wheel_hashes": {WHEEL: "0" * 64}}, "it is not the file that was proven"),
+        ({"wheels": ["vllm-0.33.0-*.whl"]}, "wheel vllm-0.33.0-*.whl is missing. Present is vllm-0.32.0"),
+        ({"wheel_hashes": {WHEEL: "0" * 64}}, "it is another file"),
         ({"overlays": ["patch.py"]}, "overlay patch.py is not in"),
         ({"wheel": ["x"]}, "is not a known key. Did you mean 'wheels'"),
         ({"name": "Bad Name"}, "must be lower-case letters"),

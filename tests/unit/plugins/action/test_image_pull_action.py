@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +17,11 @@ from ansible_collections.gb10.cluster.plugins.action import image_pull
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ('{"received": 5}\nactive\n', ({"received": 5}, True)),
-        ('{"received": 5}\ninactive\n', ({"received": 5}, False)),
-        ("\nactivating\n", ({}, True)),
-        ("{half\nactive\n", ({}, True)),
+        ('active\n{"received": 5}\n', ({"received": 5}, True)),
+        ('inactive\n{\n  "received": 5\n}\n', ({"received": 5}, False)),
+        ("activating\n", ({}, True)),
+        ("active\n{half\n", ({}, True)),
+        ("active\n[]\n", ({}, True)),
         ("", ({}, False)),
     ],
 )
@@ -62,7 +66,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def execute(command: str) -> dict[str, str]:
             commands.append(command)
-            if "image-pull.json" in command:
+            if "is-active" in command:
                 last[0] = next(left, last[0])
                 return {"stdout": last[0]}
             return {"stdout": "Traceback: agent"}
@@ -74,13 +78,13 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def look(running: bool = True, **status: Any) -> str:
-    return f"{json.dumps(status)}\n{'active' if running else 'inactive'}\n"
+    return f"{'active' if running else 'inactive'}\n{json.dumps(status)}\n"
 
 
 def test_bytes_are_shown_at_least_every_ten_seconds(watched: Any) -> None:
     plugin, answer = watched
     answer([look(received=n * 2**20, total=2**30) for n in range(30)] + [look(received=2**30, total=2**30, done=True)])
-    status, problem = plugin._watch("gx10-2", 600)
+    status, problem = plugin.watch("gx10-2", 600)
     assert problem == ""
     assert status["done"] is True
     # 30 looks, 2 s apart: a line every 8 s, and the last one.
@@ -92,7 +96,7 @@ def test_bytes_are_shown_at_least_every_ten_seconds(watched: Any) -> None:
 def test_a_pull_that_stands_still_is_given_up(watched: Any) -> None:
     plugin, answer = watched
     commands = answer([look(received=2**20, total=2**30)])
-    _status, problem = plugin._watch("gx10-2", 60)
+    _status, problem = plugin.watch("gx10-2", 60)
     assert problem.startswith("no byte was received or unpacked for 60 s (gx10-2: 1 of 1024 MiB received")
     assert "systemctl stop gb10-image-pull.service" in commands
 
@@ -100,17 +104,59 @@ def test_a_pull_that_stands_still_is_given_up(watched: Any) -> None:
 def test_a_pull_that_only_unpacks_is_not_given_up(watched: Any) -> None:
     plugin, answer = watched
     answer([look(received=1, unpacked=n) for n in range(100)] + [look(done=True)])
-    assert plugin._watch("gx10-2", 60)[1] == ""
+    assert plugin.watch("gx10-2", 60)[1] == ""
 
 
 def test_an_agent_that_died_is_quoted(watched: Any) -> None:
     plugin, answer = watched
     answer([look(running=False)])
-    _status, problem = plugin._watch("gx10-2", 60)
-    assert problem == "the image agent ended without a word; its journal says: Traceback: agent"
+    _status, problem = plugin.watch("gx10-2", 60)
+    assert problem == "the pull ended without a result; its journal: Traceback: agent"
 
 
 def test_an_agent_that_failed_is_quoted(watched: Any) -> None:
     plugin, answer = watched
     answer([look(running=False, done=True, error="no room")])
-    assert plugin._watch("gx10-2", 60)[1] == "no room"
+    assert plugin.watch("gx10-2", 60)[1] == "no room"
+
+
+#: Stands for systemctl or cat on a node: gives the state of the pull, then lets the pull end if its turn has come.
+TOOL = """#!/bin/sh
+cd {folder}
+echo x >> looks
+case "$0" in
+    */systemctl) if [ -e ended ]; then echo inactive; else echo active; fi ;;
+    *) if [ -e ended ]; then echo '{done}'; else echo '{moving}'; fi ;;
+esac
+[ "$(wc -l < looks)" -ge {turn} ] && touch ended
+exit 0
+"""
+
+
+@pytest.mark.parametrize("turn", range(1, 7))
+def test_a_pull_that_ends_while_it_is_looked_at_is_not_called_failed(
+    watched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    """The end comes after each of the looks in turn: between unit and report, and between two rounds."""
+    plugin, _answer = watched
+    done, moving = json.dumps({"received": 9, "done": True, "name": "x"}), json.dumps({"received": 5})
+    for tool in ("systemctl", "cat"):
+        path = tmp_path / tool
+        path.write_text(TOOL.format(folder=tmp_path, done=done, moving=moving, turn=turn), encoding="utf-8")
+        path.chmod(0o755)
+    path_of_tools = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+
+    def execute(command: str) -> dict[str, str]:
+        ran = subprocess.run(
+            ["/bin/sh", "-c", command],
+            env={"PATH": path_of_tools},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        return {"stdout": ran.stdout}
+
+    monkeypatch.setattr(plugin, "_low_level_execute_command", execute, raising=False)
+    status, problem = plugin.watch("gx10-2", 600)
+    assert (problem, status["name"]) == ("", "x")

@@ -35,7 +35,7 @@ def test_lineage_is_flat_and_in_order() -> None:
     ("images", "name", "sentence"),
     [
         (IMAGES, "mimoo", "gb10_images has no image 'mimoo'. Did you mean 'mimo'?"),
-        ({"a": {"from": "b"}, "b": {"from": "a"}}, "a", "gb10_images: 'a -> b -> a' goes round in a circle."),
+        ({"a": {"from": "b"}, "b": {"from": "a"}}, "a", "gb10_images: 'a -> b -> a' is circular."),
         ({"a": {"from": "gone"}}, "a", "gb10_images has no image 'gone'."),
         ({"a": {}}, "a", "gb10_images.a has neither `base` nor `from`"),
         (
@@ -74,7 +74,7 @@ def test_a_missing_wheel_names_what_is_there_instead() -> None:
     )
     (sentence,) = errors
     assert sentence.startswith("image x: wheel vllm-0.22.1-cp312.whl is missing.")
-    assert sentence.endswith("There is vllm-0.21.0-cp312.whl, which is not what the pins name.")
+    assert sentence.endswith("Present is vllm-0.21.0-cp312.whl, which does not match the pins.")
 
 
 def test_a_wheel_with_another_hash_is_refused() -> None:

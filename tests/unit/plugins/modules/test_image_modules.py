@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.store import chain_ids, units_images
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import chain_ids
+from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import units_images
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 from ansible_collections.gb10.cluster.plugins.modules import (
     image_backup,
@@ -87,9 +88,10 @@ def pull_params(tmp_path: Path, **more: Any) -> dict[str, Any]:
         "source": "http://192.0.2.1:5080",
         "identity": identity(IMAGE),
         "transport": "layers",
-        "spool_dir": str(tmp_path / "incoming"),
-        "records_dir": str(tmp_path / "records"),
-        "proof": {"versions": {"torch": "2.11.0"}},
+        "state_dir": str(tmp_path),
+        "stall_seconds": 600,
+        "program": "/usr/local/lib/gb10/gb10-image-0.pyz",
+        "record": {"versions": {"torch": "2.11.0"}},
         "step": "finish",
         "pulled": f"127.0.0.1:40000/{TAG}",
         **more,
@@ -100,7 +102,7 @@ def test_an_image_gets_its_name_after_it_was_checked(tmp_path: Path, monkeypatch
     fake = Module(pull_params(tmp_path), {f"127.0.0.1:40000/{TAG}": IMAGE})
     assert not run(image_pull, monkeypatch, fake).failed
     assert list(fake.images) == [TAG]
-    found = image_info.read_image(fake, TAG, str(tmp_path / "records"))
+    found = image_info.read_image(fake, TAG, str(tmp_path))
     assert found["verified"] is True
     assert found["record"]["versions"] == {"torch": "2.11.0"}
 
@@ -110,9 +112,9 @@ def test_another_image_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fake = Module(pull_params(tmp_path), {f"127.0.0.1:40000/{TAG}": other})
     ended = run(image_pull, monkeypatch, fake)
     assert ended.failed
-    assert "it is not the same image. Nothing was named by it" in str(ended)
+    assert "it is not the same image. It was removed" in str(ended)
     assert fake.images == {}
-    assert not (tmp_path / "records").exists()
+    assert not (tmp_path / "images").exists()
 
 
 def test_a_loaded_image_that_is_another_loses_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +129,7 @@ def test_an_image_that_is_there_is_recorded_and_not_pulled(tmp_path: Path, monke
     ended = run(image_pull, monkeypatch, fake)
     assert ended.result["running"] is False
     assert not [call for call in fake.calls if call[0] == "systemd-run"]
-    assert image_info.read_image(fake, TAG, str(tmp_path / "records"))["verified"] is True
+    assert image_info.read_image(fake, TAG, str(tmp_path))["verified"] is True
 
 
 # --- image_info ----------------------------------------------------------------------------------------------
@@ -174,20 +176,19 @@ def prune_params(tmp_path: Path) -> dict[str, Any]:
         "current": "gb10/probe:3",
         "needed": ["gb10/probe:1"],
         "retain": 0,
-        "records_dir": str(tmp_path / "records"),
-        "store_dir": str(tmp_path / "store"),
+        "state_dir": str(tmp_path),
     }
 
 
 def lay_out_store(tmp_path: Path) -> None:
-    for folder in ("records", "store/images", "store/layers"):
+    for folder in ("images", "image-store/images", "image-store/layers"):
         (tmp_path / folder).mkdir(parents=True)
     for number, layers in ((2, ["sha256:common", "sha256:two"]), (3, ["sha256:common", "sha256:three"])):
         text = json.dumps({"layers": [{"diff_id": diff_id} for diff_id in layers]})
-        (tmp_path / "store" / "images" / f"gb10_probe@{number}.json").write_text(text, encoding="utf-8")
-        (tmp_path / "records" / f"gb10_probe@{number}.json").write_text("{}", encoding="utf-8")
+        (tmp_path / "image-store" / "images" / f"gb10_probe@{number}.json").write_text(text, encoding="utf-8")
+        (tmp_path / "images" / f"gb10_probe@{number}.json").write_text("{}", encoding="utf-8")
         for diff_id in layers:
-            (tmp_path / "store" / "layers" / f"{diff_id[7:]}.tar.zst").write_bytes(bytes(2**20))
+            (tmp_path / "image-store" / "layers" / f"{diff_id[7:]}.tar.zst").write_bytes(bytes(2**20))
 
 
 @pytest.mark.parametrize("check", [False, True])
@@ -204,9 +205,9 @@ def test_exact_names_are_removed_with_what_belongs_to_them(
     assert set(ended.result["kept"]) == {"gb10/probe:1", "gb10/probe:3", "gb10/probe:4"}
     removals = [call for call in fake.calls if call[1] in ("rmi", "rm", "prune")]
     assert removals == ([] if check else [["docker", "rm", "gb10-keep-it"], ["docker", "rmi", "gb10/probe:2"]])
-    left = sorted(path.name for path in (tmp_path / "store" / "layers").iterdir())
+    left = sorted(path.name for path in (tmp_path / "image-store" / "layers").iterdir())
     assert left == (["common.tar.zst", "three.tar.zst"] + (["two.tar.zst"] if check else []))
-    assert (tmp_path / "records" / "gb10_probe@2.json").exists() is check
+    assert (tmp_path / "images" / "gb10_probe@2.json").exists() is check
 
 
 def test_a_node_without_images_of_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,9 +255,9 @@ def backup(
 
 def test_a_backup_from_nothing_to_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "layers" / f"{'a' * 64}.tar.zst"
-    assert backup(monkeypatch, tmp_path, "lacking").result["files"] == [file.name]
+    assert backup(monkeypatch, tmp_path, "missing").result["files"] == [file.name]
     file.write_bytes(CONTENT)
-    assert backup(monkeypatch, tmp_path, "lacking").result["files"] == []
+    assert backup(monkeypatch, tmp_path, "missing").result["files"] == []
     assert backup(monkeypatch, tmp_path, "present").result["changed"] is True
     assert backup(monkeypatch, tmp_path, "present").result["changed"] is False
     found = backup(monkeypatch, tmp_path, "verified").result
@@ -271,18 +272,18 @@ def test_a_damaged_layer_is_found_and_fetched_again(tmp_path: Path, monkeypatch:
     file.write_bytes(b"LAYER" * 1000)
     ended = backup(monkeypatch, tmp_path, "verified")
     assert ended.failed
-    assert f"is damaged: {DIFF_ID[:19]} is missing or not what it was. Nothing was restored" in str(ended)
-    assert backup(monkeypatch, tmp_path, "lacking", check=True).result["files"] == [file.name]
+    assert f"is damaged: {DIFF_ID[:19]} is missing or was altered. Nothing was restored" in str(ended)
+    assert backup(monkeypatch, tmp_path, "missing", check=True).result["files"] == [file.name]
     assert file.exists()
-    assert backup(monkeypatch, tmp_path, "lacking").result["files"] == [file.name]
+    assert backup(monkeypatch, tmp_path, "missing").result["files"] == [file.name]
     assert not file.exists()
 
 
 def test_an_image_whose_layers_did_not_arrive_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backup(monkeypatch, tmp_path, "lacking")
+    backup(monkeypatch, tmp_path, "missing")
     ended = backup(monkeypatch, tmp_path, "present")
     assert ended.failed
-    assert "did not arrive in" in str(ended)
+    assert "did not arrive intact in" in str(ended)
     assert list((tmp_path / "images").iterdir()) == []
 
 
@@ -298,7 +299,7 @@ def test_a_backup_that_is_not_there_is_named_with_those_that_are(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is not a backup's manifest"),
+        ("{", "is not the manifest of a backup"),
         ('{"tag": "gb10/other:1", "layers": [1], "record": {"identity": 1}}', "another image"),
     ],
 )

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
-from ansible_collections.gb10.cluster.plugins.modules import image_check, image_info, image_pull
+from ansible_collections.gb10.cluster.plugins.modules import image_check, image_info
 
 TAG = "gb10/probe:0123456789ab"
 IMAGE = {"Id": "sha256:1", "Architecture": "arm64", "RootFS": {"Layers": ["sha256:a"]}, "Config": {"Env": ["A=1"]}}
@@ -32,7 +33,7 @@ class Docker:
 
 
 def test_a_pulled_image_counts_as_verified_while_it_is_the_same(tmp_path: Path) -> None:
-    image_pull.record(TAG, identity(IMAGE), str(tmp_path))
+    records.write(str(tmp_path), TAG, {"identity": identity(IMAGE)})
     assert image_info.read_image(Docker(IMAGE), TAG, str(tmp_path))["verified"] is True
     # Another image store gives another id to the same image.
     assert image_info.read_image(Docker({**IMAGE, "Id": "sha256:2"}), TAG, str(tmp_path))["verified"] is True
@@ -41,13 +42,14 @@ def test_a_pulled_image_counts_as_verified_while_it_is_the_same(tmp_path: Path) 
 
 
 def test_a_record_without_its_image_vouches_for_nothing(tmp_path: Path) -> None:
-    image_pull.record(TAG, identity(IMAGE), str(tmp_path))
+    records.write(str(tmp_path), TAG, {"identity": identity(IMAGE)})
     found = image_info.read_image(Docker(None), TAG, str(tmp_path))
     assert (found["present"], found["verified"], found["identity"]) == (False, False, "")
 
 
 def test_a_broken_record_vouches_for_nothing(tmp_path: Path) -> None:
-    (tmp_path / "gb10_probe@0123456789ab.json").write_text("{", encoding="utf-8")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "gb10_probe@0123456789ab.json").write_text("{", encoding="utf-8")
     assert image_info.read_image(Docker(IMAGE), TAG, str(tmp_path))["verified"] is False
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image import store as image_store
+from ansible_collections.gb10.cluster.plugins.module_utils._image import layout, progress, retention, room
 
 LAYERS: list[dict[str, Any]] = [
     {"diff_id": "sha256:a", "bytes": 100, "file_bytes": 40},
@@ -18,34 +18,34 @@ LAYERS: list[dict[str, Any]] = [
 
 
 def test_names_of_files() -> None:
-    assert image_store.tag_file("gb10/vllm-node:0123") == "gb10_vllm-node@0123.json"
-    assert image_store.layer_file("sha256:abc") == "abc.tar.zst"
+    assert layout.tag_file("gb10/vllm-node:0123") == "gb10_vllm-node@0123.json"
+    assert layout.layer_file("sha256:abc") == "abc.tar.zst"
 
 
 def test_a_layer_is_held_only_upon_the_same_layers() -> None:
-    chains = image_store.chain_ids(layer["diff_id"] for layer in LAYERS)
+    chains = layout.chain_ids(layer["diff_id"] for layer in LAYERS)
     assert chains[1] == "sha256:" + hashlib.sha256(b"sha256:a sha256:b").hexdigest()
-    assert image_store.lacking(LAYERS, set()) == LAYERS
-    assert image_store.lacking(LAYERS, set(chains[:2])) == LAYERS[2:]
+    assert room.missing_layers(LAYERS, set()) == LAYERS
+    assert room.missing_layers(LAYERS, set(chains[:2])) == LAYERS[2:]
     # The same diff id at the bottom of another image is another chain.
-    assert image_store.lacking(LAYERS, {"sha256:b"}) == LAYERS
+    assert room.missing_layers(LAYERS, {"sha256:b"}) == LAYERS
 
 
 def test_room() -> None:
-    assert image_store.room_needed(LAYERS[1:], "layers", 999) == (1200, 240)
-    assert image_store.room_needed(LAYERS, "tarball", 700) == (1400, 0)
+    assert room.room_needed(LAYERS[1:], "layers", 999) == (1200, 240)
+    assert room.room_needed(LAYERS, "tarball", 700) == (1400, 0)
 
 
 def test_a_disk_that_is_too_small_is_named_with_its_shortfall() -> None:
-    gib = image_store.GIB
+    gib = layout.GIB
     disks = [("/var/lib/docker", 44 * gib, 30 * gib), ("/data", 4 * gib, 500 * gib)]
-    (sentence,) = image_store.no_room("gx10-3", "gb10/x:1", disks, 5 * gib)
+    (sentence,) = room.no_room("gx10-3", "gb10/x:1", disks, 5 * gib)
     assert sentence.startswith("gx10-3: gb10/x:1 needs 44.0 GiB below /var/lib/docker")
-    assert "30.0 GiB are free: 19.0 GiB too few. Nothing was moved to any node." in sentence
+    assert "30.0 GiB are free: 19.0 GiB too few. No byte was sent to any node." in sentence
 
 
 def test_a_disk_that_is_full_does_not_matter_where_nothing_is_needed() -> None:
-    assert image_store.no_room("n", "t", [("/", 0, 0)], 10) == []
+    assert room.no_room("n", "t", [("/", 0, 0)], 10) == []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_disk_that_is_full_does_not_matter_where_nothing_is_needed() -> None:
         ),
         (
             {"received": 10 * 2**20, "total": 40 * 2**20, "kept": 25 * 2**20},
-            "n: 10 of 15 MiB received, 1 MiB/s, 25 MiB were there from an earlier run",
+            "n: 10 of 15 MiB received, 1 MiB/s, 25 MiB kept from an earlier run",
         ),
         (
             {"received": 2**20, "total": 2**20, "refetched": ["sha256:" + "a" * 64]},
@@ -67,7 +67,7 @@ def test_a_disk_that_is_full_does_not_matter_where_nothing_is_needed() -> None:
     ],
 )
 def test_progress(status: dict[str, Any], line: str) -> None:
-    assert image_store.progress_line("n", status, 2**20) == line
+    assert progress.progress_line("n", status, 2**20) == line
 
 
 def image(tag: str, created: int, containers: int = 0, name: str = "x") -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_what_is_needed_stays_and_the_rest_goes() -> None:
         image("127.0.0.1:40000/gb10/x:old", 7),
         image("mine:1", 1),
     ]
-    remove, stay = image_store.to_remove(images, "gb10/x:current", {"gb10/x:of-a-stopped-model"}, 1)
+    remove, stay = retention.to_remove(images, "gb10/x:current", {"gb10/x:of-a-stopped-model"}, 1)
     assert sorted(remove) == ["127.0.0.1:40000/gb10/x:old", "gb10/x:old", "gb10/x:refused-1"]
     assert stay["gb10/x:of-a-stopped-model"] == "a unit names it"
     assert stay["gb10/x:refused-2"] == "a container was made from it"
@@ -97,18 +97,18 @@ def test_what_is_needed_stays_and_the_rest_goes() -> None:
 
 
 def test_nothing_is_spare_when_nothing_is_retained() -> None:
-    assert image_store.to_remove([image("gb10/x:old", 1)], "gb10/x:new", set(), 0) == (["gb10/x:old"], {})
+    assert retention.to_remove([image("gb10/x:old", 1)], "gb10/x:new", set(), 0) == (["gb10/x:old"], {})
 
 
 def test_layers_that_no_manifest_names() -> None:
     files = ["a.tar.zst", "a.json", "z.tar.zst", "z.json", "y.writing"]
-    assert image_store.unreferenced(files, [{"layers": LAYERS}]) == ["z.json", "z.tar.zst"]
-    assert image_store.unreferenced(files, []) == ["a.json", "a.tar.zst", "z.json", "z.tar.zst"]
+    assert retention.unreferenced(files, [{"layers": LAYERS}]) == ["z.json", "z.tar.zst"]
+    assert retention.unreferenced(files, []) == ["a.json", "a.tar.zst", "z.json", "z.tar.zst"]
 
 
 def test_images_that_units_name() -> None:
     unit = "ExecStart=/usr/bin/docker run --name vllm-x --entrypoint /opt/python gb10/vllm-node:0123456789ab /x\n"
-    assert image_store.units_images([unit, "ExecStart=/x gb10/y:1\n", "/var/lib/gb10/x:y /x/gb10/no:1"]) == [
+    assert retention.units_images([unit, "ExecStart=/x gb10/y:1\n", "/var/lib/gb10/x:y /x/gb10/no:1"]) == [
         "gb10/vllm-node:0123456789ab",
         "gb10/y:1",
     ]
@@ -129,4 +129,4 @@ def test_images_that_units_name() -> None:
     ],
 )
 def test_images_are_where_their_store_is(info: str, config: str, root: str) -> None:
-    assert image_store.images_root(info, config) == root
+    assert room.images_root(info, config) == root
