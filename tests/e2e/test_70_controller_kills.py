@@ -32,7 +32,7 @@ STEPS = (
     ("edge : Close the node, with a way back", 0.7),
     ("edge : Keep the change", 0.5),
     ("image : Copy the build context", 10.0),
-    ("image : Build gb10", 20.0),
+    ("image : Build", 20.0),
     ("image : Verify", 2.0),
     ("image : Pull the missing parts of the image", 15.0),
     ("weights : Serve and fetch", 0.8),
