@@ -1,13 +1,8 @@
-# SPDX-License-Identifier: Apache-2.0
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Look a command-line variable up under its name, and for one release under its former name."""
 
 from __future__ import annotations
-
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-from ansible.utils.display import Display
 
 DOCUMENTATION = r"""
 name: option
@@ -46,6 +41,12 @@ _raw:
   type: list
   elements: raw
 """
+
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+from ansible.utils.display import Display
 
 
 class LookupModule(LookupBase):  # type: ignore[misc, unused-ignore]

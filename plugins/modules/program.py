@@ -46,7 +46,7 @@ RETURN = r"""
 path:
   description: Where the archive is.
   returned: success
-  type: path
+  type: str
   sample: /usr/local/lib/gb10/gb10-watch-0123456789ab.pyz
 removed:
   description: What was removed (or would be, in check mode) because nothing refers to it any more.

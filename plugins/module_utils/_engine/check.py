@@ -67,7 +67,7 @@ def build(args: Any) -> None:
         traceback.print_exc()
         answer(1, ok=False, stage="parsers", error=words_of(error))
     try:
-        from vllm.engine.arg_utils import AsyncEngineArgs  # type: ignore[import-not-found]
+        from vllm.engine.arg_utils import AsyncEngineArgs  # type: ignore[import-not-found, unused-ignore]
 
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except Exception as error:  # noqa: BLE001

@@ -223,7 +223,7 @@ def _text(value: Any) -> str:
 def _format_once(template: str, values: Mapping[str, Any], where: str) -> str:
     """Fill in a version 1 command, as ``str.format`` does."""
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        names = [field[1] for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as problem:
         raise RecipeError(f"{where}: the braces of 'command' do not match: {problem}.") from None
     missing = sorted({name for name in names if name not in values})
@@ -234,7 +234,7 @@ def _format_once(template: str, values: Mapping[str, Any], where: str) -> str:
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
     """Fill in ``{key}`` for every known key until nothing changes; other braces stay."""
-    for _ in range(20):
+    for _round in range(20):
         text = re.sub(r"\{(\w+)\}", lambda match: _text(values[match[1]]) if match[1] in values else match[0], template)
         if text == template:
             break

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.check import MARK
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.verdict import (
-    MARK,
     MAX_WORDS_CHARS,
     NoVerdictError,
     digest,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_a_node_with_nothing(
     files, commands = node
     files.clear()
     commands.clear()
-    monkeypatch.setattr(node_facts.shutil, "which", lambda *_words, **_options: None)
+    monkeypatch.setattr(shutil, "which", lambda *_words, **_options: None)
     found = facts(capsys, detail=True)
     assert (found["os"]["id"], found["os"]["dgx"], found["kho_fault"]) == ("unknown", "", False)
     assert (found["docker"]["installed"], found["docker"]["active"]) == (False, False)

@@ -144,7 +144,10 @@ def test_systemd_reads_arguments_back_unchanged(argument: str, quoted: str) -> N
 
 def test_files_are_shown_with_their_secrets_masked() -> None:
     text = "A=1\nVLLM_API_KEY=abc\nhf_token=x y\nTOKENIZERS=2\nEMPTY_PASSWORD=\n"
-    files = [{"path": "/e", "content": text, "secret": True}, {"path": "/p", "content": "api_key=unrelated"}]
+    files: list[dict[str, Any]] = [
+        {"path": "/e", "content": text, "secret": True},
+        {"path": "/p", "content": "api_key=unrelated"},
+    ]
     shown = launch.masked(files)
     assert shown[0]["content"] == (
         "A=1\nVLLM_API_KEY=********\nhf_token=********\nTOKENIZERS=********\nEMPTY_PASSWORD=\n"
