@@ -175,12 +175,17 @@ class _Every(dict[str, Any]):
         return self[name]
 
 
+def template_environment() -> jinja2.Environment:
+    """Return an environment that parses Ansible's templates."""
+    environment = jinja2.Environment(autoescape=False, extensions=["jinja2.ext.do"])
+    environment.filters, environment.tests = _Every(), _Every()
+    return environment
+
+
 def variables(value: Any) -> set[str]:
     """Return the variables that the templates of a YAML document use and do not set themselves."""
-    environment = jinja2.Environment(autoescape=False)
-    environment.filters, environment.tests = _Every(), _Every()
-    find = jinja2.meta.find_undeclared_variables
-    return {name for text in templates(value) for name in find(environment.parse(text))}
+    parse, find = template_environment().parse, jinja2.meta.find_undeclared_variables
+    return {name for text in templates(value) for name in find(parse(text))}
 
 
 def loop_variables(value: Any) -> set[str]:

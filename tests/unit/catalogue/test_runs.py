@@ -152,6 +152,20 @@ def test_the_names_of_the_release_before_still_work(site: Callable[[], Any], tmp
     assert (tmp_path / "out" / "gx10-1" / "docker-run.sh").is_file()
 
 
+def test_values_of_the_command_line_arrive_with_their_type(site: Callable[[], Any], tmp_path: Path) -> None:
+    words = "engine_memory_floor_gib=1.5 engine_drop_caches=false engine_require_rdma=no engine_stop_seconds=90".split()
+    given = [each for word in words for each in ("-e", word)]
+    run = site().run("render.yml", "-e", "model=nemotron-super", "-e", f"model_render_dir={tmp_path}", *given)
+    assert run.returncode == 0, run.output
+    node = tmp_path / "gx10-1"
+    launch = json.loads((node / "etc/gb10/engine/nemotron-super.json").read_text(encoding="utf-8"))
+    assert launch["memory_floor_gib"] == 1.5
+    assert launch["drop_caches"] is False
+    assert launch["require_rdma"] is False
+    unit = (node / "etc/systemd/system/vllm-nemotron-super.service").read_text(encoding="utf-8")
+    assert "TimeoutStopSec=120\n" in unit
+
+
 def test_rendering_needs_a_directory(site: Callable[[], Any]) -> None:
     run = site().run("render.yml", "-e", "model=nemotron-nano")
     assert run.returncode != 0
