@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.check import MARK
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import UNRECOGNISED, diagnose
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import UNRECOGNISED, diagnose
 
 #: vLLM lists everything that it would have taken, several thousand characters for an architecture.
 MAX_WORDS_CHARS = 320

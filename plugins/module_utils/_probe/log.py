@@ -100,7 +100,7 @@ MARKERS: tuple[Marker, ...] = (
     _marker("rendezvous", r"\bworld_size=\d+ rank=\d+ .*distributed_init_method="),
     _marker("rendezvous", r"\bWaiting for creating a placement group of specs "),
     # vLLM v1/worker/*_model_runner.py.
-    _marker("load", r"Starting to load model |Loading drafter model"),
+    _marker("load", r"Starting to load model |Loading drafter model|Loading model from scratch"),
     # vLLM model_executor/model_loader/weight_utils.py and its streaming loaders.
     _marker(
         "load",
@@ -114,6 +114,7 @@ MARKERS: tuple[Marker, ...] = (
         "profile", r"Dynamo bytecode transform time|Compiling a graph for |torch\.compile took |torch\.compile takes "
     ),
     # vLLM v1/worker/gpu_worker.py, cpu_worker.py; v1/core/kv_cache_utils.py.
+    _marker("profile", r"Initial profiling/warmup run took "),
     _marker("profile", r"Available KV cache memory: |(?:Explicitly|Auto) set \(.*for KV cache"),
     _marker("profile", r"KV cache size: [\d,]+ tokens"),
     _marker("graph_capture", r"Capturing (?:[\w-]+ )*CUDA graphs?[^:]*:\s+\d+%\|.*?(?P<done>\d+)/(?P<total>\d+) \["),

@@ -13,12 +13,9 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import KIB_PER_GIB, parse_meminfo
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import diagnose
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import (
-    GAVE_UP,
-    START_REFUSED,
-    diagnose,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import GAVE_UP, START_REFUSED
 
 Run = Callable[[Sequence[str]], "tuple[int, str, str]"]
 """Runs a command without a shell: (exit status, stdout, stderr); 127 when there is no such command."""

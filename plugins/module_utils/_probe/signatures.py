@@ -1,44 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of known failures: which line of a log means what, and what to do about it.
-
-`diagnose` is pure: lines in, findings out. A finding of kind `cause` explains a death by itself;
-`context` explains one when nothing better is found, and is harmless in an engine that lives;
-`consequence` only says that something else went wrong first.
-"""
+"""The table of known failures: which line of a log means what, and the remedy. Data; `diagnosis.py` reads it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import (
-    LogLine,
-    clean,
-    origin_address,
-)
+from dataclasses import dataclass
 
 CAUSE = "cause"
 CONTEXT = "context"
 CONSEQUENCE = "consequence"
-_RANK_OF_KIND = {CAUSE: 0, CONTEXT: 1, CONSEQUENCE: 2}
 
-UNRECOGNISED = "unrecognised"
 START_REFUSED = "start_refused"
-"""The pre-start check of this collection's unit said no: no container was started."""
+"""The pre-start check of this collection's unit refused: no container was started."""
 GAVE_UP = "gave_up"
 """The unit was started too often and is left alone; the run before holds the reason."""
-MAX_LINE_CHARS = 400
+
+SPECIFIC, USUAL, BROAD = 0, 1, 2
+"""Ranks of causes: a line that names the thing itself, a line that names a failure, a line that many failures end "
+"in."""
 
 
 @dataclass(frozen=True)
 class Signature:
     """One known failure.
 
-    name: stable identifier; kind: cause, context or consequence; pattern: searched in the cleaned
-    line, its named groups may be used as {group} in cause and remedy; origin: where the wording of
-    the line comes from; sources: of LogLine.source.
+    name: stable identifier; kind: cause (explains a death by itself), context (explains one when nothing better is
+    found, and is harmless in an engine that lives) or consequence (something else failed first);
+    pattern: searched in the cleaned line, its named groups may be used as {group} or {first|second} in cause and
+    remedy, and a group `node` holds the fabric address of the node concerned; origin: where the wording of the line
+    comes from; rank: of causes, the lower one comes first; sources: of LogLine.source; after: must be found in one of
+    the lines before, of the same process and traceback; newest: the last such line is reported instead of the first.
     """
 
     name: str
@@ -47,30 +38,10 @@ class Signature:
     cause: str
     remedy: str
     origin: str
+    rank: int = USUAL
     sources: tuple[str, ...] = ("engine",)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One known failure found in a log.
-
-    line: the first line that shows it; count: how many lines do; time_s: of the first line,
-    seconds since the epoch; address: of the node that wrote it where Ray names one, else empty.
-    """
-
-    name: str
-    kind: str
-    cause: str
-    remedy: str
-    line: str
-    source: str
-    time_s: float = 0.0
-    count: int = 1
-    address: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The record as plain data for a module's result."""
-        return asdict(self)
+    after: re.Pattern[str] | None = None
+    newest: bool = False
 
 
 def _signature(
@@ -81,9 +52,23 @@ def _signature(
     cause: str,
     remedy: str,
     origin: str,
+    rank: int = USUAL,
     sources: tuple[str, ...] = ("engine",),
+    after: str = "",
+    newest: bool = False,
 ) -> Signature:
-    return Signature(name, kind, re.compile(pattern), cause, remedy, origin, sources)
+    return Signature(
+        name,
+        kind,
+        re.compile(pattern),
+        cause,
+        remedy,
+        origin,
+        rank,
+        sources,
+        re.compile(after) if after else None,
+        newest,
+    )
 
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -116,23 +101,125 @@ SIGNATURES: tuple[Signature, ...] = (
         origin="dynamic linker",
     ),
     _signature(
+        "driver_library_mismatch",
+        CAUSE,
+        r"(?i:driver/library version mismatch)",
+        cause="The loaded GPU driver and its libraries on this node are of different versions: the driver was updated "
+        "and the node not rebooted.",
+        remedy="Reboot the node. Hold the driver's packages against unattended upgrades (`apt-mark hold`).",
+        origin="NVIDIA/nvidia-container-toolkit#394; NVML",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "cdi_device_missing",
+        CAUSE,
+        r"(?:failed to inject CDI devices: )?unresolvable CDI devices (?P<device>[^\s:]+)",
+        cause="Docker knows no description (CDI) of the device {device}: the container gets no GPU.",
+        remedy="Check that `nvidia-smi` works on the node, then run `nvidia-ctk cdi generate "
+        "--output=/etc/cdi/nvidia.yaml` and start again.",
+        origin="NVIDIA/nvidia-container-toolkit#1537",
+        rank=SPECIFIC,
+    ),
+    _signature(
         "no_accelerator",
         CAUSE,
         r"Failed to infer device type|No CUDA GPUs are available|CUDA driver version is insufficient|"
         r"nvidia-container-cli: .*(?:driver not loaded|no devices)|could not select device driver|"
-        r"unknown or invalid runtime name: nvidia|Unknown runtime specified nvidia",
+        r"unknown or invalid runtime name: nvidia|Unknown runtime specified nvidia|"
+        r"AssertionError: DP adjusted local rank 0 is out of bounds|Found no NVIDIA driver on your system|"
+        r"Failed to initialize NVML: (?!Driver/library)",
         cause="The container sees no GPU.",
         remedy="Check `nvidia-smi` on the node, the NVIDIA container toolkit, and that the container is given the GPU.",
-        origin="vLLM 0.32.0 config/device.py; torch; Docker Engine",
+        origin="vLLM 0.22.1 and 0.32.0 config/device.py, v1/worker/gpu_worker.py; torch; Docker Engine",
+    ),
+    _signature(
+        "more_ranks_than_gpus",
+        CAUSE,
+        r"AssertionError: DP adjusted local rank (?P<rank>[1-9]\d*) is out of bounds|"
+        r"CUDA error: invalid device ordinal|local_world_size \((?P<wanted>\d+)\) (?:>|must be)|"
+        r"World size \((?P<wanted2>\d+)\) is larger than the number of available GPUs \((?P<have>\d+)\)",
+        cause="More ranks were started on this node than it has GPUs (rank {rank}, ranks {wanted|wanted2}, GPUs "
+        "{have}).",
+        remedy="A GB10 node has one GPU: set tensor-parallel-size times pipeline-parallel-size to the number of nodes.",
+        origin="vLLM 0.22.1 v1/worker/gpu_worker.py; CUDA runtime; vLLM config/parallel.py",
     ),
     _signature(
         "kernel_image_missing",
         CAUSE,
         r"no kernel image is available for execution on the device|"
-        r"Value 'sm_\w+' is not defined for option 'gpu-name'",
-        cause="A CUDA kernel or the compiler in the image does not know the GB10's architecture (SM121).",
-        remedy="Use wheels built for sm_121 and CUDA 13.",
-        origin="CUDA runtime; ptxas",
+        r"This kernel only supports (?P<arch>sm\w+)|only supports SM\d+ (?:and|or|GPUs)",
+        cause="A CUDA kernel in the image is not built for the GB10's architecture (SM121); it supports {arch}.",
+        remedy="Use an image whose wheels are built for sm_121 and CUDA 13, or choose another backend "
+        "(attention-backend, "
+        "moe-backend, linear-backend). The hardware is not at fault.",
+        origin="CUDA runtime; eugr/spark-vllm-docker#143",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "ptxas_too_old",
+        CAUSE,
+        r"ptxas fatal\s*: Value '(?P<arch>sm_\w+)' is not defined for option 'gpu-name'",
+        cause="The assembler that Triton brings (ptxas) does not know the architecture {arch}.",
+        remedy="Set TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas in model_spec.env: the image's CUDA 13 has one that "
+        "does.",
+        origin="ptxas; triton-lang/triton#8539, #9181",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "cutlass_failed",
+        CAUSE,
+        r"(?P<where>cutlass_\w+), .*\bError Internal\b|"
+        r"(?i:cutlass)\S* (?:gemm|GEMM|kernel).*(?:failed|Error Internal|not implemented)",
+        cause="A CUTLASS kernel for quantised weights failed ({where}): builds for sm_120a do not run on SM121.",
+        remedy="Use an image whose vLLM is built for sm_121a, or another backend (linear-backend, moe-backend).",
+        origin="vllm-project/vllm#40758, #43367",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "no_attention_backend",
+        CAUSE,
+        r"No valid attention backend found for \w+ with AttentionSelectorConfig\((?P<config>.*?)\)\. "
+        r"Reasons: \{(?P<reasons>.*)\}",
+        cause="No attention backend takes this model: {reasons}. Asked for: {config}.",
+        remedy="Where the reason is a kv_cache_dtype, change kv-cache-dtype; where it is the block size, block-size. "
+        "Where "
+        "each reason names the compute capability, this vLLM has no kernel for SM121: use a newer image. "
+        "attention-backend names one backend.",
+        origin="vLLM 0.22.1 platforms/cuda.py; vllm-project/vllm#48406, #38476",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "triton_out_of_resources",
+        CAUSE,
+        r"OutOfResources: out of resource: (?P<what>[\w ]+), Required: (?P<need>\d+), Hardware limit: (?P<limit>\d+)",
+        cause="A Triton kernel needs {need} bytes of {what}, and the GB10 has {limit}.",
+        remedy="Choose another backend (attention-backend, moe-backend), or a vLLM whose kernel is tuned for SM121.",
+        origin="triton-lang/triton#8182",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "compiler_killed",
+        CAUSE,
+        r"nvcc error\s*: '(?P<what>\w+)' died due to signal (?P<signal>\d+)|"
+        r"fatal error: Killed signal terminated program (?P<what2>\w+)",
+        cause="A compiler ({what|what2}) was killed while kernels were built: most often the memory ran out.",
+        remedy="Set MAX_JOBS=2 in model_spec.env so that fewer compilers run at once.",
+        origin="nvcc; gcc",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "kernel_build_failed",
+        CAUSE,
+        r"(?P<error>[^\s:]+\.(?:cuh?|hp?p?|c|cc|cpp|cxx)(?::\d+(?::\d+)?|\(\d+\)): (?:fatal )?error:? .*)|"
+        r"(?P<error2>nvcc fatal\s*: .*)|(?P<error3>FileNotFoundError: \[Errno 2\] No such file or directory: "
+        r"'(?:ninja|nvcc|\S*/nvcc)')|(?P<error4>RuntimeError: Could not find nvcc.*)|"
+        r"(?P<error5>/bin/sh: \d+: \S*nvcc: not found)|(?P<error6>(?:/usr/bin/)?ld: cannot find -l\S+)",
+        cause="A kernel could not be compiled in the container: {error|error2|error3|error4|error5|error6}.",
+        remedy="Install in the image what the line names (CUDA headers or libraries, ninja, nvcc), or use an image "
+        "with "
+        "the kernels built in (flashinfer-cubin, flashinfer-jit-cache).",
+        origin="gcc; nvcc; flashinfer-ai/flashinfer#4410; vllm-project/vllm#36077",
+        rank=SPECIFIC,
     ),
     _signature(
         "image_missing",
@@ -156,11 +243,39 @@ SIGNATURES: tuple[Signature, ...] = (
         "unknown_option",
         CAUSE,
         r"(?:vllm|api_server\.py).*: error: (?P<what>unrecognized arguments: .*|"
-        r"argument .*: invalid .*|ambiguous option: .*)",
+        r"argument .*: (?:invalid|not allowed with argument|expected|Value) .*|ambiguous option: .*|"
+        r"the following arguments are required: .*)",
         cause="This vLLM does not take the command line: {what}.",
         remedy="Correct the model's `serve` options for the vLLM version of the image, or add the mod "
         "that brings the option.",
         origin="argparse; [S2]",
+    ),
+    _signature(
+        "options_exclude_each_other",
+        CAUSE,
+        r"(?P<what>\w+ and \w+ are two answers to one question; set only one of them)",
+        cause="Two options contradict each other: {what}.",
+        remedy="Remove one of them from the model's `serve` options.",
+        origin="the mod gpu-mem-util-gb",
+    ),
+    _signature(
+        "package_missing",
+        CAUSE,
+        r"(?:^|\] |\) )(?:ModuleNotFoundError|ImportError): No module named '(?P<module>[^']+)'",
+        cause="The Python package {module} is missing from the image.",
+        remedy="Add it to the image, or switch off what needs it; the frames before the line name that part of vLLM "
+        "(flashinfer: VLLM_USE_FLASHINFER_SAMPLER=0 for the sampler).",
+        origin="Python; vLLM 0.22.1",
+    ),
+    _signature(
+        "unknown_tokenizer",
+        CAUSE,
+        r"Tokenizer class (?P<class>\w+) does not exist or is not currently imported",
+        cause="The checkpoint's tokenizer class {class} is unknown to the image's Transformers: it was saved with a "
+        "newer "
+        "version.",
+        remedy="Use an image with Transformers 5 or newer, as for an unknown architecture.",
+        origin="eugr/spark-vllm-docker#170; huggingface/transformers#47553",
     ),
     _signature(
         "unknown_architecture",
@@ -223,12 +338,15 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "weights_missing",
         CAUSE,
-        r"Cannot find any model weights with `(?P<path>[^`]+)`|"
+        r"Cannot find any model weights with `(?P<path>[^`]+)|"
         r"No such file or directory:? .*?(?P<path2>[^\s'\"]+\.(?:safetensors|bin)|"
         r"[^\s'\"]*(?:config|tokenizer|index)\.json)|"
         r"Invalid repository ID or local directory specified: *'?(?P<path3>[^'\s]*)|"
-        r"HFValidationError: Repo id must be|LocalEntryNotFoundError|couldn't find (?:it|them) in the cached files",
-        cause="A weights file is missing on this node, or is a link that leads nowhere: {path|path2|path3}.",
+        r"Weight files referenced in index but missing: \{?'?(?P<path4>[^'}]+)|"
+        r"HFValidationError: Repo id must be [^:]*: '(?P<path5>[^']+)'|"
+        r"LocalEntryNotFoundError|couldn't find (?:it|them) in the cached files",
+        cause="A weights file is missing on this node, or is a link that leads nowhere: "
+        "{path|path2|path3|path4|path5}.",
         remedy="Verify the weights on every node against the manifest (`ansible-playbook playbooks/weights.yml`); "
         "a copied hub cache holds links instead of files.",
         origin="vLLM 0.32.0 model_executor/model_loader/default_loader.py; safetensors 0.8; huggingface_hub 2.4",
@@ -265,6 +383,29 @@ SIGNATURES: tuple[Signature, ...] = (
         origin="vLLM 0.32.0 v1/worker/utils.py, cpu_worker.py",
     ),
     _signature(
+        "budget_not_free",
+        CAUSE,
+        r"--gpu-memory-utilization-gb (?P<wanted>[\d.]+) does not fit \S+ of (?P<host>\S+): it wants .* of "
+        r"(?P<total>[\d.]+) GiB in all (?P<free>[\d.]+) GiB are free now, (?P<short>[\d.]+) GiB too few",
+        cause="The budget of {wanted} GiB is not free on {host}: {free} of {total} GiB are, {short} too few.",
+        remedy="Find what holds the memory (a stale container, a desktop session), drop the page cache, or lower the "
+        "budget.",
+        origin="the mod gpu-mem-util-gb",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "memory_gone_before_start",
+        CAUSE,
+        r"CUDA error: out of memory|cudaErrorMemoryAllocation",
+        after=r"mem_get_info|MemorySnapshot|in (?:init_device|_cuda_init)\b",
+        cause="The unified memory was in use before the engine had loaded anything: even asking how much is free "
+        "failed.",
+        remedy="Free the node's memory: a stale container, another process, the page cache (`sync; echo 3 > "
+        "/proc/sys/vm/drop_caches`). The model's options do not help.",
+        origin="vllm-project/vllm#48140; NVIDIA/xr-ai PR#440",
+        rank=SPECIFIC,
+    ),
+    _signature(
         "cuda_out_of_memory",
         CAUSE,
         r"(?:torch\.OutOfMemoryError|OutOfMemoryError|RuntimeError): .*CUDA out of memory|"
@@ -283,6 +424,36 @@ SIGNATURES: tuple[Signature, ...] = (
         remedy="Lower the memory budget or max-num-batched-tokens for this model, and free what else runs on the node.",
         origin="Linux mm/oom_kill.c; systemd; [S0]",
         sources=("kernel", "unit", "engine"),
+    ),
+    _signature(
+        "systemd_oomd",
+        CAUSE,
+        r"systemd-oomd killed (?P<count>\d+) process",
+        cause="systemd-oomd killed this unit's {count} processes because of memory pressure.",
+        remedy="Switch it off on inference nodes (`systemctl disable --now systemd-oomd`): earlyoom protects the node. "
+        "Then "
+        "lower the memory budget for this model.",
+        origin="systemd 252 core/unit.c; systemd/systemd#19142, #32687",
+        rank=SPECIFIC,
+        sources=("unit", "kernel"),
+    ),
+    _signature(
+        "ray_memory_monitor",
+        CAUSE,
+        r"Memory on the node \(IP: (?P<node>[\d.a-fA-F:]+), .*?was (?P<used>[\d.]+ ?[GMT]i?B) / (?P<total>[\d.]+ "
+        r"?[GMT]i?B) "
+        r"\([\d.]+\), which exceeds the memory usage threshold of (?P<threshold>[\d.]+)|"
+        r"(?:[1-9]\d*) Workers \(tasks / actors\) killed due to memory pressure \(OOM\), .*"
+        r"at node \(ID: \w+, IP: (?P<node2>[\d.a-fA-F:]+)\)|"
+        r"ray\.exceptions\.OutOfMemoryError: (?:Task|Actor|The actor).* due to the node running low on memory",
+        cause="Ray's memory monitor killed a worker because the memory of the node ran low ({used} of {total}, "
+        "threshold "
+        "{threshold}): neither the GPU nor the kernel did.",
+        remedy="Set RAY_memory_monitor_refresh_ms=0 in model_spec.env: unified memory is meant to be used up. With "
+        "less "
+        "headroom than the start floor, lower the memory budget.",
+        origin="Ray 2.60.0 raylet; vllm-project/vllm#2669",
+        rank=SPECIFIC,
     ),
     _signature(
         "earlyoom",
@@ -319,10 +490,11 @@ SIGNATURES: tuple[Signature, ...] = (
         r"insufficient shared memory \(shm\)|Error while creating shared memory segment|"
         r"No space left on device.*(?:/dev/shm|'/?psm_|'/?nccl-|shm)|"
         r"unable to (?:open|mmap|allocate) shared memory|"
-        r"(?:/dev/shm|/?psm_\w+).*No space left on device|exit code:? (?:-7|135)\b",
+        r"(?:/dev/shm|/?psm_\w+).*No space left on device|exit code:? (?:-7|135)\b|"
+        r"\*\*\* SIGBUS received|Fatal Python error: Bus error|Bus error \(core dumped\)",
         cause="/dev/shm of the container is too small.",
         remedy="Raise the engine's shared memory size.",
-        origin="torch; NCCL; Python multiprocessing.shared_memory",
+        origin="torch; NCCL; Python multiprocessing.shared_memory; vllm-project/vllm#1091",
     ),
     _signature(
         "cpu_shm_across_nodes",
@@ -344,6 +516,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "disk_full",
         CAUSE,
         r"No space left on device",
+        rank=BROAD,
         cause="A disk is full.",
         remedy="Free space: `docker system df`, the log volume, weights of models that are not served.",
         origin="errno ENOSPC",
@@ -381,6 +554,17 @@ SIGNATURES: tuple[Signature, ...] = (
         cause="vLLM refuses Ray on the platform {platform}.",
         remedy="Serve with the native engine, or build the image with the mod that allows Ray on it.",
         origin="vLLM 0.32.0 v1/executor/ray_utils.py",
+    ),
+    _signature(
+        "ray_placement_wait",
+        CONTEXT,
+        r"Waiting for creating a placement group of specs for (?P<seconds>\d+) seconds\. specs=(?P<specs>\[.*?\])\.",
+        cause="Ray has had no free GPU for every rank for {seconds} s; wanted: {specs}.",
+        remedy="See which node did not join Ray: on each, VLLM_HOST_IP and the raylet's address (node:<address>) must "
+        "be the "
+        "same; another engine or actor may hold the GPU.",
+        origin="vLLM 0.32.0 v1/executor/ray_utils.py; vllm-project/vllm#13909",
+        newest=True,
     ),
     _signature(
         "ray_nodes_missing",
@@ -436,6 +620,7 @@ SIGNATURES: tuple[Signature, ...] = (
         CAUSE,
         r"Timed out after (?P<seconds>\d+) seconds waiting for clients\. "
         r"(?P<joined>\d+)/(?P<total>\d+) clients joined|"
+        r"DistStoreError: wait timeout after (?P<wait_ms>\d+)ms|"
         r"client socket has timed out after \S+ while trying to connect to \((?P<address>[^)]+)\)|"
         r"DistNetworkError: .*(?:failed to connect|timed out)",
         cause="The ranks did not find one another in time.",
@@ -450,6 +635,30 @@ SIGNATURES: tuple[Signature, ...] = (
         remedy="Set GLOO_SOCKET_IFNAME and VLLM_HOST_IP to the fabric on every node; a node that "
         "resolves its name to 127.0.0.1 shows this too.",
         origin="torch 2.13 gloo; vllm-project/vllm#7074",
+    ),
+    _signature(
+        "rdma_connect_failed",
+        CAUSE,
+        r"NCCL WARN Call to ibv_modify_qp failed with (?P<errno>\d+) (?P<error>[\w ]+), on dev (?P<device>[^,\s]+), .*?"
+        r"local GID index (?P<index>\d+), local GID (?P<local>\S+), remote GID (?P<remote>[^\s,]+)",
+        cause="RDMA device {device} could not connect from GID {local} (index {index}) to {remote}: {error}.",
+        remedy="Check that both addresses are in one subnet (on a ring of three or more, "
+        "NCCL_IB_SUBNET_AWARE_ROUTING=1 and "
+        "NCCL_IB_MERGE_NICS=0), that the cable joins these two ports, and the GIDs of both ends.",
+        origin="NCCL src/misc/ibvwrap.cc; eugr/spark-vllm-docker#252; NVIDIA/nccl#2013",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "rdma_peer_silent",
+        CAUSE,
+        r"NCCL WARN NET/IB ?: .*?Got completion (?:from peer (?P<peer>[^\s<]+)\S* )?with (?:status=|error )"
+        r"(?P<status>IBV_WC_\w+\(\d+\)|\d+).*?(?:localGid (?P<local>\S+) remoteGids?\s?(?P<remote>\S+))?(?: hca "
+        r"(?P<device>\S+))?$",
+        cause="The peer {peer} did not answer over RDMA ({status}): device {device}, from GID {local} to {remote}.",
+        remedy="Compare the MTU of both ends of this link (`playbooks/doctor.yml`), then the cable and the GIDs; the "
+        "peer's "
+        "own log says whether its rank ended first.",
+        origin="NCCL src/transport/net_ib.cc; NVIDIA/nccl#426",
     ),
     _signature(
         "rdma_memory_lock",
@@ -502,6 +711,7 @@ SIGNATURES: tuple[Signature, ...] = (
         remedy="See the kernel log for Xid; try without MTP and with the pinned image; power-cycle the "
         "node when it comes back.",
         origin="CUDA runtime; NVIDIA driver",
+        rank=BROAD,
         sources=("engine", "kernel"),
     ),
     # --- container and environment --------------------------------------------------------------
@@ -565,7 +775,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "limit_refused",
         CAUSE,
         r"error setting rlimits?.*operation not permitted|unable to apply caps|"
-        r"could not apply required modification to OCI specification",
+        r"could not apply required modification to OCI specification(?!.*CDI)",
         cause="The platform refuses a limit or a capability that the container asks for.",
         remedy="Turn that requirement off by its variable on this platform (memlock, capabilities).",
         origin="runc",
@@ -648,111 +858,3 @@ SIGNATURES: tuple[Signature, ...] = (
 )
 
 BY_NAME: dict[str, Signature] = {signature.name: signature for signature in SIGNATURES}
-
-_VALIDATION = re.compile(r"\d+ validation errors? for \w+$")
-_TRACEBACK = "Traceback (most recent call last)"
-_EXCEPTION = re.compile(
-    r"(?:^|\] |\) )(?P<error>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?::.*)?)$"
-)
-
-
-class _Groups(dict[str, str]):
-    """Values for a sentence's {names}; {a|b} is the first of them that the line filled."""
-
-    def __missing__(self, names: str) -> str:
-        return next((self[name] for name in names.split("|") if name in self), "not shown")
-
-
-def _finding(signature: Signature, found: re.Match[str], text: str, line: LogLine, count: int) -> Finding:
-    groups = _Groups({name: value for name, value in found.groupdict().items() if value})
-    address = origin_address(text)
-    return Finding(
-        name=signature.name,
-        kind=signature.kind,
-        cause=signature.cause.format_map(groups),
-        remedy=signature.remedy.format_map(groups),
-        line=text[:MAX_LINE_CHARS].rstrip(),
-        source=line.source,
-        time_s=line.time_s,
-        count=count,
-        address=address,
-    )
-
-
-def _is_consequence(text: str) -> bool:
-    return any(each.kind == CONSEQUENCE and each.pattern.search(text) for each in SIGNATURES)
-
-
-def unrecognised(lines: Sequence[LogLine]) -> Finding | None:
-    """The first exception of a traceback, for a death that no signature explains.
-
-    An exception that only reports that something else failed is passed over; for pydantic's
-    `1 validation error for X` the next line, which says what is wrong, is taken.
-    """
-    in_traceback = validation = False
-    for line in lines:
-        if line.source != "engine":
-            continue
-        text = clean(line.text)
-        if _TRACEBACK in text:
-            in_traceback = True
-            continue
-        found = _EXCEPTION.search(text) if in_traceback else None
-        said = found.group("error") if found else ""
-        if validation and text:
-            said = text.strip()
-        if not said or _is_consequence(text):
-            continue
-        if _VALIDATION.search(said):
-            validation = True
-            continue
-        return Finding(
-            name=UNRECOGNISED,
-            kind=CAUSE,
-            cause=f"The engine ended with {said[:MAX_LINE_CHARS].rstrip('.')}.",
-            remedy="This failure is not in the table of known ones; read the lines before it in the full log.",
-            line=text[:MAX_LINE_CHARS].rstrip(),
-            source=line.source,
-            time_s=line.time_s,
-            address=origin_address(text),
-        )
-    return None
-
-
-def diagnose(lines: Iterable[LogLine]) -> list[Finding]:
-    """Every known failure in the lines, the likeliest cause first.
-
-    Lines are given oldest first, of one run of the engine plus the kernel's and earlyoom's of
-    the same time. Within a kind the order is that of the table for the same line, otherwise that
-    of time: what failed first usually caused the rest. When lines show a traceback and no known
-    cause, its exception stands in as the cause.
-    """
-    ordered = list(lines)
-    found: dict[tuple[str, str], tuple[int, int, Finding]] = {}
-    counts: dict[tuple[str, str], int] = {}
-    for position, line in enumerate(ordered):
-        text = clean(line.text)
-        if not text:
-            continue
-        claimed = False
-        for place, signature in enumerate(SIGNATURES):
-            if line.source not in signature.sources:
-                continue
-            match = signature.pattern.search(text)
-            if not match or (claimed and signature.kind == CAUSE):
-                continue
-            claimed = claimed or signature.kind == CAUSE
-            key = (signature.name, origin_address(text))
-            counts[key] = counts.get(key, 0) + 1
-            if key not in found:
-                found[key] = (position, place, _finding(signature, match, text, line, 1))
-    findings = [
-        (position, place, Finding(**{**finding.as_dict(), "count": counts[key]}))
-        for key, (position, place, finding) in found.items()
-    ]
-    if not any(finding.kind == CAUSE for _position, _place, finding in findings):
-        stand_in = unrecognised(ordered)
-        if stand_in:
-            findings.append((-1, -1, stand_in))
-    findings.sort(key=lambda entry: (_RANK_OF_KIND[entry[2].kind], entry[0], entry[1]))
-    return [finding for _position, _place, finding in findings]

@@ -13,11 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import (
-    CAUSE,
-    CONSEQUENCE,
-    CONTEXT,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import CAUSE, CONSEQUENCE, CONTEXT
 
 # States of one rank.
 ABSENT = "absent"
@@ -329,7 +325,8 @@ def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Map
     if expected.get("rdma"):
         for report in reports:
             network = str(report.get("log", {}).get("nccl_network", ""))
-            if network and network != "IB":
+            # HPC-X's plugin in NVIDIA's images calls it IBext_v8, IBext_v10: that is RDMA too.
+            if network and not network.startswith("IB"):
                 wrong.append(
                     Diagnosis(
                         node=str(report.get("node", "")),

@@ -268,6 +268,12 @@ def test_sockets_where_rdma_is_expected_are_degraded_and_the_node_is_named() -> 
     assert (state.state, state.diagnosis[0].node) == (probe.DEGRADED, "gx10-2")
 
 
+@pytest.mark.parametrize("network", ["IB", "IBext_v8", "IBext_v10"])
+def test_rdma_by_way_of_a_plugin_is_rdma(network: str) -> None:
+    reports = [rank(node, log={"nccl_network": network}) for node in NODES]
+    assert merge(reports, api(), expected={**WANTED, "rdma": True}).state == probe.READY
+
+
 def test_no_report_of_the_head_is_an_error() -> None:
     with pytest.raises(ValueError, match="no report of the head 'gx10-1' among those of gx10-2"):
         probe.merge([rank("gx10-2")], None, head=HEAD)
