@@ -20,8 +20,8 @@ import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Reply, Wanted, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import diagnose
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
 from lab.standin.wheel import NAME, make_wheel
 
 NOBODY = "127.0.0.1"

@@ -173,11 +173,11 @@ def test_progress_in_words(phase: str, done: int, total: int, words: str) -> Non
 
 def test_the_phases_of_the_second_model_runner() -> None:
     lines = [
-        "(EngineCore pid=2) INFO 11-03 08:14:22 [gpu_worker.py:289] Using V2 Model Runner",
-        "(EngineCore pid=2) INFO 11-03 08:14:23 [model_runner.py:274] Loading model from scratch...",
-        "(EngineCore pid=2) INFO 11-03 08:14:25 [model_runner.py:295] Model loading took 15.27 GiB and 2.437157 seconds",
-        "(EngineCore pid=2) INFO 11-03 08:14:26 [monitor.py:81] Initial profiling/warmup run took 0.57 s",
-        "(EngineCore pid=2) INFO 11-03 08:14:27 [model_runner.py:661] Graph capturing finished in 2 secs, took 0.23 GiB",
+        "(Core pid=2) INFO 11-03 08:14:22 [gpu_worker.py:289] Using V2 Model Runner",
+        "(Core pid=2) INFO 11-03 08:14:23 [model_runner.py:274] Loading model from scratch...",
+        "(Core pid=2) INFO 11-03 08:14:25 [model_runner.py:295] Model loading took 15.27 GiB and 2.437157 seconds",
+        "(Core pid=2) INFO 11-03 08:14:26 [monitor.py:81] Initial profiling/warmup run took 0.57 s",
+        "(Core pid=2) INFO 11-03 08:14:27 [model_runner.py:661] Graph capturing finished in 2 secs, took 0.23 GiB",
     ]
     reached = [el.read_engine_log([LogLine(line) for line in lines[:count]]) for count in range(1, 6)]
     assert [each.phase for each in reached] == ["image_start", "load", "profile", "profile", "graph_capture"]
