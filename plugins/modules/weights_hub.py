@@ -31,6 +31,10 @@ options:
     description: Where the hub is.
     type: str
     default: https://huggingface.co
+  serve:
+    description: Options of vLLM that decide which files it reads, as in M(gb10.cluster.weights_manifest).
+    type: dict
+    default: {}
   token:
     description: Token for models that need one. It goes to the endpoint's own host only.
     type: str
@@ -78,27 +82,40 @@ fetched_bytes:
 """
 
 import hashlib
-import json
 import shutil
 import urllib.error
 import urllib.parse
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files as node_files
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import folder as source
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import needs
 
-INDEX = "model.safetensors.index.json"
 BLOCK = 4 * 2**20
 NOTES = ".cache/huggingface/download"
+MAX_LIST_BYTES = 64 * 2**20
 
 
 class HubError(Exception):
     """What went wrong, as a sentence."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """What the hub publishes of a file; a large one has a sha256, a small one git's hash of a blob."""
+
+    size: int
+    digest: str
+    large: bool
 
 
 class Hub:
@@ -119,7 +136,7 @@ class Hub:
             return open_url(f"{self.base}/{path}", headers=headers, timeout=60, unredirected_headers=["Authorization"])
         except urllib.error.HTTPError as problem:
             raise HubError(self._explain(problem.code)) from problem
-        except OSError as problem:
+        except (OSError, HTTPException) as problem:
             raise HubError(f"{self.base} does not answer: {getattr(problem, 'reason', problem)}.") from problem
 
     def _explain(self, code: int) -> str:
@@ -131,15 +148,24 @@ class Hub:
             return f"The hub has no {what}; look at the name and the commit."
         return f"The hub answers {code} for {what}; run again, what has arrived is kept."
 
-    def files(self) -> tuple[str, dict[str, Mapping[str, Any]]]:
-        """Return (commit, what the hub says of each file by its path)."""
+    def files(self) -> tuple[str, dict[str, HubFile]]:
+        """Return (commit, what the hub reports of each file by its path)."""
         revision = urllib.parse.quote(self.revision, safe="")
         with self.open(f"api/models/{urllib.parse.quote(self.repo)}/revision/{revision}?blobs=true") as reply:
-            try:
-                listed = json.loads(reply.read())
-                return str(listed["sha"]), {str(file["rfilename"]): file for file in listed["siblings"]}
-            except (ValueError, KeyError) as problem:
-                raise HubError(f"{self.base} answered something that is no list of files.") from problem
+            data = reply.read(MAX_LIST_BYTES + 1)
+        listed, wrong = source.parse_json("the list of files", data) if len(data) <= MAX_LIST_BYTES else (None, "long")
+        found = read_list(listed)
+        if wrong or found is None:
+            raise HubError(f"{self.base} answered something that is not a list of files.")
+        return found
+
+    def get_json(self, commit: str, name: str) -> Any:
+        """Return the JSON value of a file of the revision."""
+        with self.open(f"{urllib.parse.quote(self.repo)}/resolve/{commit}/{name}") as reply:
+            value, wrong = source.parse_json(name, reply.read(source.MAX_JSON_BYTES + 1))
+        if wrong:
+            raise HubError(f"{self.repo} on the hub: {wrong}")
+        return value
 
     def fetch(self, commit: str, name: str, part: Path, size: int) -> int:
         """Bring a partial file to its length; return the bytes received."""
@@ -156,55 +182,71 @@ class Hub:
             while block := reply.read(BLOCK):
                 handle.write(block)
                 received += len(block)
+                if handle.tell() > size:
+                    raise HubError(f"{name} is longer than the {size} bytes that the hub publishes for it.")
         return received
 
 
-def size_of(file: Mapping[str, Any]) -> int:
-    """Return a file's length in bytes as the hub reports it."""
-    return int((file.get("lfs") or file)["size"])
+def read_list(listed: Any) -> tuple[str, dict[str, HubFile]] | None:
+    """Return (commit, files by path) of the hub's answer, or None when it is something else."""
+    commit = listed.get("sha") if isinstance(listed, dict) else None
+    siblings = listed.get("siblings") if isinstance(listed, dict) else None
+    if not (isinstance(commit, str) and source.COMMIT.fullmatch(commit) and isinstance(siblings, list)):
+        return None
+    files = {}
+    for each in siblings:
+        if not isinstance(each, dict) or not isinstance(each.get("rfilename"), str):
+            return None
+        lfs = each["lfs"] if isinstance(each.get("lfs"), dict) else {}
+        size, digest = (lfs if lfs else each).get("size"), lfs.get("sha256") if lfs else each.get("blobId")
+        if type(size) is not int or not 0 <= size <= weights.MAX_BYTES or not isinstance(digest, str):
+            return None
+        files[each["rfilename"]] = HubFile(size, digest, bool(lfs))
+    return commit, files
 
 
-def is_right(path: Path, file: Mapping[str, Any]) -> bool:
+def is_right(path: Path, file: HubFile) -> bool:
     """Return whether a file has the length and the hash that the hub publishes."""
-    if not path.is_file() or path.stat().st_size != size_of(file):
+    if not path.is_file() or path.stat().st_size != file.size:
         return False
+    # Git's own hash of a small file counts its length as well.
+    hashed = hashlib.sha256() if file.large else hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as handle:
-        if file.get("lfs"):
-            return bool(hashlib.file_digest(handle, "sha256").hexdigest() == file["lfs"]["sha256"])
-        data = handle.read()
-    blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False)
-    return bool(blob.hexdigest() == file["blobId"])
+        while block := handle.read(BLOCK):
+            hashed.update(block)
+    return hashed.hexdigest() == file.digest
 
 
-def bring(hub: Hub, commit: str, name: str, file: Mapping[str, Any], folder: Path) -> int:
+def bring(hub: Hub, commit: str, name: str, file: HubFile, folder: Path) -> int:
     """Complete one file; return the bytes received."""
     part = folder / ".cache" / "gb10" / f"{name}.part"
     received = 0
     for _attempt in range(2):
-        received += hub.fetch(commit, name, part, size_of(file))
+        received += hub.fetch(commit, name, part, file.size)
         if is_right(part, file):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             part.replace(target)
             note = folder / NOTES / f"{name}.metadata"
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(f"{commit}\n", encoding="utf-8")
+            node_files.write(note, f"{commit}\n")
             return received
-        if part.stat().st_size >= size_of(file):
+        if part.stat().st_size >= file.size:
             part.unlink()
     raise HubError(f"{name} did not come with the hash that the hub publishes for it, twice; run again.")
 
 
-def needed_files(hub: Hub, commit: str, files: Mapping[str, Mapping[str, Any]], folder: Path) -> list[str]:
-    """Return the files that vLLM needs; the index is fetched to know them."""
-    index = None
-    if INDEX in files:
-        if not is_right(folder / INDEX, files[INDEX]):
-            with hub.open(f"{urllib.parse.quote(hub.repo)}/resolve/{commit}/{INDEX}") as reply:
-                index = json.loads(reply.read())
-        else:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    needed, _left, errors = weights.choose(files, index)
+def needed_files(
+    hub: Hub, commit: str, files: Mapping[str, HubFile], folder: Path, serve: Mapping[str, Any]
+) -> list[str]:
+    """Return the files that vLLM needs; the indexes are fetched to know them."""
+    indexes = {}
+    for name in needs.INDEXES:
+        if name in files and is_right(folder / name, files[name]):
+            indexes[name], _wrong = source.read_index(folder / name)
+        elif name in files:
+            indexes[name] = hub.get_json(commit, name)
+    needed, _left, errors = needs.choose({name: file.size for name, file in files.items()}, indexes, serve)
     errors += [error for error in map(weights.path_error, needed) if error]
     if errors:
         raise HubError("\n".join(f"{hub.repo} on the hub: {error}" for error in errors))
@@ -219,6 +261,7 @@ def main() -> None:
             "revision": {"type": "str", "default": "main"},
             "path": {"type": "path", "required": True},
             "endpoint": {"type": "str", "default": "https://huggingface.co"},
+            "serve": {"type": "dict", "default": {}},
             "token": {"type": "str", "default": "", "no_log": True},
             "streams": {"type": "int", "default": 4},
             "reserve_gib": {"type": "float", "default": 2.0},
@@ -230,14 +273,14 @@ def main() -> None:
     hub = Hub(want["endpoint"], want["repo"], want["revision"], want["token"])
     try:
         commit, files = hub.files()
-        needed = needed_files(hub, commit, files, folder)
+        needed = needed_files(hub, commit, files, folder, want["serve"])
         with ThreadPoolExecutor(max_workers=want["streams"]) as pool:
             right = dict(zip(needed, pool.map(lambda name: is_right(folder / name, files[name]), needed), strict=True))
         missing = [name for name in needed if not right[name]]
         if module.check_mode or not missing:
             module.exit_json(changed=bool(missing), commit=commit, missing=missing, fetched_bytes=0)
         folder.mkdir(parents=True, exist_ok=True)
-        missing_bytes = sum(size_of(files[name]) for name in missing)
+        missing_bytes = sum(files[name].size for name in missing)
         arrived = sum(path.stat().st_size for path in (folder / ".cache" / "gb10").rglob("*.part"))
         short = missing_bytes - arrived + int(want["reserve_gib"] * 2**30) - shutil.disk_usage(folder).free
         if short > 0:
@@ -249,6 +292,8 @@ def main() -> None:
             received = sum(pool.map(lambda name: bring(hub, commit, name, files[name], folder), missing))
     except HubError as problem:
         module.fail_json(msg=str(problem))
+    except HTTPException as problem:
+        module.fail_json(msg=f"{want['repo']}: {hub.base} broke off ({type(problem).__name__}); run again.")
     except OSError as problem:
         module.fail_json(msg=f"{want['repo']} into {folder}: {problem.filename or ''} {problem.strerror or problem}.")
     module.exit_json(changed=True, commit=commit, missing=missing, fetched_bytes=received)

@@ -14,6 +14,7 @@ description:
   - Hashes are cached by size, modification time and inode.
   - Links are resolved. Where the directory is not there and the cache of huggingface_hub is
     (C(models--organisation--repository) beside it), its snapshot of the revision is taken.
+  - A link to a file outside of the directory and of that cache is refused, unless it is a shard.
 options:
   path:
     description: The model's directory.
@@ -33,6 +34,12 @@ options:
     description: Directory that keeps hashes between runs.
     type: path
     required: true
+  serve:
+    description:
+      - vLLM's options of the model, by name without leading dashes. C(load-format), C(tokenizer-mode),
+        C(config-format) and C(tokenizer) decide which files it reads.
+    type: dict
+    default: {}
   absent_ok:
     description: Whether a source that does not exist gives no manifest instead of a failure.
     type: bool
@@ -66,6 +73,10 @@ origin:
   description: What serves the files, C(folder), C(pieces) (the file with the pieces' hashes) and C(marks) by file.
   returned: success
   type: dict
+note:
+  description: What a cache of huggingface_hub holds instead of the revision, as a sentence.
+  returned: when the source does not exist and O(absent_ok) is set
+  type: str
 left_out:
   description: Files that stay where they are, and why.
   returned: always
@@ -79,7 +90,6 @@ errors:
 
 import json
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,61 +97,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files as node_files
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import folder as source
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
-
-INDEX = "model.safetensors.index.json"
-COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def locate(path: Path, repo: str, revision: str) -> Path:
-    """Return the directory to read: the path itself, or a hub cache's snapshot in its place."""
-    if path.is_dir():
-        return path
-    above = path.parents[len(Path(repo).parts) - 1]
-    for base in (above, above / "hub"):
-        cached = base / f"models--{repo.replace('/', '--')}"
-        reference = cached / "refs" / revision
-        commit = reference.read_text(encoding="ascii").strip() if reference.is_file() else revision
-        if (cached / "snapshots" / commit).is_dir():
-            return cached / "snapshots" / commit
-    return path
-
-
-def revision_held(folder: Path) -> str:
-    """Return the commit that a download noted, or nothing when there is no note."""
-    if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name):
-        return folder.name
-    for note in sorted((folder / ".cache" / "huggingface" / "download").glob("*.metadata")):
-        first = note.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip()
-        if COMMIT.fullmatch(first):
-            return first
-    return ""
-
-
-def walk(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return (relative path → path, sentences about dangling links and unreadable files)."""
-    found: dict[str, Path] = {}
-    errors: list[str] = []
-    for root, dirs, files in os.walk(folder, followlinks=True):
-        dirs[:] = sorted(name for name in dirs if name not in (".git", ".cache"))
-        for name in sorted(files):
-            path = Path(root) / name
-            relative = str(path.relative_to(folder))
-            if not path.exists():
-                errors.append(f"{relative} is a link to {path.readlink()}, which is not there.")
-            elif not os.access(path, os.R_OK):
-                errors.append(f"{relative} cannot be read by this user.")
-            else:
-                found[relative] = path
-    return found, errors
-
-
-def header(path: Path) -> bytes:
-    """Return the first 8 bytes of a safetensors file and the header that they announce."""
-    with path.open("rb") as handle:
-        start = handle.read(8)
-        return start + handle.read(min(int.from_bytes(start, "little"), 100 * 2**20)) if len(start) == 8 else start
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import needs, store
 
 
 def hashed(files: dict[str, Path], cache_path: Path, piece_bytes: int) -> tuple[list[dict[str, Any]], bytes, list[str]]:
@@ -183,40 +141,44 @@ def main() -> None:
             "repo": {"type": "str", "required": True},
             "revision": {"type": "str", "default": "main"},
             "cache": {"type": "path", "required": True},
+            "serve": {"type": "dict", "default": {}},
             "absent_ok": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     repo, revision = module.params["repo"], module.params["revision"]
-    folder = locate(Path(module.params["path"]), repo, revision)
+    folder, note = source.locate(Path(module.params["path"]), repo, revision)
     where = f"{repo} in {folder}"
     if not folder.is_dir():
         if module.params["absent_ok"]:
-            module.exit_json(changed=False, manifest={}, origin={}, left_out={})
-        module.fail_json(
-            msg=f"{where}: the directory does not exist on the source.", errors=["no directory"], left_out={}
-        )
-    files, errors = walk(folder)
-    held = revision_held(folder)
-    if held and COMMIT.fullmatch(revision) and held != revision:
+            module.exit_json(changed=False, manifest={}, origin={}, left_out={}, note=note)
+        said = note or "the directory does not exist on the source."
+        module.fail_json(msg=f"{where}: {said}", errors=[said], left_out={})
+    if note:
+        module.warn(f"{repo}: {note}")
+    found = source.walk(folder, repo)
+    files, errors = found.files, found.errors
+    held = source.revision_held(folder)
+    if held and source.COMMIT.fullmatch(revision) and held != revision:
         errors.append(f"the download holds revision {held}, expected is {revision}. Download that one.")
-    index = None
-    if INDEX in files:
-        try:
-            index = json.loads(files[INDEX].read_text(encoding="utf-8"))
-        except ValueError as problem:
-            errors.append(f"{INDEX} is no JSON: {problem}.")
-    needed, left, missing = weights.choose(files, index)
+    indexes = {}
+    for name in needs.INDEXES:
+        if name in files and name not in found.outside:
+            indexes[name], wrong = source.read_index(files[name])
+            errors += [wrong] if wrong else []
+    needed, left, missing = needs.choose(found.sizes, indexes, module.params["serve"])
+    left.update(found.left)
     errors += missing
     errors += [error for error in map(weights.path_error, needed) if error]
+    errors += source.outside_errors(found, needed)
     for name in needed:
         if name.endswith(".safetensors"):
-            wrong = weights.safetensors_error(name, files[name].stat().st_size, header(files[name]))
+            wrong = needs.safetensors_error(name, found.sizes[name], source.header(files[name]))
             errors += [wrong] if wrong else []
     cache = Path(module.params["cache"])
     described: list[dict[str, Any]] = []
     pieces = b""
-    piece_bytes = weights.piece_bytes_for(sum(files[name].stat().st_size for name in needed))
+    piece_bytes = weights.piece_bytes_for(sum(found.sizes[name] for name in needed))
     if not errors:
         described, pieces, errors = hashed({name: files[name] for name in needed}, cache / "hashes.json", piece_bytes)
     if errors:

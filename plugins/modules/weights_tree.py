@@ -136,6 +136,7 @@ def existing(folder: Path) -> Path:
 def look(tree: Path, manifest: dict[str, Any], verify: bool) -> tuple[bool, bool, list[str]]:
     """Return (whether the tree is complete and its stamp says so, whether it carries the stamp, the missing files)."""
     stamp = files.read_json(tree / weights.STAMP)
+    stamp = {} if weights.manifest_error(stamp) else stamp
     marks = {} if verify else files.read_json(tree / weights.MARKS)
     found = {}
     for file in manifest["files"]:

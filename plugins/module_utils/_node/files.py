@@ -152,6 +152,6 @@ def read_json(path: Path | str) -> dict[str, Any]:
     """Return the JSON object that a file holds, or an empty one when it is missing or holds something else."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -21,85 +21,16 @@ PIECES = ".gb10-pieces"
 MARKS = ".gb10-marks.json"
 OWN_FILES = (STAMP, PIECES, MARKS)
 HASH_BYTES = 32
+VERSION = 2
+#: What no model reaches; a manifest with more is not one of ours.
+MAX_FILES = 100_000
+MAX_BYTES = 2**44
 
 MIN_PIECE_BYTES = 2**20
 MAX_PIECE_BYTES = 16 * 2**20
 #: A chain of nodes runs behind by a piece a node, so a piece is to be a small part of the model.
 PIECES_WANTED = 512
-
-_NEEDED = re.compile(
-    r"^(?:config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config"
-    r"|processor_config|video_preprocessor_config|chat_template|hf_quant_config|params|tekken"
-    r"|configuration|model\.safetensors\.index)\.json$"
-    r"|^(?:merges|vocab)\.txt$|^chat_template\.jinja$|^tokenizer\.model(?:\.v\d+)?$|\.tiktoken$|\.py$|\.jinja$"
-)
-_DUPLICATE = re.compile(r"\.(?:bin|pth|pt|gguf|ggml|msgpack|h5|onnx|ot|tflite|mlmodel)$")
-
-
-def choose(names: Iterable[str], index: Mapping[str, Any] | None) -> tuple[list[str], dict[str, str], list[str]]:
-    """Return (needed files, what is left out and why, sentences about what is missing).
-
-    :param names: relative paths of all files in the source directory.
-    :param index: the parsed ``model.safetensors.index.json``, or None when there is none.
-    """
-    present = sorted(names)
-    shards = sorted(set((index or {}).get("weight_map", {}).values()))
-    errors = [
-        f"{shard} is named by model.safetensors.index.json and is not there."
-        for shard in shards
-        if shard not in present
-    ]
-    needed: list[str] = []
-    left: dict[str, str] = {}
-    for name in present:
-        if name in OWN_FILES:
-            continue
-        if "/" in name and not name.endswith((".py", ".jinja")):
-            left[name] = "in a directory that vLLM does not read"
-        elif name.endswith(".safetensors"):
-            if not shards or name in shards:
-                needed.append(name)
-            else:
-                left[name] = "a shard that the index does not name"
-        elif _NEEDED.search(name):
-            needed.append(name)
-        elif _DUPLICATE.search(name):
-            left[name] = "the same weights in another format"
-        elif name.endswith((".incomplete", ".part", ".lock", ".tmp")):
-            left[name] = "a partial download"
-        else:
-            left[name] = "nothing that vLLM reads"
-    if not shards and not any(name.endswith(".safetensors") for name in needed):
-        errors.append("there is neither a .safetensors file nor an index of such files.")
-    if "config.json" not in needed:
-        errors.append("config.json is not there.")
-    if not any(name.startswith(("tokenizer", "tekken", "vocab")) or name.endswith(".tiktoken") for name in needed):
-        errors.append("no tokenizer file is there (tokenizer.json, tokenizer.model, tekken.json or vocab.*).")
-    return needed, left, errors
-
-
-def safetensors_error(name: str, size: int, header: bytes) -> str | None:
-    """Return what is wrong with a safetensors file, from its length and its first bytes, or None.
-
-    :param size: length of the file in bytes.
-    :param header: the first 8 bytes and as many more as they announce.
-    """
-    if len(header) < 8:
-        return f"{name} is {size} bytes long, too short for a safetensors file."
-    length = int.from_bytes(header[:8], "little")
-    if length > 100 * 2**20 or 8 + length > size:
-        return f"{name} announces a header of {length} bytes and is {size} bytes long: it is cut off or no safetensors."
-    try:
-        described = json.loads(header[8 : 8 + length])
-    except ValueError:
-        return f"{name} has a header that is no JSON."
-    end = max((entry["data_offsets"][1] for key, entry in described.items() if key != "__metadata__"), default=0)
-    if 8 + length + end != size:
-        return (
-            f"{name} must be {8 + length + end} bytes long by its own header and is {size}: "
-            f"{abs(8 + length + end - size)} bytes {'are missing' if size < 8 + length + end else 'too many'}."
-        )
-    return None
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -148,12 +79,48 @@ def path_error(name: str) -> str | None:
     return None
 
 
-def manifest_error(manifest: Mapping[str, Any]) -> str | None:
-    """Return why a manifest cannot be used, or None."""
-    if manifest.get("version") != 2:
-        return f"The manifest has version {manifest.get('version')}, expected is 2; run weights_manifest again."
-    names = [str(manifest["repo"]), *(file["path"] for file in manifest["files"])]
+def manifest_error(manifest: Any) -> str | None:
+    """Return why a manifest cannot be used, or None.
+
+    It may come from another node, so everything in it is checked, and that its digest is that of its content.
+    """
+    if not isinstance(manifest, Mapping):
+        return "The manifest is not a mapping; run weights_manifest again."
+    if manifest.get("version") != VERSION:
+        return f"The manifest has version {manifest.get('version')}, expected is {VERSION}; run weights_manifest again."
+    files = manifest.get("files")
+    bad = "The manifest is damaged ({}); remove it and run weights_manifest again."
+    if not isinstance(files, list) or len(files) > MAX_FILES:
+        return bad.format("it has no list of files, or an endless one")
+    for file in files:
+        if not (
+            isinstance(file, Mapping)
+            and isinstance(file.get("path"), str)
+            and type(file.get("size")) is int
+            and file["size"] >= 0
+            and _is_sha256(file.get("sha256"))
+        ):
+            return bad.format("a file in it has no path, size and sha256")
+    strings = [manifest.get("repo"), manifest.get("revision"), manifest.get("digest")]
+    if not all(isinstance(each, str) for each in strings) or not _is_sha256(manifest.get("pieces_sha256")):
+        return bad.format("repo, revision, digest or pieces_sha256 is missing")
+    total = sum(file["size"] for file in files)
+    if total > MAX_BYTES or manifest.get("bytes") != total or manifest.get("piece_bytes") != piece_bytes_for(total):
+        return bad.format("its sizes do not add up")
+    if manifest["digest"] != _digest(manifest):
+        return bad.format("its digest is not that of its content")
+    names = [manifest["repo"], *(file["path"] for file in files)]
     return next((error for error in map(path_error, names) if error), None)
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    body = {key: manifest[key] for key in ("version", "repo", "revision", "piece_bytes", "pieces_sha256")}
+    body["files"] = [{key: file[key] for key in ("path", "size", "sha256")} for file in manifest["files"]]
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def make_manifest(
@@ -166,15 +133,14 @@ def make_manifest(
     :param pieces: the sha256 of every piece, in the order of `layout`.
     """
     body = {
-        "version": 2,
+        "version": VERSION,
         "repo": repo,
         "revision": revision,
         "piece_bytes": piece_bytes,
         "pieces_sha256": hashlib.sha256(pieces).hexdigest(),
         "files": [{key: file[key] for key in ("path", "size", "sha256")} for file in files],
     }
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    return {**body, "bytes": sum(file["size"] for file in files), "digest": digest}
+    return {**body, "bytes": sum(file["size"] for file in files), "digest": _digest(body)}
 
 
 def unstamped(
@@ -195,7 +161,7 @@ def unstamped(
         for file in manifest["files"]
         if file["path"] not in found
         or stamped.get(file["path"]) != file["sha256"]
-        or list(found[file["path"]]) != list(marks.get(file["path"], []))
+        or list(found[file["path"]]) != marks.get(file["path"])
     ]
 
 

@@ -406,9 +406,9 @@ class Mover:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 (self.incoming / file["path"]).replace(target)
         names = {file["path"] for file in manifest["files"]}
-        for file in old.get("files", []):
-            if file["path"] not in names and not weights.path_error(file["path"]):
-                (self.tree / file["path"]).unlink(missing_ok=True)
+        for file in [] if weights.manifest_error(old) else old["files"]:
+            if file["path"] not in names:
+                files.remove(self.tree / file["path"])
         if self.store.hashes is not None:
             files.write(self.tree / weights.PIECES, self.store.hashes)
         stamp(self.tree, manifest)

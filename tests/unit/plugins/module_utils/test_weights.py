@@ -1,102 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
 
-INDEX = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-GOOD = [
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-    "model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-    "modeling_nemotron_h.py", "super_v3_reasoning_parser.py",
-]  # fmt: skip
-
-
-def test_everything_that_vllm_reads_is_needed() -> None:
-    needed, left, errors = weights.choose(GOOD, INDEX)
-    assert (sorted(needed), left, errors) == (sorted(GOOD), {}, [])
-
-
-@pytest.mark.parametrize(
-    ("stray", "why"),
-    [
-        ("consolidated.safetensors", "a shard that the index does not name"),
-        ("pytorch_model.bin", "the same weights in another format"),
-        ("original/consolidated.00.pth", "in a directory that vLLM does not read"),
-        ("model-Q8_0.gguf", "the same weights in another format"),
-        ("model-00001-of-00002.safetensors.incomplete", "a partial download"),
-        ("README.md", "nothing that vLLM reads"),
-    ],
-)
-def test_what_does_not_belong_stays_behind(stray: str, why: str) -> None:
-    needed, left, errors = weights.choose([*GOOD, stray], INDEX)
-    assert stray not in needed
-    assert (left, errors) == ({stray: why}, [])
-
-
-@pytest.mark.parametrize(
-    ("missing", "sentence"),
-    [
-        ("model-00002-of-00002.safetensors", "is named by model.safetensors.index.json and is not there."),
-        ("config.json", "config.json is not there."),
-    ],
-)
-def test_what_is_missing_is_named(missing: str, sentence: str) -> None:
-    _needed, _left, errors = weights.choose([name for name in GOOD if name != missing], INDEX)
-    assert any(sentence in error for error in errors)
-
-
-def test_a_model_without_any_weights() -> None:
-    _needed, _left, errors = weights.choose(["config.json", "tokenizer.json"], None)
-    assert errors == ["there is neither a .safetensors file nor an index of such files."]
-
-
-def test_a_model_without_a_tokenizer() -> None:
-    _needed, _left, errors = weights.choose(["config.json", "model.safetensors"], None)
-    assert "no tokenizer file is there" in errors[0]
-
-
-def safetensors(described: dict[str, Any], announced: int | None = None) -> bytes:
-    header = json.dumps(described).encode()
-    return (announced if announced is not None else len(header)).to_bytes(8, "little") + header
-
-
-def test_a_complete_shard_agrees_with_its_header() -> None:
-    data = safetensors({"__metadata__": {}, "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
-    assert weights.safetensors_error("s", len(data) + 8, data) is None
-
-
-def test_a_cut_off_shard_says_by_how_much() -> None:
-    data = safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 800]}})
-    sentence = weights.safetensors_error("s", len(data) + 300, data)
-    assert sentence is not None
-    assert "500 bytes are missing" in sentence
-    longer = weights.safetensors_error("s", len(data) + 900, data)
-    assert longer is not None
-    assert "100 bytes too many" in longer
-
-
-@pytest.mark.parametrize(
-    ("header", "size", "sentence"),
-    [
-        (b"abc", 3, "too short for a safetensors file"),
-        (safetensors({}, announced=2**40), 1000, "announces a header of"),
-        ((5).to_bytes(8, "little") + b"hello", 13, "has a header that is no JSON"),
-    ],
-)
-def test_what_is_no_safetensors(header: bytes, size: int, sentence: str) -> None:
-    found = weights.safetensors_error("s", size, header)
-    assert found is not None
-    assert sentence in found
-
 
 def manifest(*sizes: int, piece_bytes: int = 4) -> dict[str, Any]:
     files = [
-        {"path": name, "size": size, "sha256": name * 2} for name, size in zip("abc", sizes or (1, 2), strict=False)
+        {"path": name, "size": size, "sha256": name * 64} for name, size in zip("abc", sizes or (1, 2), strict=False)
     ]
     return weights.make_manifest("o/m", "main", files, piece_bytes, b"hashes")
 
@@ -142,10 +56,39 @@ def test_odd_names_are_names(name: str) -> None:
     assert weights.path_error(name) is None
 
 
+def good_manifest(**changes: Any) -> dict[str, Any]:
+    """Return a manifest with the length of pieces that belongs to its size, and then some changes."""
+    return {**manifest(piece_bytes=2**20), **changes}
+
+
 def test_a_manifest_of_another_version_or_with_a_bad_name_is_refused() -> None:
-    assert weights.manifest_error(manifest()) is None
-    assert "has version 1, expected is 2" in str(weights.manifest_error({**manifest(), "version": 1}))
-    assert "leads out of the model's directory" in str(weights.manifest_error({**manifest(), "repo": "../x"}))
+    assert weights.manifest_error(good_manifest()) is None
+    assert "has version 1, expected is 2" in str(weights.manifest_error(good_manifest(version=1)))
+    outside = weights.make_manifest("../x", "main", manifest()["files"], 2**20, b"hashes")
+    assert "leads out of the model's directory" in str(weights.manifest_error(outside))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"files": "x"}, "it has no list of files"),
+        ({"files": [{"path": "a", "size": -1, "sha256": "a" * 64}]}, "a file in it has no path, size and sha256"),
+        ({"files": [{"path": "a", "size": True, "sha256": "a" * 64}]}, "a file in it has no path, size and sha256"),
+        ({"files": [{"path": "a", "size": 1, "sha256": "a"}]}, "a file in it has no path, size and sha256"),
+        ({"files": [{"path": "a", "size": 2**50, "sha256": "a" * 64}]}, "its sizes do not add up"),
+        ({"bytes": 7}, "its sizes do not add up"),
+        ({"piece_bytes": 1}, "its sizes do not add up"),
+        ({"pieces_sha256": None}, "pieces_sha256 is missing"),
+        ({"revision": "other"}, "its digest is not that of its content"),
+    ],
+)
+def test_a_manifest_that_somebody_edited_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    assert sentence in str(weights.manifest_error(good_manifest(**changes)))
+
+
+@pytest.mark.parametrize("manifest", [None, [], "x", {}, 7])
+def test_what_is_no_manifest_is_refused(manifest: Any) -> None:
+    assert weights.manifest_error(manifest) is not None
 
 
 def test_what_neither_stamp_nor_mark_vouches_for_is_read_again() -> None:

@@ -266,7 +266,8 @@ def test_files_of_the_old_manifest_that_the_new_one_does_not_name_go(cluster: Cl
     tree.mkdir(parents=True)
     for name in ("old.safetensors", "the owner's own.txt"):
         (tree / name).write_bytes(b"x")
-    old = {"files": [{"path": "old.safetensors", "size": 1, "sha256": "0"}]}
+    described = {"path": "old.safetensors", "size": 1, "sha256": digest(tree / "old.safetensors")}
+    old = weights.make_manifest("org/model", "main", [described], PIECE, b"hashes")
     (tree / weights.STAMP).write_text(json.dumps(old), encoding="utf-8")
     cluster.start(1, [0])
     cluster.until(1, "complete")

@@ -19,28 +19,6 @@ PIECE = 2**20
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_a_dangling_link_is_named_with_its_target(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    (tmp_path / "model.safetensors").symlink_to("../blobs/gone")
-    files, errors = weights_manifest.walk(tmp_path)
-    assert list(files) == ["config.json"]
-    assert errors == ["model.safetensors is a link to ../blobs/gone, which is not there."]
-
-
-def test_a_link_into_a_cache_is_followed(tmp_path: Path) -> None:
-    blob = tmp_path / "blob"
-    blob.write_bytes(b"abc")
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").symlink_to(blob)
-    files, errors = weights_manifest.walk(model)
-    assert errors == []
-    described, pieces, errors = weights_manifest.hashed(files, tmp_path / "hashes.json", PIECE)
-    assert described == [{"path": "config.json", "size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}]
-    assert pieces == hashlib.sha256(b"abc").digest()
-    assert errors == []
-
-
 def test_a_file_that_changed_is_hashed_again_and_one_that_did_not_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,28 +64,6 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, monkeypat
     monkeypatch.setattr(store, "hash_file", hash_and_write)
     _files, _pieces, errors = weights_manifest.hashed({"model.safetensors": file}, tmp_path / "h.json", PIECE)
     assert errors == ["model.safetensors was modified while it was read; wait until the file is stable and run again."]
-
-
-def test_a_header_longer_than_the_file_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    file = tmp_path / "model.safetensors"
-    file.write_bytes((50).to_bytes(8, "little") + b"{}")
-    assert weights_manifest.header(file) == file.read_bytes()
-
-
-def test_a_hub_cache_is_read_where_the_directory_is_not(tmp_path: Path) -> None:
-    cached = tmp_path / "models--org--model"
-    snapshot = cached / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(COMMIT, encoding="ascii")
-    path = tmp_path / "org" / "model"
-    assert weights_manifest.locate(path, "org/model", "main") == snapshot
-    assert weights_manifest.locate(path, "org/model", COMMIT) == snapshot
-    assert weights_manifest.locate(path, "org/model", "other") == path
-    assert weights_manifest.revision_held(snapshot) == COMMIT
-    path.mkdir(parents=True)
-    assert weights_manifest.locate(path, "org/model", "main") == path
-    assert weights_manifest.revision_held(path) == ""
 
 
 def complete_model(folder: Path) -> None:
