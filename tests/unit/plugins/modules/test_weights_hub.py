@@ -35,6 +35,8 @@ class FakeHub(ThreadingHTTPServer):
         self.seen: list[tuple[str, str | None, str | None]] = []
         self.files = dict(CONTENT)
         self.token = ""
+        #: Takes the place of the list of files.
+        self.listed: Any = None
         #: Files whose first answer is cut or damaged.
         self.flip: set[str] = set()
 
@@ -71,7 +73,8 @@ class Handler(BaseHTTPRequestHandler):
                 if name.endswith(".safetensors"):
                     entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
                 siblings.append(entry)
-            self.answer(200, json.dumps({"sha": COMMIT, "siblings": siblings}).encode())
+            listed = {"sha": COMMIT, "siblings": siblings} if hub.listed is None else hub.listed
+            self.answer(200, json.dumps(listed).encode())
         elif self.path.startswith(f"/org/model/resolve/{COMMIT}/"):
             name = self.path.rsplit("/", 1)[1]
             data = hub.files[name]
@@ -176,3 +179,35 @@ def test_a_model_with_a_file_missing_on_the_hub_is_refused(
 ) -> None:
     monkeypatch.delitem(CONTENT, "tokenizer.json")
     assert "org/model on the hub: no tokenizer file is there" in run(hub, tmp_path / "model")["msg"]
+
+
+def test_a_file_that_does_not_end_is_not_downloaded_to_its_end(hub: FakeHub, tmp_path: Path) -> None:
+    hub.files["config.json"] = b"{}" + b" " * 50_000_000
+    result = run(hub, tmp_path / "model")
+    assert "config.json is longer than the 2 bytes that the hub publishes for it." in result["msg"]
+    assert (tmp_path / "model/.cache/gb10/config.json.part").stat().st_size <= weights_hub.BLOCK
+    # The next run takes nothing of it for right.
+    hub.files = dict(CONTENT)
+    assert run(hub, tmp_path / "model")["changed"]
+    assert (tmp_path / "model/config.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [], {}, {"sha": COMMIT}, {"sha": "main", "siblings": []}, {"sha": COMMIT, "siblings": [7]},
+        {"sha": COMMIT, "siblings": [{"rfilename": "a", "size": "1", "blobId": "x"}]},
+        {"sha": COMMIT, "siblings": [{"rfilename": "a", "lfs": {"size": 1}}]},
+        {"sha": COMMIT, "siblings": [{"rfilename": "a", "size": -1, "blobId": "x"}]},
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_no_list_of_files_is_refused(hub: FakeHub, tmp_path: Path, listed: Any) -> None:
+    hub.listed = listed
+    assert "answered something that is not a list of files" in run(hub, tmp_path / "model")["msg"]
+
+
+def test_a_name_that_leads_out_of_the_directory_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+    names = ["config.json", "tokenizer.json", "model.safetensors", "../../escape.py"]
+    hub.listed = {"sha": COMMIT, "siblings": [{"rfilename": name, "size": 2, "blobId": "x"} for name in names]}
+    assert "'../../escape.py' leads out of the model's directory." in run(hub, tmp_path / "model")["msg"]
+    assert list(tmp_path.rglob("*")) == []

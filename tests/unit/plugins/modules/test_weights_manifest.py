@@ -126,3 +126,45 @@ def test_an_unreadable_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     complete_model(tmp_path / "model")
     monkeypatch.setattr(os, "access", lambda path, _mode: not str(path).endswith("tokenizer.json"))
     assert "tokenizer.json cannot be read by this user." in run(tmp_path)["errors"]
+
+
+def test_a_link_to_a_private_key_is_refused_before_anything_is_hashed(tmp_path: Path) -> None:
+    complete_model(tmp_path / "model")
+    key = tmp_path / "id_ed25519"
+    key.write_text("PRIVATE KEY", encoding="utf-8")
+    (tmp_path / "model" / "generation_config.json").symlink_to(key)
+    (tmp_path / "model" / "model-2.safetensors").symlink_to(key)
+    link, shard = sorted(run(tmp_path)["errors"])
+    assert link.startswith(f"generation_config.json is a link to {key}, outside of the model's directory")
+    assert shard.startswith("model-2.safetensors announces a header of")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_options_of_the_engine_decide_which_weights_are_listed(tmp_path: Path) -> None:
+    complete_model(tmp_path / "model")
+    model = tmp_path / "model"
+    (model / "consolidated.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    for name in ("params.json", "tekken.json"):
+        (model / name).write_text("{}", encoding="utf-8")
+    names = [file["path"] for file in run(tmp_path, serve={"load-format": "mistral"})["manifest"]["files"]]
+    assert "consolidated.safetensors" in names
+    assert "consolidated.safetensors" not in [file["path"] for file in run(tmp_path)["manifest"]["files"]]
+
+
+@pytest.mark.parametrize(("content", "sentence"), [("{", "is not JSON"), ("[]", "has no weight_map from tensors to")])
+def test_an_index_that_is_none_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
+    complete_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    assert sentence in run(tmp_path)["errors"][0]
+
+
+def test_a_cache_with_another_revision_is_reported_with_the_missing_source(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--model" / "snapshots" / COMMIT
+    complete_model(snapshot)
+    path = str(tmp_path / "org" / "model")
+    assert run(tmp_path, path=path)["manifest"]["repo"] == "org/model"
+    wanted = COMMIT[::-1]
+    expected = f"the cache {snapshot.parents[1]} holds {COMMIT}, expected is {wanted}. Download that revision."
+    assert run(tmp_path, path=path, revision=wanted)["errors"] == [expected]
+    result = run(tmp_path, path=path, revision=wanted, absent_ok=True)
+    assert (result["manifest"], result["note"]) == ({}, expected)
