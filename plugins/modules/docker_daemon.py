@@ -78,20 +78,16 @@ protected:
 """
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import (
-    DaemonConfigError,
-    changed_keys,
-    merge,
-    needs_restart,
-    parse,
-    render,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import changed_keys, needs_restart
+from ansible_collections.gb10.cluster.plugins.module_utils._node.json_merge import JsonMergeError, merge, parse, render
 
 #: Holds the id of the dockerd that owes the restart; a boot, or a restart by hand, settles the debt.
 OWED = Path("/run/gb10/docker-restart-owed")
@@ -133,28 +129,16 @@ def validate(module: AnsibleModule, text: str) -> None:
         module.fail_json(msg=f"dockerd refuses the merged configuration, nothing was changed: {(err or out).strip()}")
 
 
-def write(module: AnsibleModule, path: Path, text: str) -> None:
-    """Replace the file atomically."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(name).chmod(0o644)
-    module.atomic_move(name, str(path))
-
-
-def systemctl(module: AnsibleModule, verb: str, path: Path, previous: str | None) -> None:
+def systemctl(module: AnsibleModule, verb: str, path: Path, previous: str | None, mode: int) -> None:
     """Reload or restart Docker; on failure put the previous file back, start it again, and fail."""
     module.run_command(["systemctl", "reset-failed", "docker.service", "docker.socket"])
     code, out, err = module.run_command(["systemctl", verb, "docker.service"])
     if code == 0:
         return
     if previous is None:
-        path.unlink(missing_ok=True)
+        files.remove(path)
     else:
-        write(module, path, previous)
+        files.write(path, previous, mode)
     module.run_command(["systemctl", "reset-failed", "docker.service", "docker.socket"])
     back, _out, _err = module.run_command(["systemctl", "restart", "docker.service"])
     module.fail_json(
@@ -177,10 +161,12 @@ def main() -> None:
         supports_check_mode=True,
     )
     path = Path(module.params["path"])
-    previous = path.read_text(encoding="utf-8") if path.exists() else None
+    found = files.read(path)
+    previous = found[0].decode() if found else None
+    mode = stat.S_IMODE(found[1].st_mode) if found else 0o644
     try:
         before = parse(previous or "", str(path))
-    except DaemonConfigError as error:
+    except JsonMergeError as error:
         module.fail_json(msg=str(error))
     after = merge(before, module.params["config"])
     keys = changed_keys(before, after)
@@ -203,14 +189,15 @@ def main() -> None:
     if not module.check_mode:
         if keys:
             validate(module, text)
-            write(module, path, text)
+            files.make_directories(path.parent)
+            files.write(path, text, mode)
         if action in ("reload", "restart"):
-            systemctl(module, action, path, previous)
+            systemctl(module, action, path, previous, mode)
         if action == "deferred" and restart_keys:
-            OWED.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            OWED.write_text(f"{pid} {' '.join(restart_keys)}\n", encoding="utf-8")
+            files.make_directories(OWED.parent)
+            files.write(OWED, f"{pid} {' '.join(restart_keys)}\n")
         elif action == "restart":
-            OWED.unlink(missing_ok=True)
+            files.remove(OWED)
     if action == "deferred":
         module.warn(
             f"Docker must be restarted before {', '.join(restart_keys) or 'an earlier change'} in {path} takes "

@@ -194,7 +194,7 @@ def main() -> None:
             start(module, name)
         if new_record != record:
             if new_record:
-                record_path.parent.mkdir(parents=True, exist_ok=True)
+                files.make_directories(record_path.parent)
                 files.write_json(record_path, new_record)
             else:
                 files.remove(record_path)

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: kernel_settings
-short_description: Hold kernel settings in a file and in the running kernel alike
+short_description: Keep kernel settings in a file and in the running kernel
 version_added: 0.1.0
 description:
   - Writes a file under C(/etc/sysctl.d) and sets the values in C(/proc/sys), in one step.
-  - A setting that the file holds but the kernel has lost is set again, and reported as a change.
+  - A setting that is in the file and differs in the kernel is set again, and reported as a change.
   - Needs no C(sysctl) program on the node.
 options:
   path:
-    description: The file, which belongs to this module as a whole.
+    description: The file; all of its content is managed by this module.
     type: path
     required: true
   values:
@@ -48,18 +48,19 @@ live_changed:
   sample: [vm.swappiness]
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+
+PROC_SYS = Path("/proc/sys")
 HEADER = "# Managed by gb10.cluster; changes made here are overwritten.\n"
 
 
 def proc_path(name: str) -> Path:
     """Return the file of a setting; a slash inside a name stands for a dot in an interface's name."""
-    return Path("/proc/sys") / name.replace(".", "\0").replace("/", ".").replace("\0", "/")
+    return PROC_SYS / name.replace(".", "\0").replace("/", ".").replace("\0", "/")
 
 
 def main() -> None:
@@ -82,19 +83,15 @@ def main() -> None:
         except OSError as error:
             module.fail_json(
                 msg=(
-                    f"This kernel does not offer {name} ({error.strerror}: {proc_path(name)}). "
-                    "Load the module that brings it, or take it out of the settings."
+                    f"This kernel has no setting {name} ({error.strerror}: {proc_path(name)}). "
+                    "Load the kernel module that adds it, or remove it from the settings."
                 )
             )
     stale = sorted(name for name in wanted if live[name] != wanted[name])
     if not module.check_mode:
         if before_text != text:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            Path(fresh).chmod(0o644)
-            module.atomic_move(fresh, str(path))
+            files.make_directories(path.parent)
+            files.write(path, text)
         for name in stale:
             try:
                 proc_path(name).write_text(wanted[name], encoding="utf-8")

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: node_files
-short_description: Put a set of small files on a node in one step
+short_description: Write a set of small files on a node in one step
 version_added: 0.1.0
 description:
-  - Compares each file with what is on the node and writes those that differ, each through a
-    temporary file, an optional validation command and an atomic rename.
+  - Compares each file with what is on the node and writes those that differ, each through an optional validation
+    command, a temporary file and an atomic rename.
   - Every file is validated before the first one is written, so that one bad file leaves all as they were.
-  - A file may also be owned in part, as one block between two marker lines.
+  - A file may also be managed in part, as one block between two marker lines.
+  - No symbolic link of another user than root is followed, neither for reading nor for writing.
 options:
   files:
     description: The files.
@@ -21,7 +22,9 @@ options:
     required: true
     suboptions:
       path:
-        description: Where the file belongs. Missing parent directories are made with mode 0755.
+        description: >-
+          Where the file belongs. A missing directory above it is created with the owner of the one above and mode 0755,
+          or 0700 below a home directory.
         type: path
         required: true
       content:
@@ -30,7 +33,7 @@ options:
         type: str
         default: ""
       mode:
-        description: Octal permissions as a string. A file that is owned in part keeps those it has.
+        description: Octal permissions as a string. A file that is managed in part keeps its own.
         type: str
         default: "0644"
       owner:
@@ -52,8 +55,8 @@ options:
         type: str
       merge:
         description: >-
-          V(json) lays O(files[].content), a JSON object, over the object that the file holds: dictionaries merge,
-          lists gain what they lack, null takes a key out.
+          V(json) merges O(files[].content), a JSON object, into the object in the file: dictionaries are merged,
+          entries that are missing in a list are added, null removes a key.
         type: str
         choices: [json]
       validate:
@@ -110,12 +113,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import (
-    DaemonConfigError,
-    merge,
-    parse,
-    render,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.json_merge import JsonMergeError, merge, parse, render
 from ansible_collections.gb10.cluster.plugins.module_utils._node.text_block import with_block
 
 SPEC: dict[str, Any] = {
@@ -130,14 +129,6 @@ SPEC: dict[str, Any] = {
     "validate": {"type": "str"},
     "secret": {"type": "bool", "default": False},
 }
-
-
-def read(path: Path) -> str | None:
-    """Return the file's text, or None when there is no such file."""
-    try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape")
-    except FileNotFoundError:
-        return None
 
 
 def target(item: dict[str, Any], before: str | None) -> str | None:
@@ -169,7 +160,7 @@ def ids(module: AnsibleModule, item: dict[str, Any]) -> tuple[int, int]:
 
 
 def validate(module: AnsibleModule, item: dict[str, Any], text: str) -> None:
-    """Run the item's validation command on a temporary copy; fails with what it said."""
+    """Run the item's validation command on a temporary copy; fails with its output."""
     if not item["validate"]:
         return
     words = shlex.split(item["validate"])
@@ -191,34 +182,8 @@ def validate(module: AnsibleModule, item: dict[str, Any], text: str) -> None:
         )
 
 
-def attributes(path: Path) -> tuple[int, int, int]:
-    """Return permissions, owner and group of a file."""
-    status = path.stat()
-    return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
-
-
-def write(module: AnsibleModule, path: Path, text: str, wanted: tuple[int, int, int]) -> None:
-    """Write the text beside its place and rename it there; in place where a rename is impossible."""
-    mode, uid, gid = wanted
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as fresh:
-            fresh.write(text)
-            fresh.flush()
-            os.fsync(fresh.fileno())
-        Path(name).chmod(mode)
-        os.chown(name, uid, gid)
-        # A container's /etc/hosts is a mount point, which no rename can replace.
-        module.atomic_move(name, str(path), unsafe_writes=True)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    if attributes(path) != wanted:
-        path.chmod(mode)
-        os.chown(path, uid, gid)
-
-
 def main() -> None:
+    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "files": {"type": "list", "elements": "dict", "required": True, "options": SPEC},
@@ -231,12 +196,15 @@ def main() -> None:
     root = Path(module.params["root"] or "/")
     for item in module.params["files"]:
         path = root / item["path"].lstrip("/")
-        before = read(path)
         try:
+            found = files.read(path)
+            before = found[0].decode("utf-8", "surrogateescape") if found else None
             after = target(item, before)
-        except DaemonConfigError as error:
+        except JsonMergeError as error:
             module.fail_json(msg=str(error))
-        have = attributes(path) if before is not None else None
+        except OSError as error:
+            module.fail_json(msg=f"{path} could not be read: {error.strerror}. Nothing was written.")
+        have = (stat.S_IMODE(found[1].st_mode), found[1].st_uid, found[1].st_gid) if found else None
         want = (int(item["mode"], 8), *ids(module, item))
         if have is not None and (item["marker"] or item["merge"]):
             want = have
@@ -258,12 +226,13 @@ def main() -> None:
             }
         )
     if not module.check_mode:
-        for path, text, want in work:
+        for path, text, (mode, uid, gid) in work:
             try:
                 if text is None:
-                    path.unlink(missing_ok=True)
+                    files.remove(path)
                 else:
-                    write(module, path, text, want)
+                    files.make_directories(path.parent)
+                    files.write(path, text.encode("utf-8", "surrogateescape"), mode, uid, gid)
             except OSError as error:
                 module.fail_json(msg=f"{path} could not be written: {error.strerror}")
     module.exit_json(changed=bool(work), changed_paths=[str(path) for path, _text, _want in work], diff=diffs)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: ssh_identity
-short_description: Give a user a key for one purpose, and read the node's own host keys
+short_description: Create a user's SSH key for one purpose, and read the node's host keys
 version_added: 0.1.0
 description:
-  - Makes an Ed25519 key pair for a user where there is none, and returns its public half together with the public host
-    keys of the node, so that other nodes can know both.
-  - As the host keys are read over the connection that Ansible has verified, nobody has to trust on first use.
+  - Creates an Ed25519 key pair for a user where there is none, and returns its public key together with the public host
+    keys of the node, for the other nodes' C(authorized_keys) and C(known_hosts).
+  - The host keys are read over the connection that Ansible has verified, so that no trust on first use is needed.
 options:
   user:
     description: Owner of the key; the user who logged in, when empty.
@@ -61,17 +61,38 @@ host_keys:
 
 import os
 import pwd
+import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
-def public_part(path: Path) -> str:
-    """Return type and key of a public key file, without its comment."""
-    return " ".join(path.read_text(encoding="utf-8").split()[:2])
+SSHD_DIR = Path("/etc/ssh")
+
+
+def public_part(text: str) -> str:
+    """Return type and key of a public key's text, without its comment."""
+    return " ".join(text.split()[:2])
+
+
+def key_pair(module: AnsibleModule, private: bytes | None) -> tuple[bytes, bytes]:
+    """Return private and public key, made new or completed, in a directory that nobody else can enter."""
+    with tempfile.TemporaryDirectory(prefix="gb10-ssh-") as place:
+        path = Path(place, "key")
+        if private is None:
+            module.run_command(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", module.params["comment"], "-f", str(path)],
+                check_rc=True,
+            )
+            return path.read_bytes(), path.with_suffix(".pub").read_bytes()
+        files.write(path, private, 0o600)
+        _code, public, _err = module.run_command(["ssh-keygen", "-y", "-f", str(path)], check_rc=True)
+        return private, public.encode()
 
 
 def main() -> None:
+    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "user": {"type": "str", "default": ""},
@@ -85,38 +106,32 @@ def main() -> None:
         account = pwd.getpwnam(user)
     except KeyError:
         module.fail_json(msg=f"There is no user {user} on this node to own the fabric's SSH key.")
-    directory = Path(account.pw_dir) / ".ssh"
-    path = directory / module.params["name"]
-    public = path.with_name(path.name + ".pub")
-    changed = not path.exists()
-    if changed and not module.check_mode:
-        if not directory.exists():
-            directory.mkdir(mode=0o700)
-            os.chown(directory, account.pw_uid, account.pw_gid)
-        # Made under another name: a run that is cut short leaves no half key behind.
-        fresh = directory / f".{path.name}.new"
-        for leftover in (fresh, fresh.with_name(fresh.name + ".pub")):
-            leftover.unlink(missing_ok=True)
-        module.run_command(
-            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", module.params["comment"], "-f", str(fresh)],
-            check_rc=True,
-        )
-        for made, place in ((fresh.with_name(fresh.name + ".pub"), public), (fresh, path)):
-            os.chown(made, account.pw_uid, account.pw_gid)
-            made.replace(place)
-    elif path.exists() and not public.exists() and not module.check_mode:
-        _code, text, _err = module.run_command(["ssh-keygen", "-y", "-f", str(path)], check_rc=True)
-        public.write_text(text, encoding="utf-8")
-        os.chown(public, account.pw_uid, account.pw_gid)
+    path = Path(account.pw_dir) / ".ssh" / module.params["name"]
+    public_path = path.with_name(path.name + ".pub")
+    try:
+        found, found_public = files.read(path), files.read(public_path)
+        private, public = (each[0] if each else None for each in (found, found_public))
+        missing = [str(each) for each, content in ((public_path, public), (path, private)) if content is None]
+        if missing and not module.check_mode:
+            private, public = key_pair(module, private)
+            files.make_directories(path.parent)
+            # The private key last: a run that is killed in between makes a new pair.
+            files.write(public_path, public, 0o644, account.pw_uid, account.pw_gid)
+            if found is None:
+                files.write(path, private, 0o600, account.pw_uid, account.pw_gid)
+    except OSError as error:
+        module.fail_json(msg=f"The SSH key {path} could not be read or written: {error.strerror} ({error.filename})")
+    if found is None and module.check_mode:
+        public = None
     module.exit_json(
-        changed=changed,
+        changed=bool(missing),
         user=user,
         path=str(path),
-        public_key=public_part(public) if public.exists() else "",
-        host_keys=[public_part(key) for key in sorted(Path("/etc/ssh").glob("ssh_host_*_key.pub"))],
+        public_key=public_part(public.decode()) if public else "",
+        host_keys=[public_part(key.read_text(encoding="utf-8")) for key in sorted(SSHD_DIR.glob("ssh_host_*_key.pub"))],
         diff={
             "before": "",
-            "after": f"{path}\n" if changed else "",
+            "after": "".join(f"{each}\n" for each in missing),
             "before_header": "SSH keys",
             "after_header": "SSH keys",
         },

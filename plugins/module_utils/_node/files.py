@@ -128,6 +128,52 @@ def write(
         os.fsync(directory)
 
 
+def read(path: Path | str) -> tuple[bytes, os.stat_result] | None:
+    """Return a file's content and status; None when the file or its directory does not exist.
+
+    :raises UnsafeLinkError: another user's symbolic link stands in the path: root would read what that user may not.
+    :raises OSError: as the operating system reports it.
+    """
+    try:
+        with directory_of(path) as (directory, name):
+            handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(handle, "rb") as stream:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return stream.read(), status
+
+
+def make_directories(path: Path | str) -> None:
+    """Create a directory and those above it that are missing, each owned as the one above it.
+
+    A new directory has the mode 0755; below one that belongs to another user than root, 0700.
+
+    :raises UnsafeLinkError: another user's symbolic link stands in the path.
+    :raises OSError: as the operating system reports it.
+    """
+    missing = []
+    place = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
+    while not os.path.lexists(place):
+        missing.append(place)
+        place = place.parent
+    for directory in reversed(missing):
+        with directory_of(directory) as (above, name):
+            owner = os.fstat(above)
+            mode = 0o755 if owner.st_uid == 0 else 0o700
+            os.mkdir(name, mode, dir_fd=above)
+            made = os.open(name, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW, dir_fd=above)
+            try:
+                if os.geteuid() == 0:
+                    os.fchown(made, owner.st_uid, owner.st_gid)
+                os.fchmod(made, mode)
+            finally:
+                os.close(made)
+            os.fsync(above)
+
+
 def write_json(path: Path | str, value: Any, mode: int = 0o644) -> None:
     """Write a value as indented JSON with sorted keys and a final newline; see `write`."""
     write(path, json.dumps(value, indent=2, sort_keys=True) + "\n", mode)

@@ -5,14 +5,8 @@ import json
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import (
-    DaemonConfigError,
-    changed_keys,
-    merge,
-    needs_restart,
-    parse,
-    render,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import changed_keys, needs_restart
+from ansible_collections.gb10.cluster.plugins.module_utils._node.json_merge import JsonMergeError, merge, parse, render
 
 # What `nvidia-ctk runtime configure` leaves behind.
 OWNER = {
@@ -72,9 +66,9 @@ def test_an_empty_file_is_no_settings(text: str) -> None:
 
 
 def test_parse_says_where_it_is_broken() -> None:
-    with pytest.raises(DaemonConfigError, match=r"/etc/docker/daemon\.json is not valid JSON \(line 2, column 3"):
+    with pytest.raises(JsonMergeError, match=r"/etc/docker/daemon\.json is not valid JSON \(line 2, column 3"):
         parse('{"a": 1,\n  b: 2}', "/etc/docker/daemon.json")
-    with pytest.raises(DaemonConfigError, match="holds list, not an object"):
+    with pytest.raises(JsonMergeError, match="holds list, not an object"):
         parse("[]", "/etc/docker/daemon.json")
 
 
