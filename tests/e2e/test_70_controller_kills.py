@@ -26,8 +26,8 @@ pytestmark = pytest.mark.soak
 MODEL = "tiny-qwen3"
 #: A step of each role that changes something, in the order of site.yml, and how long the run goes on after it began.
 STEPS = (
-    ("host : Put our files in place", 0.5),
-    ("host : Install the packages that the node lacks", 4.0),
+    ("host : Install configuration files", 0.5),
+    ("host : Install missing packages", 4.0),
     ("fabric : Let the nodes know each other", 0.3),
     ("edge : Close the node, with a way back", 0.7),
     ("edge : Keep the change", 0.5),
