@@ -112,7 +112,7 @@ def test_every_filter_is_documented() -> None:
 #: Variables of a command line that have no prefix yet, or that keep an old name for one release.
 OLD_NAMES = frozenset({"canary", "file", "grep", "json", "lines", "render_dir", "since", "units"})
 #: Roles whose constants in vars/ still begin with two underscores, as registers do.
-OLD_CONSTANTS: frozenset[str] = frozenset({"edge", "fabric", "host"})
+OLD_CONSTANTS: frozenset[str] = frozenset({"edge", "fabric"})
 
 
 def prefixes(role: str) -> tuple[str, str, str]:
