@@ -30,6 +30,10 @@ lock: ## Pin requirements.in anew into requirements.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --upgrade requirements.in --output-file requirements.lock
 
+.PHONY: lock-images
+lock-images: venv ## Pin the wheels of the engine images anew into locks/ (needs uv)
+	@$(PY) scripts/lock_images.py $(ARGS)
+
 .PHONY: demo
 demo: venv ## Lab of four nodes -> served model -> swap -> a completion and a status screen
 	@$(PY) -m lab.demo --nodes $(NODES) --second-model $(SECOND_MODEL)

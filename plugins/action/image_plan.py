@@ -15,6 +15,7 @@ from ansible.plugins.action import ActionBase
 from ansible.plugins.filter.core import quote
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.plugin_utils._image import locks
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods as mods_logic
 
@@ -55,6 +56,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "mods": {"type": "list", "elements": "str", "default": []},
                 "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
                 "overlays_dir": {"type": "path", "default": str(_ROOT / "overlays")},
+                "locks_dir": {"type": "path", "default": str(_ROOT / "locks")},
                 "wheels_dir": {"type": "path", "required": True},
                 "require_wheels": {"type": "bool", "default": True},
                 "context_dir": {"type": "path"},
@@ -83,8 +85,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             if args["require_wheels"]:
                 return {}, missing
         context: dict[str, Path] = {}
+        # Wheels of a lock are not hashed here: pip compares them with the lock, which is.
+        locked: dict[str, Path] = {}
+        download = 0
         for step in recipe["steps"]:
             where = f"gb10_images.{args['name']}, step {step['name']}"
+            if step["lock"]:
+                path = Path(args["locks_dir"]) / locks.lock_name(step)
+                context[f"locks/{step['name']}/lock.txt"] = path
+                found, size, problems = self._locked(path, wheels_dir)
+                errors += [f"{where}: {problem}" for problem in problems]
+                locked.update({f"wheels/{step['name']}/{file.name}": file for file in found})
+                download += size
             chosen, absent = image_recipe.choose_wheels(step, present, where) if present else ([], [])
             missing += absent
             context.update({f"wheels/{step['name']}/{file}": wheels_dir / file for file in chosen})
@@ -141,9 +153,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             parts = {"dockerfile": source.render(**variables, fingerprint=""), "files": hashes, "mods": mods_plan}
             mark = image_recipe.fingerprint(parts)
         dockerfile = source.render(**variables, fingerprint=mark)
+        context |= locked
         if args["context_dir"] and not missing and not self._task.check_mode:
             texts = {"Dockerfile": dockerfile, **({"mods/plan.json": mods_plan} if mods else {})}
-            self._lay_out(Path(args["context_dir"]), context, texts)
+            folders = [f"wheels/{step['name']}" for step in recipe["steps"] if step["lock"]]
+            self._lay_out(Path(args["context_dir"]), context, texts, folders)
         return {
             "name": args["name"],
             "tag": f"gb10/{args['name']}:{mark[:12]}",
@@ -155,6 +169,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "files": hashes,
             "context_dir": args["context_dir"],
             "context_mib": round(sum(path.stat().st_size for path in context.values()) / 2**20, 1),
+            "download_mib": round(download / 2**20, 1),
             "mods": args["mods"],
             "probes": {mod["name"]: mod["probe"] for mod in mods},
             "assertions": recipe["assertions"],
@@ -163,10 +178,32 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         }, []
 
     @staticmethod
-    def _lay_out(folder: Path, context: dict[str, Path], texts: dict[str, str]) -> None:
+    def _locked(path: Path, wheels_dir: Path) -> tuple[list[Path], int, list[str]]:
+        """Return (wheels of a lock that are all in a directory, bytes to download otherwise, sentences)."""
+        try:
+            wheels = locks.parse(path.read_text(encoding="utf-8"))
+        except OSError:
+            return [], 0, [f"there is no lock {path}; write it with `make lock-images`."]
+        except locks.LockError as problem:
+            return [], 0, [f"{path}, {problem}"]
+        present = [wheel for wheel in wheels if (wheels_dir / wheel.file).is_file()]
+        problems = [
+            f"{wheel.file} has {found} bytes, the lock says {wheel.size}: it is incomplete or another file. Remove it "
+            f"from {wheels_dir}, or download it again."
+            for wheel in present
+            if (found := (wheels_dir / wheel.file).stat().st_size) != wheel.size
+        ]
+        if len(present) < len(wheels):
+            return [], sum(wheel.size for wheel in wheels), problems
+        return [wheels_dir / wheel.file for wheel in wheels], 0, problems
+
+    @staticmethod
+    def _lay_out(folder: Path, context: dict[str, Path], texts: dict[str, str], folders: list[str]) -> None:
         """Create the build context as links to the files, so that nothing is copied on the control node."""
         if folder.exists():
             shutil.rmtree(folder)
+        for name in folders:
+            (folder / name).mkdir(parents=True)
         for name, path in context.items():
             link = folder / name
             link.parent.mkdir(parents=True, exist_ok=True)

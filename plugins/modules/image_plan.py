@@ -32,8 +32,15 @@ options:
   overlays_dir:
     description: Directory of overlay files; the collection's own unless given.
     type: path
+  locks_dir:
+    description:
+      - Directory of the locks, the collection's own unless given. A step with C(lock=true) installs the wheels of
+        C(<image>.<step>.txt), each with its hash.
+    type: path
   wheels_dir:
-    description: Directory on the control node that holds the wheels.
+    description:
+      - Directory on the control node that holds wheels. Those of a locked step are taken from there when all of them
+        are there; otherwise the head downloads them from its package index.
     type: path
     required: true
   require_wheels:
@@ -65,8 +72,8 @@ RETURN = r"""
 image_plan:
   description: >-
     Name, C(tag), C(fingerprint), C(dockerfile), C(files) with their sha256, C(assertions),
-    C(base), C(base_archive), C(context_mib) of the image, and C(missing), a sentence for each file that is
-    missing on the control node.
+    C(base), C(base_archive), C(context_mib) and C(download_mib) of the image, and C(missing),
+    a sentence for each file that is missing on the control node.
   returned: success
   type: dict
 errors:

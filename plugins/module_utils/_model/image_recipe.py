@@ -28,6 +28,10 @@ _STEP_DEFAULTS: dict[str, Any] = {
     "wheels": [],
     "wheel_hashes": {},
     "requirements": [],
+    # Hash-locked: installed from locks/<image>.<step>.txt, and from nothing else.
+    "lock": False,
+    # Overrides what other distributions ask for.
+    "replaces": False,
     "pip_args": [],
     "overlays": [],
     "run": [],
@@ -69,7 +73,9 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
                 near = nearest(str(key), [*_DEFAULTS, "from"])
                 hint = f" Did you mean '{near}'?" if near else ""
                 errors.append(f"{where}.{key} is not a known key.{hint}")
-            elif key in ("packages", "steps"):
+            elif key == "steps":
+                flat[key] = [*flat[key], *({**step, "image": image} for step in value)]
+            elif key == "packages":
                 flat[key] = [*flat[key], *value]
             elif key in ("env", "assertions"):
                 flat[key] = {**flat[key], **value}
@@ -84,7 +90,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     for number, step in enumerate(flat["steps"]):
         where = f"gb10_images.{name}.steps[{number}]"
         for key in step:
-            if key not in _STEP_DEFAULTS and key != "name":
+            if key not in _STEP_DEFAULTS and key not in ("name", "image"):
                 near = nearest(str(key), [*_STEP_DEFAULTS, "name"])
                 hint = f" Did you mean '{near}'?" if near else ""
                 errors.append(f"{where}.{key} is not a known key.{hint}")
@@ -97,6 +103,10 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
             names.add(full["name"])
         if not (full["wheels"] or full["requirements"] or full["run"]):
             errors.append(f"{where} does nothing: give wheels, requirements or run.")
+        if full["lock"] and (full["wheels"] or full["pip_args"] or full["run"] or not full["requirements"]):
+            errors.append(f"{where} is locked: give requirements, and none of wheels, pip_args and run.")
+        if full["replaces"] and not full["lock"]:
+            errors.append(f"{where}.replaces needs `lock: true`.")
         steps.append(full)
     flat["steps"] = steps
     return flat, errors

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.action import image_plan
+from ansible_collections.gb10.cluster.plugins.plugin_utils._image import locks
 
 WHEEL = "vllm-0.32.0-py3-none-any.whl"
 IMAGES: dict[str, Any] = {
@@ -49,6 +50,7 @@ def plan(tmp_path: Path, images: dict[str, Any], check: bool = False, **more: An
         "mods": [],
         "mods_dir": str(Path(image_plan.__file__).parents[2] / "mods"),
         "overlays_dir": str(tmp_path / "overlays"),
+        "locks_dir": str(tmp_path / "locks"),
         "wheels_dir": str(tmp_path / "wheels"),
         "require_wheels": True,
         "context_dir": str(tmp_path / "context"),
@@ -166,3 +168,95 @@ def test_a_mod_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_image_is_named_with_those_that_are_known(tmp_path: Path) -> None:
     assert "Known: vllm-node" in plan(tmp_path, IMAGES, name="vllm-nod")[1][0]
+
+
+# --- locked steps ----------------------------------------------------------------------------------------------
+
+CONTENT = {"vllm-0.32.0-py3-none-any.whl": b"wheel", "torch-2.11.0-py3-none-any.whl": b"torch wheel"}
+LOCKED: dict[str, Any] = {
+    "vllm-node": {
+        "base": "ubuntu:24.04",
+        "vllm_version": "0.32.0",
+        "steps": [{"name": "vllm", "requirements": ["vllm==0.32.0"], "lock": True}],
+        "assertions": {},
+    }
+}
+
+
+def write_lock(tmp_path: Path, text: str = "") -> Path:
+    """Write the lock of the step of LOCKED."""
+    wheels = [
+        locks.Wheel(
+            file.split("-")[0], file.split("-")[1], hashlib.sha256(data).hexdigest(), f"https://x.org/{file}", len(data)
+        )
+        for file, data in CONTENT.items()
+    ]
+    path = tmp_path / "locks" / "vllm-node.vllm.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text or locks.text_of("title", wheels), encoding="utf-8")
+    return path
+
+
+def test_a_locked_step_is_downloaded_or_taken_from_the_wheels_under_one_fingerprint(tmp_path: Path) -> None:
+    write_lock(tmp_path)
+    found, errors = plan(tmp_path, LOCKED)
+    assert errors == []
+    assert found["download_mib"] == round(sum(map(len, CONTENT.values())) / 2**20, 1)
+    assert list((tmp_path / "context" / "wheels" / "vllm").iterdir()) == []
+    assert (tmp_path / "context" / "locks" / "vllm" / "lock.txt").is_file()
+    assert "--no-deps --require-hashes" in found["dockerfile"]
+    # A part of the wheels is of no use: pip would ask the index for the others all the same.
+    (tmp_path / "wheels").mkdir()
+    for file, data in CONTENT.items():
+        assert plan(tmp_path, LOCKED)[0]["tag"] == found["tag"]
+        assert list((tmp_path / "context" / "wheels" / "vllm").iterdir()) == []
+        (tmp_path / "wheels" / file).write_bytes(data)
+    local, errors = plan(tmp_path, LOCKED)
+    assert (errors, local["tag"], local["download_mib"]) == ([], found["tag"], 0.0)
+    assert {path.name for path in (tmp_path / "context" / "wheels" / "vllm").iterdir()} == set(CONTENT)
+
+
+def test_another_lock_is_another_image(tmp_path: Path) -> None:
+    path = write_lock(tmp_path)
+    before = plan(tmp_path, LOCKED)[0]["tag"]
+    path.write_text(path.read_text(encoding="utf-8").replace("==2.11.0", "==2.12.0"), encoding="utf-8")
+    assert plan(tmp_path, LOCKED)[0]["tag"] != before
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "there is no lock"),
+        ("vllm==0.32.0\n", "line 1: 'vllm==0.32.0' is not a pinned requirement"),
+        ("vllm==0.32.0 --hash=sha256:" + "0" * 64 + "\n", "line 1: vllm has no address above it"),
+    ],
+)
+def test_a_lock_that_cannot_be_used_is_named(tmp_path: Path, text: str | None, sentence: str) -> None:
+    if text is not None:
+        write_lock(tmp_path, text)
+    _found, errors = plan(tmp_path, LOCKED)
+    assert len(errors) == 1
+    assert errors[0].startswith("gb10_images.vllm-node, step vllm: ")
+    assert sentence in errors[0]
+
+
+def test_an_incomplete_wheel_of_a_lock_is_refused(tmp_path: Path) -> None:
+    write_lock(tmp_path)
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "vllm-0.32.0-py3-none-any.whl").write_bytes(b"whe")
+    _found, errors = plan(tmp_path, LOCKED)
+    assert "vllm-0.32.0-py3-none-any.whl has 3 bytes, the lock says 5: it is incomplete or another file." in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "sentence"),
+    [
+        ({"lock": True, "wheels": ["x.whl"]}, "is locked: give requirements, and none of wheels, pip_args and run."),
+        ({"lock": True, "requirements": ["x"], "pip_args": ["-v"]}, "is locked: give requirements"),
+        ({"replaces": True, "requirements": ["x"]}, ".replaces needs `lock: true`."),
+    ],
+)
+def test_a_locked_step_is_nothing_else(tmp_path: Path, step: dict[str, Any], sentence: str) -> None:
+    images = copy.deepcopy(LOCKED)
+    images["vllm-node"]["steps"] = [{"name": "vllm", **step}]
+    assert sentence in plan(tmp_path, images)[1][0]
