@@ -154,7 +154,7 @@ def test_the_names_of_the_release_before_still_work(site: Callable[[], Any], tmp
 
 def test_values_of_the_command_line_arrive_with_their_type(site: Callable[[], Any], tmp_path: Path) -> None:
     words = "engine_memory_floor_gib=1.5 engine_drop_caches=false engine_require_rdma=no engine_stop_seconds=90".split()
-    given = [each for word in words for each in ("-e", word)]
+    given = [*overrides(served_name="org/100%h"), *(each for word in words for each in ("-e", word))]
     run = site().run("render.yml", "-e", "model=nemotron-super", "-e", f"model_render_dir={tmp_path}", *given)
     assert run.returncode == 0, run.output
     node = tmp_path / "gx10-1"
@@ -164,6 +164,7 @@ def test_values_of_the_command_line_arrive_with_their_type(site: Callable[[], An
     assert launch["require_rdma"] is False
     unit = (node / "etc/systemd/system/vllm-nemotron-super.service").read_text(encoding="utf-8")
     assert "TimeoutStopSec=120\n" in unit
+    assert "Description=vLLM rank 0 of org/100%%h\n" in unit, "systemd expands a single percent sign"
 
 
 def test_rendering_needs_a_directory(site: Callable[[], Any]) -> None:
