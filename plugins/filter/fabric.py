@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jinja filters of the fabric: thin doors to the pure functions in module_utils."""
+"""Jinja filters of the fabric: thin wrappers of the pure functions in module_utils and plugin_utils."""
 
 from __future__ import annotations
 
@@ -8,48 +8,61 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.environment import (
+    FabricError,
+    check_engine,
+    parse_record,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import Machine, from_dict
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.throughput import slow_links
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import Node, Settings, is_live, make_plan
+from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.record import forwarded, records
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.render import render, table
-from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import rejections, verdict
+from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import failures, rates, verdict
 
 
 def fabric_verdict(findings: Mapping[str, Mapping[str, Any]], mtu_bytes: int = 0) -> list[str]:
-    """Return the sentences about a fabric; see ``fabric_verdict.verdict``."""
+    """Return the sentences about a fabric; see ``verdict.verdict``."""
     return verdict(findings, int(mtu_bytes))
 
 
-def fabric_plan(nodes: Sequence[Mapping[str, Any]], **settings: Any) -> dict[str, Any]:
-    """Return the plan of a cluster as dictionaries; see ``fabric_plan.make_plan``.
+def fabric_plan(
+    nodes: Sequence[str],
+    facts: Mapping[str, Mapping[str, Any]],
+    heard: Mapping[str, Mapping[str, Any]],
+    addresses: Mapping[str, str],
+    management: Mapping[str, str],
+    **settings: Any,
+) -> dict[str, Any]:
+    """Return the plan of a cluster as dictionaries; see ``plan.make_plan``.
 
-    Args:
-        nodes: ``name``, ``address``, ``facts`` (a result of gb10.cluster.fabric_facts), ``heard`` (a result of
-            gb10.cluster.fabric_neighbours, or nothing), ``management``; all members in the order of their index.
-        settings: the fields of ``fabric_plan.Settings``.
+    :param nodes: names of all members in the order of their index.
+    :param facts: by node, a result of gb10.cluster.fabric_facts.
+    :param heard: by node, a result of gb10.cluster.fabric_neighbours; nodes that were not asked are missing.
+    :param addresses: by node, its gb10_fabric_address.
+    :param management: by node, the address by which Ansible reaches it.
+    :param settings: the fields of ``plan.Settings``.
     """
     members = []
     protected = set(settings.pop("protected", ()))
-    for node in nodes:
-        facts = node["facts"]
-        told = node.get("heard") or {}
+    for name in nodes:
+        control = facts[name].get("control") or {}
+        if control:
+            protected.add(control["client"])
+        result = heard.get(name) or {}
         # What was not switched on could not be heard.
-        heard = None if told.get("down") else told.get("neighbours")
-        control = facts.get("control") or {}
-        protected |= {control["client"]} if control else set()
-        management = {str(node["management"])} if node.get("management") else set()
-        management |= {control["server"]} if control else set()
+        neighbours = None if result.get("down") else result.get("neighbours")
         members.append(
             Node(
-                name=str(node["name"]),
-                address=str(node.get("address") or ""),
-                machine=from_dict(facts["machine"]),
+                name=str(name),
+                address=str(addresses.get(name) or ""),
+                machine=from_dict(facts[name]["machine"]),
                 neighbours=(
-                    {name: [(each[0], each[1]) for each in told] for name, told in heard.items()}
-                    if heard is not None
+                    {device: [(each[0], each[1]) for each in found] for device, found in neighbours.items()}
+                    if neighbours is not None
                     else None
                 ),
-                management=tuple(sorted(management)),
+                management=tuple(sorted({str(management.get(name) or name), *filter(None, [control.get("server")])})),
             )
         )
     subnets = tuple(str(subnet) for subnet in settings.pop("subnets", ()))
@@ -58,7 +71,7 @@ def fabric_plan(nodes: Sequence[Mapping[str, Any]], **settings: Any) -> dict[str
 
 
 def fabric_files(node: Mapping[str, Any], backend: str) -> list[dict[str, str]]:
-    """Return the files of one node's plan; see ``fabric_render.render``."""
+    """Return the files of one node's plan; see ``render.render``."""
     try:
         return render(node, backend)
     except ValueError as error:
@@ -71,21 +84,38 @@ def fabric_table(plan: Mapping[str, Any]) -> list[str]:
 
 
 def fabric_slow(
-    measured: Mapping[str, Mapping[str, Mapping[str, Any]]], rates_gbps: Mapping[str, float], floor: float
+    measured: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    rates_gbps: Mapping[str, float],
+    floor: float,
+    facts: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """Return the sentences about slow links; see ``throughput.slow_links``."""
-    return slow_links(measured, rates_gbps, float(floor))
+    return slow_links(measured, rates_gbps, float(floor), forwarded(_machines(facts)))
 
 
-def fabric_rejections(applied: Mapping[str, Mapping[str, Any]], reached: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return why a change must not be kept; see ``fabric_verdict.rejections``."""
-    return rejections(applied, reached)
+def fabric_records(
+    facts: Mapping[str, Mapping[str, Any]], plan: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return by node how it takes part in the fabric; see ``record.records``."""
+    return records(_machines(facts), plan)
 
 
-def fabric_rate_gbps(facts: Mapping[str, Any], address: str) -> float:
-    """Return what the device with an address has negotiated, in Gb/s; 0 when it does not say."""
-    netdev = carries(from_dict(facts["machine"]), address)
-    return (netdev.speed_mbps or 0) / 1000 if netdev else 0.0
+def fabric_engine_faults(record: Mapping[str, Any], spec: Mapping[str, Any]) -> list[str]:
+    """Return why a model's engine cannot work on a node's fabric; see ``environment.check_engine``."""
+    try:
+        check_engine(
+            parse_record(record),
+            str(spec.get("engine", "")),
+            int(spec.get("nodes", 1)),
+            {str(name): str(value) for name, value in (spec.get("env") or {}).items()},
+        )
+    except FabricError as error:
+        return [str(error)]
+    return []
+
+
+def _machines(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Machine]:
+    return {name: from_dict(result["machine"]) for name, result in facts.items()}
 
 
 class FilterModule:
@@ -94,10 +124,12 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "fabric_engine_faults": fabric_engine_faults,
+            "fabric_failures": failures,
             "fabric_files": fabric_files,
             "fabric_plan": fabric_plan,
-            "fabric_rate_gbps": fabric_rate_gbps,
-            "fabric_rejections": fabric_rejections,
+            "fabric_rates": rates,
+            "fabric_records": fabric_records,
             "fabric_slow": fabric_slow,
             "fabric_table": fabric_table,
             "fabric_verdict": fabric_verdict,

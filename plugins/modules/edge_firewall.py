@@ -7,22 +7,22 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: edge_firewall
-short_description: Close a node to all but its cluster and what it serves, with a way back
+short_description: Close a node's ports to everything but its cluster and its services, with automatic rollback
 version_added: 0.1.0
 description:
-  - Keeps one nftables table of its own, C(inet gb10), and touches no other.
-  - Lets in what answers connections of the node itself, SSH on every port where an SSH server waits or this very
-    connection came in, ICMP, DHCP's and mDNS' answers, the open ports, and on the fabric's devices whatever the
-    cluster's members send. The rest is refused.
-  - The table is checked with C(nft --check), loaded in one transaction, and taken back by a timer on the node unless
+  - Manages one nftables table of its own, C(inet gb10), and touches no other.
+  - Accepts replies to the node's own connections, SSH on every port where an SSH server listens or this very
+    connection came in, ICMP, DHCP and mDNS replies, the open ports, and on the fabric's devices everything that the
+    cluster's members send. The rest is rejected.
+  - The table is checked with C(nft --check), loaded in one transaction, and rolled back by the node unless
     O(state=confirmed) follows in time. Only a confirmed table is loaded at the next boot.
-  - RDMA does not pass through the kernel's firewall. It is not closed by this, and not slowed.
+  - RDMA does not pass through the kernel's firewall. This module neither blocks nor slows it.
 options:
   state:
     description:
-      - V(read) tells the node's devices of the fabric, its addresses there and its SSH ports.
-      - V(applied) brings the table to what is wanted and starts the timer; V(confirmed) keeps it; V(rolled_back)
-        goes back at once; V(absent) removes the table.
+      - V(read) returns the node's fabric devices, its addresses there and its SSH ports.
+      - V(applied) loads the table and arms the rollback; V(confirmed) makes it permanent; V(rolled_back) rolls back at
+        once; V(absent) removes the table.
     type: str
     choices: [read, applied, confirmed, rolled_back, absent]
     default: applied
@@ -31,7 +31,7 @@ options:
     type: str
     default: ""
   interfaces:
-    description: Devices that are the fabric's, instead of those by driver. An address stands for its device.
+    description: The fabric's devices, instead of those of O(drivers). An address selects the device that has it.
     type: list
     elements: str
     default: []
@@ -60,23 +60,24 @@ options:
     elements: int
     default: []
   bridges:
-    description: Devices of this node's own containers, as nftables names them; what comes from them is let in.
+    description: Devices of this node's own containers, as nftables names them; traffic from them is accepted.
     type: list
     elements: str
     default: []
   mdns:
-    description: Whether names ending in C(.local) are answered for.
+    description: Whether queries for names ending in C(.local) are accepted.
     type: bool
     default: true
   rules:
-    description: Rules in nftables' words that come before all but loopback, answers and SSH.
+    description: Rules in nftables' syntax; they come after loopback, replies and SSH, and before everything else.
     type: list
     elements: str
     default: []
-  rollback_after_s:
-    description: Seconds after which a table that was not confirmed is taken back.
+  rollback_after_seconds:
+    description: Seconds after which a table that was not confirmed is rolled back.
     type: int
     default: 60
+    aliases: [rollback_after_s]
 extends_documentation_fragment:
   - gb10.cluster.attributes
 attributes:
@@ -94,7 +95,7 @@ EXAMPLES = r"""
     open_ports: [8000]
   become: true
 
-- name: Keep it
+- name: Confirm the table
   gb10.cluster.edge_firewall:
     state: confirmed
   become: true
@@ -121,65 +122,32 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._edge.firewall import (
     FAMILY,
+    REMOVE,
     TABLE,
     Fabric,
     FirewallError,
     Wanted,
     connection_port,
     default_devices,
+    fabric_result,
     find_fabric,
     listening_ssh_ports,
     normal,
     parse_devices,
     refusal,
-    rollback_script,
+    rollback_commands,
     table_text,
-    told,
+    unit_text,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.renamed import renamed
+from ansible_collections.gb10.cluster.plugins.module_utils._node.rollback import Rollback, RollbackError
 
 KEPT = Path("/etc/gb10/edge/firewall.nft")
 DIRECTORY = Path("/var/lib/gb10/edge")
 PENDING = DIRECTORY / "pending.nft"
 LIVE = DIRECTORY / "live"
-SCRIPT = DIRECTORY / "rollback.sh"
-ROLLED_BACK = DIRECTORY / "rolled-back"
 UNIT = Path("/etc/systemd/system/gb10-firewall.service")
-TIMER = "gb10-firewall-rollback"
-REMOVE = f"add table {FAMILY} {TABLE}; delete table {FAMILY} {TABLE}"
-UNIT_TEXT = """\
-# Written by gb10.cluster.
-[Unit]
-Description=What of this node may be reached from where (nftables table {family} {table})
-DefaultDependencies=no
-After=local-fs.target nftables.service
-Wants=network-pre.target
-Before=network-pre.target shutdown.target
-Conflicts=shutdown.target
-# That service begins with `flush ruleset`, which takes every table with it.
-PartOf=nftables.service
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart={nft} -f {kept}
-ExecReload={nft} -f {kept}
-ExecStop={nft} "{remove}"
-
-[Install]
-WantedBy=sysinit.target nftables.service
-"""
-
-
-def write(path: Path, text: str, mode: int) -> None:
-    """Write a file beside its place and rename it there."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(name).chmod(mode)
-    Path(name).replace(path)
 
 
 def read(path: Path) -> str:
@@ -196,6 +164,9 @@ class Node:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.nft = module.get_bin_path("nft", opt_dirs=["/usr/sbin"]) or ""
+        self.rollback = Rollback(
+            "the firewall", DIRECTORY, "gb10-firewall-rollback", lambda command: self.run(*command)
+        )
 
     def run(self, *command: str, check: bool = False) -> tuple[int, str, str]:
         """Run a command in the C locale."""
@@ -248,14 +219,14 @@ class Node:
 
     def unit_text(self) -> str:
         """Return the unit that loads the table at boot."""
-        return UNIT_TEXT.format(family=FAMILY, table=TABLE, nft=self.nft or "/usr/sbin/nft", kept=KEPT, remove=REMOVE)
+        return unit_text(self.nft or "/usr/sbin/nft", str(KEPT))
 
     def enabled(self) -> bool:
         """Whether the table is loaded at boot."""
         return self.run("systemctl", "is-enabled", UNIT.name)[1].strip() == "enabled"
 
     def validate(self, text: str) -> None:
-        """Let nft judge a copy of the file; fails with what it refuses."""
+        """Fail when nft refuses a copy of the file, with its complaint."""
         handle, name = tempfile.mkstemp(prefix="gb10-firewall-", suffix=".nft")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as copy:
@@ -266,26 +237,8 @@ class Node:
         if code != 0:
             self.module.fail_json(msg=f"nft refuses the table, nothing was changed: {refusal(err or out)}")
 
-    def arm(self) -> None:
-        """Prepare what takes the change back."""
-        self.disarm()
-        ROLLED_BACK.unlink(missing_ok=True)
-        write(SCRIPT, rollback_script(str(DIRECTORY), self.nft, str(KEPT) if KEPT.exists() else ""), 0o700)
-        code, _out, err = self.run(
-            "systemd-run", "--quiet", "--collect", f"--unit={TIMER}",
-            f"--on-active={self.module.params['rollback_after_s']}", "--timer-property=AccuracySec=1s",
-            "/bin/sh", str(SCRIPT),
-        )  # fmt: skip
-        if code != 0:
-            self.module.fail_json(msg=f"The way back could not be prepared, nothing was changed: {err.strip()}")
-
-    def disarm(self) -> None:
-        """Stop the timer."""
-        self.run("systemctl", "stop", f"{TIMER}.timer")
-        self.run("systemctl", "reset-failed", f"{TIMER}.timer", f"{TIMER}.service")
-
     def apply(self) -> dict[str, Any]:
-        """Bring the table to what is wanted, with the timer running."""
+        """Load the wanted table, with the rollback armed."""
         params = self.module.params
         fabric, ssh_ports = self.fabric(), self.ssh_ports()
         try:
@@ -303,11 +256,13 @@ class Node:
             )
         except FirewallError as error:
             self.module.fail_json(msg=f"{error} Nothing was changed.")
+        if not self.module.check_mode:
+            self.rollback.roll_back()
         before = read(KEPT)
         loaded = self.loaded()
-        result: dict[str, Any] = {"fabric": told(fabric, ssh_ports), "pending": False, "changed": False}
+        result: dict[str, Any] = {"fabric": fabric_result(fabric, ssh_ports), "pending": False, "changed": False}
         kept = before == text and loaded != "" and loaded == read(LIVE).strip()
-        if kept and not PENDING.exists() and self.enabled() and read(UNIT) == self.unit_text():
+        if kept and not self.rollback.is_pending() and self.enabled() and read(UNIT) == self.unit_text():
             return result
         result["changed"] = True
         result["diff"] = {"before": before, "after": text, "before_header": str(KEPT), "after_header": str(KEPT)}
@@ -320,31 +275,25 @@ class Node:
             return result
         if not self.nft:
             self.module.fail_json(msg="There is no nft on this node; install the package nftables.")
-        self.arm()
-        write(PENDING, text, 0o600)
+        commands = rollback_commands(self.nft, str(KEPT) if before else "")
+        self.rollback.arm(params["rollback_after_seconds"], commands, [PENDING])
+        files.write(PENDING, text, 0o600)
         code, out, err = self.run(self.nft, "-f", str(PENDING))
         if code != 0:
-            self.disarm()
-            PENDING.unlink(missing_ok=True)
+            self.rollback.disarm()
+            files.remove(PENDING)
             self.module.fail_json(msg=f"nft did not load the table, nothing was changed: {refusal(err or out)}")
         result["pending"] = True
         return result
 
     def confirm(self) -> None:
         """Keep the table that is loaded, and have it loaded at boot."""
-        if not PENDING.exists():
-            if ROLLED_BACK.exists():
-                self.module.fail_json(
-                    msg=(
-                        "The firewall's new table was taken back before it could be confirmed: the control node did "
-                        f"not reach this node in time ({read(ROLLED_BACK).strip()})."
-                    )
-                )
+        if not self.rollback.confirm():
             return
-        self.disarm()
-        write(LIVE, self.loaded() + "\n", 0o600)
-        write(KEPT, read(PENDING), 0o600)
-        write(UNIT, self.unit_text(), 0o644)
+        KEPT.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.write(LIVE, self.loaded() + "\n", 0o600)
+        files.write(KEPT, read(PENDING), 0o600)
+        files.write(UNIT, self.unit_text())
         for command in (
             ["systemctl", "daemon-reload"],
             ["systemctl", "enable", "--quiet", UNIT.name],
@@ -353,37 +302,21 @@ class Node:
             code, _out, err = self.run(*command)
             if code != 0:
                 self.module.fail_json(msg=f"The firewall is loaded, but not for the next boot: {err.strip()}")
-        PENDING.unlink(missing_ok=True)
-        SCRIPT.unlink(missing_ok=True)
-
-    def roll_back(self) -> bool:
-        """Go back now; return whether there was something to go back from."""
-        if not PENDING.exists():
-            return False
-        self.disarm()
-        code, out, err = self.run("/bin/sh", str(SCRIPT))
-        if code != 0:
-            self.module.fail_json(
-                msg=(
-                    f"The firewall's new table is still loaded on this node, nft did not take it back: "
-                    f"{refusal(err or out)}. Run `sh {SCRIPT}` there as root, or restart it: it is not loaded at boot."
-                )
-            )
-        return True
+        files.remove(PENDING)
 
     def remove(self) -> bool:
-        """Take the table, its unit and its files away; return whether there were any."""
-        there = [path for path in (KEPT, UNIT, PENDING, SCRIPT, LIVE, ROLLED_BACK) if path.exists()]
+        """Remove the table, its unit and its files; return whether there were any."""
+        there = [path for path in (KEPT, UNIT, PENDING, LIVE) if path.exists()]
         if not there and not self.loaded():
             return False
         if not self.module.check_mode:
-            self.disarm()
+            self.rollback.disarm()
             if UNIT.exists():
                 self.run("systemctl", "disable", "--now", UNIT.name)
             if self.loaded():
                 self.run(self.nft, REMOVE, check=True)
             for path in there:
-                path.unlink(missing_ok=True)
+                files.remove(path)
             self.run("systemctl", "daemon-reload")
         return True
 
@@ -406,27 +339,32 @@ def main() -> None:
             "bridges": {"type": "list", "elements": "str", "default": []},
             "mdns": {"type": "bool", "default": True},
             "rules": {"type": "list", "elements": "str", "default": []},
-            "rollback_after_s": {"type": "int", "default": 60},
+            "rollback_after_seconds": {"type": "int", "default": 60, **renamed("rollback_after_s")},
         },
         supports_check_mode=True,
     )
     node = Node(module)
     state = module.params["state"]
-    if state == "read":
-        module.exit_json(changed=False, pending=PENDING.exists(), fabric=told(node.fabric(), node.ssh_ports()))
-    if state == "applied":
-        module.exit_json(**node.apply())
-    if state == "absent":
-        before = read(KEPT)
-        changed = node.remove()
-        module.exit_json(changed=changed, pending=False, diff={"before": before if changed else "", "after": ""})
-    if module.check_mode:
-        module.exit_json(changed=False, pending=PENDING.exists())
-    if state == "rolled_back":
-        module.exit_json(changed=node.roll_back(), pending=False)
-    node.confirm()
-    # Confirming is the end of the change that was reported already, not another one.
-    module.exit_json(changed=False, pending=False)
+    try:
+        if state == "read":
+            result = {"changed": False, "fabric": fabric_result(node.fabric(), node.ssh_ports())}
+        elif state == "applied":
+            result = node.apply()
+        elif state == "absent":
+            before = read(KEPT)
+            changed = node.remove()
+            result = {"changed": changed, "diff": {"before": before if changed else "", "after": ""}}
+        elif module.check_mode:
+            result = {"changed": state == "rolled_back" and node.rollback.is_pending()}
+        elif state == "rolled_back":
+            result = {"changed": node.rollback.roll_back()}
+        else:
+            node.confirm()
+            # Confirming is the end of the change that was reported already, not another one.
+            result = {"changed": False}
+    except RollbackError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**{"pending": node.rollback.is_pending(), **result})
 
 
 if __name__ == "__main__":

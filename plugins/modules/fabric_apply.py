@@ -6,14 +6,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: fabric_apply
-short_description: Configure a node's fabric ports, and go back by itself unless that is confirmed
+short_description: Configure a node's fabric ports with automatic rollback
 version_added: 0.1.0
 description:
-  - With O(state=applied) it writes the files of a plan and makes them effective, after it has validated them on a copy,
-    saved what was there and armed a timer that puts everything back. An address or default route off the fabric
-    that is gone afterwards, or a planned address that does not appear, brings everything back at once.
-  - With O(state=confirmed) it disarms the timer. To get there the control node must have reached the node anew.
-  - With O(state=rolled_back) it goes back at once.
+  - With O(state=applied) it validates the files of a plan on a copy, saves what is there, arms a timer that rolls the
+    change back, then writes the files and makes them effective. When an address or default route off the fabric is
+    missing afterwards, or a planned address does not appear, it rolls back at once.
+  - With O(state=confirmed) it disarms the timer. Before that, the node must be reached over a new connection.
+  - With O(state=rolled_back) it rolls back at once.
   - A change that was not confirmed is rolled back at the next boot, and before the next change.
 options:
   state:
@@ -44,18 +44,20 @@ options:
     type: str
     default: gb10
   disable:
-    description: Files of the owner's that configure the same devices and are moved aside.
+    description: Files of the owner's that configure the same devices; they are renamed to C(*.gb10-disabled).
     type: list
     elements: path
     default: []
-  rollback_after_s:
-    description: Seconds after which an unconfirmed change is taken back.
+  rollback_after_seconds:
+    description: Seconds after which an unconfirmed change is rolled back.
     type: int
     default: 120
-  settle_s:
+    aliases: [rollback_after_s]
+  settle_seconds:
     description: Seconds within which the planned addresses must appear, and the others be back.
     type: int
     default: 20
+    aliases: [settle_s]
 extends_documentation_fragment:
   - gb10.cluster.attributes
 author:
@@ -70,7 +72,7 @@ EXAMPLES = r"""
     links: "{{ links }}"
   become: true
 
-- name: Keep the change
+- name: Confirm the change
   gb10.cluster.fabric_apply:
     state: confirmed
   become: true
@@ -82,13 +84,12 @@ pending:
   returned: success
   type: bool
 differences:
-  description: In what the live devices differed from the plan.
+  description: How the live devices differed from the plan.
   returned: when O(state=applied)
   type: list
   elements: str
 """
 
-import os
 import shutil
 import tempfile
 import time
@@ -99,25 +100,22 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.apply import (
-    Backup,
     Device,
     apply_commands,
     defines,
     drift,
     kept,
+    keyfile_defines,
     lost,
     parse_devices,
-    rollback_script,
+    rollback_commands,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import parse_networkctl
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.renamed import renamed
+from ansible_collections.gb10.cluster.plugins.module_utils._node.rollback import Rollback, RollbackError, last_line
 
 DIRECTORY = Path("/var/lib/gb10/fabric")
-PENDING = DIRECTORY / "pending"
-ROLLED_BACK = DIRECTORY / "rolled-back"
-SCRIPT = DIRECTORY / "rollback.sh"
-LOG = DIRECTORY / "rollback.log"
-UNIT = Path("/etc/systemd/system/gb10-fabric-rollback.service")
-TIMER = "gb10-fabric-rollback-timer"
 #: Where files of ours may lie from an earlier plan.
 OURS = (
     "/etc/netplan/90-gb10-*.yaml",
@@ -125,20 +123,16 @@ OURS = (
     "/etc/NetworkManager/system-connections/gb10-*.nmconnection",
     "/etc/sysctl.d/91-gb10-fabric.conf",
 )
-UNIT_TEXT = f"""\
-# Written by gb10.cluster; there only while a change of the fabric is not confirmed.
-[Unit]
-Description=Take back an unconfirmed change of the fabric
-ConditionPathExists={PENDING}
-After=network.target
 
-[Service]
-Type=oneshot
-ExecStart=/bin/sh {SCRIPT}
 
-[Install]
-WantedBy=multi-user.target
-"""
+def guard(module: AnsibleModule) -> Rollback:
+    """Return what undoes a change of the fabric."""
+
+    def run(command: list[str]) -> tuple[int, str, str]:
+        code, out, err = module.run_command(command)
+        return int(code), str(out), str(err)
+
+    return Rollback("the fabric's configuration", DIRECTORY, "gb10-fabric-rollback", run)
 
 
 def live(module: AnsibleModule) -> dict[str, Device]:
@@ -158,18 +152,6 @@ def given_up(module: AnsibleModule, netdevs: list[str]) -> list[str]:
     return [f"networkd has given up on {name}" for name in netdevs if states.get(name) == "failed"]
 
 
-def write(path: Path, text: str, mode: int) -> None:
-    """Write a file beside its place and rename it there."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(name).chmod(mode)
-    Path(name).replace(path)
-
-
 def read(path: Path) -> str | None:
     """Return a file's text, or None when there is none."""
     try:
@@ -185,8 +167,8 @@ def stale_files(wanted: set[str]) -> list[Path]:
     return [path for path in found if str(path) not in wanted]
 
 
-def validate_netplan(module: AnsibleModule, files: list[dict[str, str]], gone: list[Path]) -> None:
-    """Let netplan judge a copy of its files with the new one among them."""
+def validate_netplan(module: AnsibleModule, wanted: list[dict[str, str]], gone: list[Path]) -> None:
+    """Fail when netplan refuses a copy of its files with the new one among them."""
     with tempfile.TemporaryDirectory(prefix="gb10-netplan-") as copy:
         for place in ("etc/netplan", "lib/netplan", "run/netplan"):
             source = Path("/") / place
@@ -194,76 +176,39 @@ def validate_netplan(module: AnsibleModule, files: list[dict[str, str]], gone: l
                 shutil.copytree(source, Path(copy) / place)
         for path in gone:
             (Path(copy) / str(path).lstrip("/")).unlink(missing_ok=True)
-        for item in files:
+        for item in wanted:
             if item["path"].startswith("/etc/netplan/"):
-                write(Path(copy) / item["path"].lstrip("/"), item["content"], int(item["mode"], 8))
+                target = Path(copy) / item["path"].lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                files.write(target, item["content"], int(item["mode"], 8))
         code, out, err = module.run_command(["netplan", "generate", "--root-dir", copy])
     if code != 0:
         module.fail_json(msg=f"netplan refuses the plan, nothing was changed: {last_line(err or out)}")
 
 
-def refuse_foreign_definitions(module: AnsibleModule, netdevs: list[str], disabled: set[str]) -> None:
-    """Fail when another netplan file configures the same devices: netplan would merge both."""
+def refuse_foreign_definitions(module: AnsibleModule, links: list[dict[str, Any]], disabled: set[str]) -> None:
+    """Fail when another file configures the same devices: netplan would merge both, NetworkManager choose one."""
+    netdevs = [str(link["netdev"]) for link in links]
+    macs = {str(link["netdev"]): str(link.get("mac", "")) for link in links}
+    by_nm = [str(link["netdev"]) for link in links if link.get("manager") == "NetworkManager"]
+    both: dict[Path, list[str]] = {}
     for path in sorted(Path("/etc/netplan").glob("*.yaml")):
-        if path.name.startswith("90-gb10-") or str(path) in disabled:
-            continue
-        both = defines(read(path) or "", netdevs)
-        if both:
+        if not path.name.startswith("90-gb10-"):
+            both[path] = defines(read(path) or "", netdevs, macs)
+    for path in sorted(Path("/etc/NetworkManager/system-connections").glob("*.nmconnection")):
+        both[path] = keyfile_defines(read(path) or "", by_nm)
+    for path, names in both.items():
+        if names and str(path) not in disabled:
             module.fail_json(
                 msg=(
-                    f"{path} configures {', '.join(both)} too, and netplan would merge both files. Take them "
-                    f"out of it, or have it moved aside with fabric_disable_files: [{path}]."
+                    f"{path} configures {', '.join(names)} too, and both configurations would be in effect. Remove the "
+                    f"device from it, or have the file renamed with fabric_disable_files: [{path}]."
                 )
             )
 
 
-def arm(module: AnsibleModule, script: str, seconds: int) -> None:
-    """Install what takes the change back: at boot, and after ``seconds``."""
-    write(SCRIPT, script, 0o700)
-    write(UNIT, UNIT_TEXT, 0o644)
-    write(PENDING, f"{int(time.time())}\n", 0o644)
-    ROLLED_BACK.unlink(missing_ok=True)
-    for command in (
-        ["systemctl", "daemon-reload"],
-        ["systemctl", "enable", "--quiet", UNIT.name],
-        [
-            "systemd-run", "--quiet", f"--unit={TIMER}", f"--on-active={seconds}", "--timer-property=AccuracySec=1s",
-            "systemctl", "start", UNIT.name,
-        ],
-    ):  # fmt: skip
-        code, _out, err = module.run_command(command)
-        if code != 0:
-            disarm(module)
-            module.fail_json(msg=f"The way back could not be prepared, nothing was changed: {err.strip()}")
-
-
-def disarm(module: AnsibleModule) -> None:
-    """Remove what would take the change back."""
-    module.run_command(["systemctl", "stop", f"{TIMER}.timer"])
-    PENDING.unlink(missing_ok=True)
-    module.run_command(["systemctl", "disable", "--quiet", UNIT.name])
-    UNIT.unlink(missing_ok=True)
-    module.run_command(["systemctl", "daemon-reload"])
-    module.run_command(["systemctl", "reset-failed", f"{TIMER}.service", f"{TIMER}.timer", UNIT.name])
-
-
-def roll_back(module: AnsibleModule) -> str:
-    """Go back now, if there is something to go back from; return a sentence when that failed."""
-    if not PENDING.exists():
-        return ""
-    # In a unit of its own: the connection that this runs over may be what is broken.
-    code, _out, err = module.run_command(["systemctl", "start", UNIT.name])
-    if code != 0 or PENDING.exists():
-        return (
-            f"This node did not go back to what was before ({last_line(err)}): see {LOG} there. It tries again when it "
-            f"boots, or with `systemctl start {UNIT.name}`."
-        )
-    disarm(module)
-    return ""
-
-
 def await_true(condition: Callable[[], bool], seconds: float) -> bool:
-    """Ask a condition once a second; return whether it came true in time."""
+    """Poll a condition once a second; return whether it became true in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -272,14 +217,8 @@ def await_true(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def last_line(text: str) -> str:
-    """Return the last line that says something; of a traceback that is the error."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
-
-
-def lacking(differences: list[str]) -> list[str]:
-    """Return those differences that are not merely something too much."""
+def missing(differences: list[str]) -> list[str]:
+    """Return the differences without those that are merely an address too many."""
     return [each for each in differences if not each.endswith("which is not planned")]
 
 
@@ -288,22 +227,22 @@ def shown(name: str, before: str, after: str) -> dict[str, str]:
     return {"before": before, "after": after, "before_header": name, "after_header": name}
 
 
-def apply(module: AnsibleModule) -> dict[str, Any]:
-    """Bring the node to the plan; fails after having gone back when that does not work out."""
+def apply(module: AnsibleModule, rollback: Rollback) -> dict[str, Any]:
+    """Bring the node to the plan; fails, rolled back, when that does not work."""
     parameters = module.params
-    files: list[dict[str, str]] = parameters["files"]
+    wanted: list[dict[str, str]] = parameters["files"]
     links: list[dict[str, Any]] = parameters["links"]
     netdevs = [str(link["netdev"]) for link in links]
     own_address, own_device = parameters["own_address"], parameters["own_device"]
-    stuck = "" if module.check_mode else roll_back(module)
-    if stuck:
-        module.fail_json(msg=f"A change of the fabric was never confirmed. {stuck}")
+    own = own_device if own_address else ""
+    if not module.check_mode:
+        rollback.roll_back()
     if parameters["backend"] == "netplan":
-        refuse_foreign_definitions(module, netdevs, set(parameters["disable"]))
+        refuse_foreign_definitions(module, links, set(parameters["disable"]))
     disabled = [path for path in map(Path, parameters["disable"]) if path.exists()]
-    gone = [*stale_files({item["path"] for item in files}), *disabled]
-    texts = {item["path"]: read(Path(item["path"])) for item in files}
-    fresh = [item for item in files if texts[item["path"]] != item["content"]]
+    gone = [*stale_files({item["path"] for item in wanted}), *disabled]
+    texts = {item["path"]: read(Path(item["path"])) for item in wanted}
+    fresh = [item for item in wanted if texts[item["path"]] != item["content"]]
     before = live(module)
     abandoned = given_up(module, netdevs)
     differences = drift(links, own_address, own_device, before) + abandoned
@@ -320,44 +259,35 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
     if not result["changed"]:
         return result
     if parameters["backend"] == "netplan":
-        validate_netplan(module, files, gone)
+        validate_netplan(module, wanted, gone)
     if module.check_mode:
         return result
 
-    backups = []
-    saved = DIRECTORY / "saved"
-    shutil.rmtree(saved, ignore_errors=True)
-    saved.mkdir(mode=0o700, parents=True)
     aside = {path: path.with_name(path.name + ".gb10-disabled") for path in disabled}
-    backups += [Backup(str(path), "") for path in aside.values()]
-    for number, path in enumerate([*(Path(item["path"]) for item in fresh), *gone]):
-        place = saved / str(number)
-        if path.exists():
-            shutil.copy2(path, place)
-        backups.append(Backup(str(path), str(place) if path.exists() else ""))
-    ours = [*netdevs, own_device] if own_address else netdevs
-    script = rollback_script(
-        backups, parameters["backend"], before, ours, own_device if own_address else "", str(DIRECTORY)
+    ours = [*netdevs, own] if own else netdevs
+    rollback.arm(
+        parameters["rollback_after_seconds"],
+        rollback_commands(parameters["backend"], before, ours, own),
+        [*aside.values(), *(Path(item["path"]) for item in fresh), *gone],
     )
-    arm(module, script, parameters["rollback_after_s"])
     try:
         for item in fresh:
-            write(Path(item["path"]), item["content"], int(item["mode"], 8))
+            Path(item["path"]).parent.mkdir(parents=True, exist_ok=True)
+            files.write(item["path"], item["content"], int(item["mode"], 8))
         for path in gone:
             if path in aside:
                 path.replace(aside[path])
             else:
-                path.unlink(missing_ok=True)
-        commands = apply_commands(
-            parameters["backend"], links, own_device if own_address else "", bool(fresh or gone), bool(abandoned)
-        )
+                files.remove(path)
+        commands = apply_commands(parameters["backend"], links, own, bool(fresh or gone), bool(abandoned))
         if any(item["path"].startswith("/etc/sysctl.d/") for item in fresh):
             commands.append(["sysctl", "--quiet", "--load", "/etc/sysctl.d/91-gb10-fabric.conf"])
         for command in commands:
             code, out, err = module.run_command(command)
             if code != 0:
                 raise RuntimeError(f"{' '.join(command)} failed: {last_line(err or out)}")
-        await_true(lambda: not lacking(drift(links, own_address, own_device, live(module))), parameters["settle_s"])
+        settle = parameters["settle_seconds"]
+        await_true(lambda: not missing(drift(links, own_address, own_device, live(module))), settle)
         # networkd leaves addresses alone that somebody else has put there.
         for link in links:
             now = live(module).get(link["netdev"])
@@ -365,22 +295,23 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
                 if ":" not in cidr and cidr not in link["addresses"]:
                     module.run_command(["ip", "address", "delete", cidr, "dev", link["netdev"]])
         others = kept(before, ours)
-        if not await_true(lambda: not lost(others, live(module)), parameters["settle_s"]):
+        if not await_true(lambda: not lost(others, live(module)), settle):
             hint = (
                 "; another netplan file may never have been applied before"
                 if parameters["backend"] == "netplan"
                 else ""
             )
-            raise RuntimeError(f"the change took away {', '.join(lost(others, live(module)))}{hint}")
-        if not await_true(lambda: not drift(links, own_address, own_device, live(module)), parameters["settle_s"]):
+            raise RuntimeError(f"the change removed {', '.join(lost(others, live(module)))}{hint}")
+        if not await_true(lambda: not drift(links, own_address, own_device, live(module)), settle):
             raise RuntimeError("; ".join(drift(links, own_address, own_device, live(module))))
     except (RuntimeError, OSError) as error:
-        stuck = roll_back(module)
+        try:
+            rollback.roll_back()
+            state = "Files and addresses are as they were before."
+        except RollbackError as stuck:
+            state = str(stuck)
         module.fail_json(
-            msg=(
-                f"The fabric's new configuration does not hold on this node: {error}. "
-                + (stuck or "Files and addresses are back as they were before.")
-            ),
+            msg=f"The fabric's new configuration does not work on this node: {error}. {state}",
             **{**result, "changed": False},
         )
     result["pending"] = True
@@ -397,33 +328,28 @@ def main() -> None:
             "own_address": {"type": "str", "default": ""},
             "own_device": {"type": "str", "default": "gb10"},
             "disable": {"type": "list", "elements": "path", "default": []},
-            "rollback_after_s": {"type": "int", "default": 120},
-            "settle_s": {"type": "int", "default": 20},
+            "rollback_after_seconds": {"type": "int", "default": 120, **renamed("rollback_after_s")},
+            "settle_seconds": {"type": "int", "default": 20, **renamed("settle_s")},
         },
         required_if=[("state", "applied", ["backend"])],
         supports_check_mode=True,
     )
-    if module.params["state"] == "applied":
-        module.exit_json(**apply(module))
-    if module.params["state"] == "rolled_back":
-        pending = PENDING.exists()
-        stuck = "" if module.check_mode else roll_back(module)
-        if stuck:
-            module.fail_json(msg=stuck)
-        module.exit_json(changed=pending, pending=False)
-    if not PENDING.exists() and ROLLED_BACK.exists() and not module.check_mode:
-        module.fail_json(
-            msg=(
-                "The change of the fabric was taken back before it could be confirmed: the control node did not reach "
-                f"this node in time. See {LOG} there."
-            )
-        )
-    pending = PENDING.exists()
-    if pending and not module.check_mode:
-        disarm(module)
-        shutil.rmtree(DIRECTORY / "saved", ignore_errors=True)
-    # Confirming is the end of the change that was reported already, not another one.
-    module.exit_json(changed=False, pending=False)
+    rollback = guard(module)
+    state = module.params["state"]
+    try:
+        if state == "applied":
+            result = apply(module, rollback)
+        elif module.check_mode:
+            result = {"changed": state == "rolled_back" and rollback.is_pending(), "pending": rollback.is_pending()}
+        elif state == "rolled_back":
+            result = {"changed": rollback.roll_back(), "pending": False}
+        else:
+            rollback.confirm()
+            # Confirming is the end of the change that was reported already, not another one.
+            result = {"changed": False, "pending": False}
+    except RollbackError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -6,39 +6,39 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: fabric_neighbours
-short_description: Find out which port is cabled to which, before there is any address
+short_description: Discover which port is cabled to which, before there is any address
 version_added: 0.1.0
 description:
   - Sends an Ethernet broadcast with the node's name on each of the named devices a few times a second, and listens
     for those of the other nodes. When all nodes of a cluster run it at the same time, each learns which nodes are
     behind which of its ports, whatever addresses are set, or none.
-  - The frames have the EtherType 0x88B5, which is set aside for such private use, and never leave the link.
-  - Changes nothing but that devices which are switched off are switched on for the time, when O(raise_links=true).
+  - The frames have the EtherType 0x88B5, which is reserved for private use, and never leave the link.
+  - Changes nothing except that it switches on devices that are off, with O(raise_links=true).
 options:
   name:
-    description: What this node calls itself.
+    description: Name of this node.
     type: str
     required: true
   cluster:
-    description: A word that is the same on all nodes of this cluster and on no other.
+    description: Text that is the same on all nodes of this cluster and on no other.
     type: str
     required: true
   netdevs:
-    description: Network devices to ask on.
+    description: Network devices to use.
     type: list
     elements: str
     required: true
   expect:
-    description: Names of the other nodes. Listening ends early when every one was heard and told so.
+    description: Names of the other nodes. Listening ends early when each of them was heard.
     type: list
     elements: str
     default: []
   seconds:
-    description: How long to listen at most.
+    description: Longest time to listen, in seconds.
     type: float
     default: 8.0
   raise_links:
-    description: Whether devices that are switched off are switched on; not in check mode.
+    description: Whether to switch on devices that are off; not in check mode.
     type: bool
     default: true
 extends_documentation_fragment:
@@ -48,7 +48,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Find out how the nodes are cabled
+- name: Discover how the nodes are cabled
   gb10.cluster.fabric_neighbours:
     name: "{{ inventory_hostname }}"
     cluster: desk
@@ -64,7 +64,7 @@ neighbours:
   type: dict
   sample: {"enp1s0f0np0": [["gx10-2", "enp1s0f0np0"]]}
 down:
-  description: Devices that were switched off and stay so (check mode).
+  description: Devices that are off and were not switched on.
   returned: success
   type: list
   elements: str
@@ -101,12 +101,13 @@ def frame(netdev: str, name: str, cluster: str) -> bytes:
 def heard(packet: bytes, name: str, cluster: str) -> tuple[str, str] | None:
     """Return node and device of another member's announcement; None for everything else."""
     try:
-        said = json.loads(packet[14:].rstrip(b" \0"))
-    except ValueError:
+        frame_data = json.loads(packet[14:].rstrip(b" \0"))
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(said, dict) or said.get("magic") != MAGIC or said.get("cluster") != cluster:
+    if not isinstance(frame_data, dict) or frame_data.get("magic") != MAGIC or frame_data.get("cluster") != cluster:
         return None
-    return None if said.get("node") == name else (str(said.get("node")), str(said.get("netdev")))
+    node = frame_data.get("node")
+    return None if node == name else (str(node), str(frame_data.get("netdev")))
 
 
 def listen(
@@ -135,11 +136,11 @@ def listen(
             )
             for link in readable:
                 try:
-                    told = heard(link.recv(2048), name, cluster)
+                    neighbour = heard(link.recv(2048), name, cluster)
                 except OSError:
                     continue
-                if told:
-                    found[links[link]].add(told)
+                if neighbour:
+                    found[links[link]].add(neighbour)
             known = {node for each in found.values() for node, _netdev in each}
             if expect and expect <= known:
                 end = min(end, now + LINGER_S)
@@ -183,7 +184,7 @@ def main() -> None:
         module.fail_json(msg="A packet socket needs root: run this task with become: true.")
     module.exit_json(
         changed=False,
-        neighbours={netdev: sorted([list(each) for each in told]) for netdev, told in found.items()},
+        neighbours={netdev: sorted([list(each) for each in nodes]) for netdev, nodes in found.items()},
         down=down,
     )
 

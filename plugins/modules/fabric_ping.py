@@ -6,16 +6,19 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: fabric_ping
-short_description: Ask every other node over the fabric, with packets that must not be fragmented
+short_description: Ping every other node over the fabric with packets that must not be fragmented
 version_added: 0.1.0
 description:
-  - Checks that O(address) is on an interface of this node, and sends ICMP echo requests from that interface to
-    every peer, with the don't-fragment bit and the whole size of the MTU.
-  - A peer that answers a small packet but not a full one is told apart from one that does not answer.
-  - Needs no program on the node; needs root (a raw socket). Changes nothing.
+  - Checks that O(address) is on an interface of this node, and sends ICMP echo requests from it to every peer, with the
+    don't-fragment bit and the whole size of the MTU.
+  - The packets are bound to the device that they must leave by. That is the interface with the address, or, when the
+    prefix length there is 32 as in a ring, the device of the route to the peer. The MTU and carrier of that device are
+    reported.
+  - Distinguishes a peer that replies to a small packet only from one that does not reply.
+  - Needs iproute2 and root (a raw socket). Changes nothing.
 options:
   name:
-    description: What this node is called in messages; its host name unless given.
+    description: Name of this node in messages; its host name unless given.
     type: str
   address:
     description: This node's own address on the fabric.
@@ -26,19 +29,20 @@ options:
     type: dict
     required: true
   mtu:
-    description: Packet size in bytes that must pass unfragmented. V(0) takes the interface's own MTU.
+    description: Packet size in bytes that must pass unfragmented. V(0) takes the outgoing device's own MTU.
     type: int
     default: 0
   attempts:
-    description: How often a peer is asked before it counts as silent.
+    description: Attempts before a peer counts as unreachable.
     type: int
     default: 3
-  timeout_s:
-    description: Seconds to wait for one answer.
+  timeout_seconds:
+    description: Seconds to wait for one reply.
     type: float
     default: 1.0
+    aliases: [timeout_s]
   fail:
-    description: Whether a missing address or a silent peer fails the task; otherwise it is only reported.
+    description: Whether a missing address or an unreachable peer fails the task; otherwise it is only reported.
     type: bool
     default: true
 extends_documentation_fragment:
@@ -62,13 +66,13 @@ interface:
   returned: always
   type: str
   sample: enp1s0f0np0
-interface_mtu:
-  description: MTU of that interface in bytes.
+devices:
+  description: Devices that packets to the peers leave by, each with C(mtu_bytes) and C(carrier).
   returned: always
-  type: int
-  sample: 9000
+  type: dict
+  sample: {enp1s0f0np0: {mtu_bytes: 9000, carrier: true}}
 carrier:
-  description: Whether that interface is up and has carrier.
+  description: Whether any of them is up and has carrier.
   returned: always
   type: bool
 address:
@@ -82,12 +86,12 @@ macs:
   elements: str
 claims:
   description: >-
-    By address of this node and of every peer, the MAC addresses that answer for it. More than one node among them is
-    a duplicate address.
+    By address of this node and of every peer, the MAC addresses that reply for it. More than one node among them is a
+    duplicate address.
   returned: always
   type: dict
 peers:
-  description: Per peer, C(address), C(ok), C(reachable), C(largest) packet answered in bytes, C(rtt_ms).
+  description: Per peer, C(address), C(ok), C(reachable), C(largest) packet in bytes that got a reply, C(rtt_ms).
   returned: always
   type: dict
 problems:
@@ -97,12 +101,10 @@ problems:
   elements: str
 """
 
-import ctypes
 import errno
 import ipaddress
 import os
 import socket
-import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -119,44 +121,13 @@ from ansible_collections.gb10.cluster.plugins.module_utils._fabric.icmp import (
     payload_bytes,
     sentence,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.route import Held, held_by, outgoing
+from ansible_collections.gb10.cluster.plugins.module_utils._node.renamed import renamed
 
 IP_MTU_DISCOVER = 10
 #: Sets the don't-fragment bit and ignores what the kernel believes the path's MTU to be.
 IP_PMTUDISC_PROBE = 3
 SMALL_PACKET_BYTES = 84
-
-
-class Ifaddrs(ctypes.Structure):
-    """glibc's and musl's struct ifaddrs, as far as it is read here; ``next`` points to another one."""
-
-    _fields_ = (
-        ("next", ctypes.c_void_p),
-        ("name", ctypes.c_char_p),
-        ("flags", ctypes.c_uint),
-        ("address", ctypes.c_void_p),
-    )
-
-
-def interface_of(address: str) -> str:
-    """Return the interface that carries an IPv4 address; an empty string when none does."""
-    wanted = socket.inet_aton(address)
-    libc = ctypes.CDLL(None, use_errno=True)
-    first = ctypes.POINTER(Ifaddrs)()
-    if libc.getifaddrs(ctypes.byref(first)) != 0:
-        raise OSError(ctypes.get_errno(), "getifaddrs")
-    try:
-        entry = first
-        while entry:
-            item = entry.contents
-            if item.address:
-                raw = ctypes.string_at(item.address, 8)
-                (family,) = struct.unpack("=H", raw[:2])
-                if family == socket.AF_INET and raw[4:8] == wanted:
-                    return str(item.name.decode())
-            entry = ctypes.cast(item.next, ctypes.POINTER(Ifaddrs))
-        return ""
-    finally:
-        libc.freeifaddrs(first)
 
 
 def has_carrier(interface: str) -> bool:
@@ -165,6 +136,11 @@ def has_carrier(interface: str) -> bool:
         return Path(f"/sys/class/net/{interface}/carrier").read_text(encoding="ascii").strip() == "1"
     except OSError:  # the kernel answers EINVAL for an interface that is down
         return False
+
+
+def mtu_of(device: str) -> int:
+    """Return the MTU of a device in bytes."""
+    return int(Path(f"/sys/class/net/{device}/mtu").read_text(encoding="ascii"))
 
 
 def ask(link: socket.socket, address: str, size_bytes: int, sequence: int, timeout_s: float) -> float | None:
@@ -241,7 +217,7 @@ def probe(
                 except OSError as refused:
                     error = os.strerror(refused.errno or 0)
                     if refused.errno == errno.EMSGSIZE:
-                        error = f"this node's own interface {interface} does not take {size} bytes"
+                        error = f"this node's own interface {interface} does not accept {size} bytes"
                         break
                 if rtt_s is not None:
                     break
@@ -249,6 +225,40 @@ def probe(
             if rtt_s is not None:
                 break
     return Probe(peer, address, tuple(tried), error), rtt_s
+
+
+def ask_all(module: AnsibleModule, name: str, held: Held, result: dict[str, Any]) -> None:
+    """Ping every peer by the device that packets to it leave by, and write what was found into the result.
+
+    :raises PermissionError: without root.
+    """
+    own, timeout_seconds = module.params["address"], module.params["timeout_seconds"]
+    by_device: dict[str, list[str]] = {} if held.routed else {held.device: []}
+    for peer, address in module.params["peers"].items():
+        device, why = held.device, ""
+        if held.routed:
+            device, why = outgoing(module.run_command(["ip", "-json", "route", "get", address, "from", own])[1])
+        if device:
+            by_device.setdefault(device, []).append(address)
+            full = module.params["mtu"] or mtu_of(device)
+            sizes = [full, *(size for size in (1500, SMALL_PACKET_BYTES) if size < full)]
+            finding, rtt_s = probe(device, own, peer, address, sizes, module.params["attempts"], timeout_seconds)
+        else:
+            finding, rtt_s = Probe(peer, address, (), why), None
+        result["problems"] += filter(None, [sentence(name, own, finding)])
+        result["peers"][peer] = {
+            "address": address,
+            "device": device,
+            "ok": finding.ok,
+            "reachable": finding.reachable,
+            "largest": max((size for size, answered in finding.sizes if answered), default=0),
+            "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 3),
+        }
+    for device, addresses in by_device.items():
+        result["devices"][device] = {"mtu_bytes": mtu_of(device), "carrier": has_carrier(device)}
+        for address, macs in claims(device, [own, *addresses], timeout_seconds).items():
+            result["claims"][address] = sorted({*result["claims"].get(address, []), *macs})
+    result["carrier"] = any(device["carrier"] for device in result["devices"].values())
 
 
 def main() -> None:
@@ -259,7 +269,7 @@ def main() -> None:
             "peers": {"type": "dict", "required": True},
             "mtu": {"type": "int", "default": 0},
             "attempts": {"type": "int", "default": 3},
-            "timeout_s": {"type": "float", "default": 1.0},
+            "timeout_seconds": {"type": "float", "default": 1.0, **renamed("timeout_s")},
             "fail": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
@@ -271,55 +281,22 @@ def main() -> None:
         except ValueError:
             module.fail_json(msg=f"The fabric address of {who} is {address!r}, which is not an IPv4 address.")
     name = module.params["name"] or socket.gethostname()
-    problems: list[str] = []
-    peers: dict[str, dict[str, Any]] = {}
-    interface = interface_of(own)
-    interface_mtu = 0
-    carrier = False
-    claimed: dict[str, list[str]] = {}
-    if not interface:
-        problems.append(
-            f"{name} has no interface with its fabric address {own}. Check the cable or the link to the "
-            "fabric, and gb10_fabric_address in the inventory (`ip -br address` shows what is there)."
-        )
-    else:
-        interface_mtu = int(Path(f"/sys/class/net/{interface}/mtu").read_text(encoding="ascii"))
-        carrier = has_carrier(interface)
-        full = module.params["mtu"] or interface_mtu
-        sizes = [full, *(size for size in (1500, SMALL_PACKET_BYTES) if size < full)]
-        for peer, address in module.params["peers"].items():
-            try:
-                finding, rtt_s = probe(
-                    interface, own, peer, address, sizes, module.params["attempts"], module.params["timeout_s"]
-                )
-            except PermissionError:
-                module.fail_json(msg="A raw socket needs root: run this task with become: true.")
-            problems.extend(filter(None, [sentence(name, own, finding)]))
-            peers[peer] = {
-                "address": address,
-                "ok": finding.ok,
-                "reachable": finding.reachable,
-                "largest": max((size for size, answered in finding.sizes if answered), default=0),
-                "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 3),
-            }
+    held = held_by(module.run_command(["ip", "-json", "address", "show"], check_rc=True)[1], own)
+    result: dict[str, Any] = {"interface": held.device, "address": own, "macs": own_macs(), "devices": {}, "claims": {}}
+    result |= {"carrier": False, "peers": {}, "problems": []}
+    if held.device:
         try:
-            claimed = claims(interface, [own, *module.params["peers"].values()], module.params["timeout_s"])
+            ask_all(module, name, held, result)
         except PermissionError:
-            module.fail_json(msg="A packet socket needs root: run this task with become: true.")
-    result: dict[str, Any] = {
-        "changed": False,
-        "interface": interface,
-        "interface_mtu": interface_mtu,
-        "carrier": carrier,
-        "address": own,
-        "macs": own_macs(),
-        "claims": claimed,
-        "peers": peers,
-        "problems": problems,
-    }
-    if problems and module.params["fail"]:
-        module.fail_json(msg=" ".join(problems), **result)
-    module.exit_json(**result)
+            module.fail_json(msg="A raw socket needs root: run this task with become: true.")
+    else:
+        result["problems"].append(
+            f"{name} has no interface with its fabric address {own}. Check the cable or the link to the "
+            "fabric, and gb10_fabric_address in the inventory (`ip -br address` shows the addresses)."
+        )
+    if result["problems"] and module.params["fail"]:
+        module.fail_json(msg=" ".join(result["problems"]), **result)
+    module.exit_json(changed=False, **result)
 
 
 if __name__ == "__main__":

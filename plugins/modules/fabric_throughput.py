@@ -9,9 +9,9 @@ module: fabric_throughput
 short_description: Measure how fast one node sends to another over the fabric
 version_added: 0.1.0
 description:
-  - With O(state=serving) it starts a receiver that listens on O(address) alone, for at most O(serve_s) seconds.
+  - With O(state=serving) it starts a receiver that listens on O(address) only, for at most O(serve_seconds) seconds.
   - With O(state=measured) it sends to O(peer) and returns the rate that arrived there.
-  - With O(state=stopped) it ends the receiver.
+  - With O(state=stopped) it stops the receiver.
   - V(iperf3) measures TCP, V(ib_write_bw) of perftest measures RDMA.
 options:
   state:
@@ -20,7 +20,7 @@ options:
     choices: [serving, measured, stopped]
     required: true
   tool:
-    description: What measures.
+    description: Tool that measures.
     type: str
     choices: [iperf3, ib_write_bw]
     default: iperf3
@@ -34,7 +34,7 @@ options:
     description: RDMA device of this node, for V(ib_write_bw).
     type: str
   seconds:
-    description: How long to send.
+    description: Seconds to send.
     type: int
     default: 3
   streams:
@@ -45,10 +45,11 @@ options:
     description: TCP port of the receiver.
     type: int
     default: 5201
-  serve_s:
-    description: Seconds after which the receiver ends by itself.
+  serve_seconds:
+    description: Seconds after which the receiver ends.
     type: int
     default: 300
+    aliases: [serve_s]
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
 attributes:
@@ -68,7 +69,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 gbps:
-  description: What arrived, in Gb/s; 0 when nothing was measured.
+  description: Rate that arrived, in Gb/s; 0 when nothing was measured.
   returned: when O(state=measured)
   type: float
 error:
@@ -86,17 +87,18 @@ from ansible_collections.gb10.cluster.plugins.module_utils._fabric.throughput im
     parse_ib_bandwidth,
     parse_iperf3,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._node.renamed import renamed
 
 UNIT = "gb10-throughput"
 ATTEMPTS = 5
 
 
 def serve(module: AnsibleModule) -> None:
-    """Start the receiver as a unit of its own that ends by itself."""
+    """Start the receiver as a unit of its own that ends on time."""
     given = module.params
     stop(module)
     command = [
-        "systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--property=RuntimeMaxSec={given['serve_s']}",
+        "systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--property=RuntimeMaxSec={given['serve_seconds']}",
         "--property=Restart=always", "--property=RestartSec=100ms", "--property=StartLimitIntervalSec=0",
         "--property=ProtectSystem=strict", "--property=ProtectHome=yes",
         # iperf3 maps a buffer in a temporary file.
@@ -114,7 +116,7 @@ def serve(module: AnsibleModule) -> None:
 
 
 def stop(module: AnsibleModule) -> None:
-    """End the receiver, if there is one."""
+    """Stop the receiver, if there is one."""
     module.run_command(["systemctl", "stop", f"{UNIT}.service"])
     module.run_command(["systemctl", "reset-failed", f"{UNIT}.service"])
 
@@ -154,7 +156,7 @@ def main() -> None:
             "seconds": {"type": "int", "default": 3},
             "streams": {"type": "int", "default": 8},
             "port": {"type": "int", "default": 5201},
-            "serve_s": {"type": "int", "default": 300},
+            "serve_seconds": {"type": "int", "default": 300, **renamed("serve_s")},
         },
         required_if=[
             ("state", "serving", ["address"]),

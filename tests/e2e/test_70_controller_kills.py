@@ -28,9 +28,9 @@ MODEL = "tiny-qwen3"
 STEPS = (
     ("host : Install configuration files", 0.5),
     ("host : Install missing packages", 4.0),
-    ("fabric : Let the nodes know each other", 0.3),
-    ("edge : Close the node, with a way back", 0.7),
-    ("edge : Keep the change", 0.5),
+    ("fabric : Exchange keys and host keys between the nodes", 0.3),
+    ("edge : Load the nftables table with automatic rollback", 0.7),
+    ("edge : Confirm the table", 0.5),
     ("image : Copy the build context", 10.0),
     ("image : Build", 20.0),
     ("image : Verify", 2.0),
@@ -74,7 +74,7 @@ def leftovers(nodes: Sequence[str] = NODES) -> dict[str, str]:
     """Return what must not be there when nothing runs: ports, files and units of a transfer, half of a rule set."""
     ask = (
         "ss -Hltn | grep -E ':(508[0-9]|509[0-9]) ' | awk '{print $4}'; ls /var/lib/gb10/weights/.incoming "
-        "/var/lib/gb10/incoming /var/lib/gb10/edge/pending.nft 2>/dev/null; systemctl list-units --plain --no-legend "
+        "/var/lib/gb10/incoming /var/lib/gb10/edge/pending* 2>/dev/null; systemctl list-units --plain --no-legend "
         "'gb10-*' | awk '$1 ~ /weights|image|rollback/ {print $1}'"
     )
     return {node: harness.node_exec(node, ask, check=False).stdout for node in nodes}

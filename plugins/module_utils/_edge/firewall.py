@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a node may be reached from where, as one nftables table of our own; pure."""
+"""Who may reach which port of a node, as one nftables table of our own; pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 
 FAMILY = "inet"
 TABLE = "gb10"
+#: Removes the table whether or not there is one.
+REMOVE = f"add table {FAMILY} {TABLE}; delete table {FAMILY} {TABLE}"
 
 _SSHD = re.compile(r'"(?:sshd|dropbear)"')
 _INTERFACE = re.compile(r"^[\w.@+:-]{1,15}\*?$")
 
 
 class FirewallError(ValueError):
-    """What was asked for cannot become a table; the message says why and what to do."""
+    """The settings cannot become a table; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def connection_port(environ: bytes) -> int:
 def _ports(ports: Sequence[int], what: str) -> str:
     wrong = [port for port in ports if not 0 < port < 65536]
     if wrong:
-        raise FirewallError(f"{', '.join(map(str, wrong))} in {what} is no TCP port; ports are 1 to 65535.")
+        raise FirewallError(f"{', '.join(map(str, wrong))} in {what} is not a TCP port; ports are 1 to 65535.")
     return ", ".join(str(port) for port in sorted(set(ports)))
 
 
@@ -147,7 +149,7 @@ def _by_family(members: Sequence[str]) -> dict[str, list[str]]:
             address = ipaddress.ip_address(member)
         except ValueError:
             raise FirewallError(
-                f"{member!r} is no address of a cluster member; see gb10_fabric_address in the inventory."
+                f"{member!r} is not an IP address of a cluster member; check gb10_fabric_address in the inventory."
             ) from None
         found["ip" if address.version == 4 else "ip6"].append(str(address))
     return {family: sorted(set(each), key=ipaddress.ip_address) for family, each in found.items()}
@@ -160,8 +162,8 @@ def table_text(wanted: Wanted) -> str:
     """
     if not wanted.ssh_ports:
         raise FirewallError(
-            "No port of an SSH server was found on this node, and closing it would lock everybody out. "
-            "Name it with edge_ssh_ports."
+            "No SSH server's port was found on this node, and closing the node would lock everybody out. "
+            "Set edge_ssh_ports."
         )
     rules = [
         'iif "lo" accept',
@@ -191,7 +193,7 @@ def table_text(wanted: Wanted) -> str:
     body = "".join(f"\t\t{rule}\n" for rule in rules)
     return (
         "#!/usr/sbin/nft -f\n"
-        "# Written by gb10.cluster: what of this node may be reached from where. All of it is one transaction.\n"
+        "# Written by gb10.cluster: who may reach which port of this node. Loaded as one transaction.\n"
         f"table {FAMILY} {TABLE}\n"
         f"delete table {FAMILY} {TABLE}\n"
         f"table {FAMILY} {TABLE} {{\n"
@@ -212,32 +214,48 @@ def normal(listing: str) -> str:
     return re.sub(r"\{ ([^{};]*?) \}", in_order, re.sub(r"\s+", " ", listing)).strip()
 
 
-def rollback_script(directory: str, nft: str, before: str) -> str:
-    """Return the shell script that puts the table back as it was: ``before`` is its file, empty when there was none.
+def rollback_commands(nft: str, before: str) -> list[str]:
+    """Return the shell lines that restore the table; ``before`` is its file, empty when there was none."""
+    return [f"{nft} -f {before} || failed=1" if before else f"{nft} '{REMOVE}' || failed=1"]
 
-    It ends with nft's own code when nft refuses, and the change counts as pending still.
-    """
-    back = f"{nft} -f {before}" if before else f"{nft} 'add table {FAMILY} {TABLE}; delete table {FAMILY} {TABLE}'"
-    return (
-        "#!/bin/sh\n"
-        "# Written by gb10.cluster before it changed the firewall; runs unless the change is confirmed.\n"
-        f"{back} || exit\n"
-        f"rm --force {directory}/pending.nft\n"
-        f"date --iso-8601=seconds > {directory}/rolled-back\n"
-    )
+
+def unit_text(nft: str, kept: str) -> str:
+    """Return the systemd unit that loads the table's file at boot."""
+    return f"""\
+# Written by gb10.cluster.
+[Unit]
+Description=Firewall of this node (nftables table {FAMILY} {TABLE})
+DefaultDependencies=no
+After=local-fs.target nftables.service
+Wants=network-pre.target
+Before=network-pre.target shutdown.target
+Conflicts=shutdown.target
+# That service begins with `flush ruleset`, which removes every table.
+PartOf=nftables.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={nft} -f {kept}
+ExecReload={nft} -f {kept}
+ExecStop={nft} "{REMOVE}"
+
+[Install]
+WantedBy=sysinit.target nftables.service
+"""
 
 
 def refusal(nft_output: str) -> str:
     """Return nft's first complaint without the path of the copy that it was shown."""
     lines = [line.strip() for line in nft_output.splitlines() if line.strip()]
     if not lines:
-        return "it said nothing"
+        return "no output"
     complaint = re.sub(r"^\S+?:(\d+):\S+ ", r"line \1: ", lines[0])
     return f"{complaint} {lines[1]}" if len(lines) > 1 and not lines[1].startswith("^") else complaint
 
 
-def told(fabric: Fabric, ssh_ports: set[int]) -> dict[str, Any]:
-    """Return what a node tells of itself, as plain data."""
+def fabric_result(fabric: Fabric, ssh_ports: set[int]) -> dict[str, Any]:
+    """Return the fabric's devices and the SSH ports of a node as plain data."""
     return {
         "devices": list(fabric.devices),
         "closed": list(fabric.closed),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node's network is before a change, what is missing after it, and the script that goes back; pure."""
+"""What a node's network is before a change, what is missing after it, and the commands of its rollback; pure."""
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import shlex
@@ -24,14 +25,6 @@ class Device:
     mtu_bytes: int
     addresses: tuple[str, ...]
     routes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Backup:
-    """A file that the change touches: ``saved`` is where its copy lies, or empty when there was none."""
-
-    path: str
-    saved: str
 
 
 def parse_devices(addresses_json: str, routes: str) -> dict[str, Device]:
@@ -190,33 +183,18 @@ def undo_commands(backend: str) -> list[list[str]]:
     return [["networkctl", "reload"]]
 
 
-def rollback_script(
-    backups: Sequence[Backup],
-    backend: str,
-    before: Mapping[str, Device],
-    ours: Sequence[str],
-    own_device: str,
-    directory: str,
-) -> str:
-    """Return a shell script that puts files and live addresses back as they were.
+def rollback_commands(backend: str, before: Mapping[str, Device], ours: Sequence[str], own_device: str) -> list[str]:
+    """Return the shell lines that bring live addresses back once the files are restored.
 
-    Files come first, then the tool that reads them, then every address and route that was there, by hand: a tool
-    that applies more than our files (an owner's file that was never applied) must not have the last word. A file that
-    cannot be put back does not stop the rest; the script ends with 1 then, and the change counts as pending still.
+    First the tool that reads the files, then every address and route that was there, by hand: a tool that applies more
+    than our files (an owner's file that was never applied) must not have the last word.
+
+    :param backend: netplan, NetworkManager or networkd.
+    :param before: the devices as they were before the change.
+    :param ours: names of the devices that the change configures.
+    :param own_device: the device of the node's own address, or empty.
     """
-    lines = [
-        "#!/bin/sh",
-        "# Written by gb10.cluster before it changed the fabric; runs unless the change is confirmed.",
-        "set -u",
-        f"exec >> {shlex.quote(directory + '/rollback.log')} 2>&1",
-        'echo "rolling back at $(date --iso-8601=seconds)"',
-        "failed=0",
-    ]
-    for backup in backups:
-        if backup.saved:
-            lines.append(f"cp --preserve=all {shlex.quote(backup.saved)} {shlex.quote(backup.path)} || failed=1")
-        else:
-            lines.append(f"rm --force {shlex.quote(backup.path)} || failed=1")
+    lines = []
     if backend == "networkd":
         lines += [shlex.join(command) for command in flush_commands([name for name in sorted(before) if name in ours])]
     lines += [shlex.join(command) for command in undo_commands(backend)]
@@ -243,22 +221,42 @@ def rollback_script(
         # Routes by way of a gateway need the directly attached ones first.
         ordered = sorted(device.routes, key=lambda route: " via " in f" {route} ")
         restore += [f"    ip route replace {' '.join(map(shlex.quote, route.split()))}" for route in ordered]
-    restore += ["    :", "}"]
-    return "\n".join(
-        [
-            *lines,
-            *restore,
-            "# networkd and NetworkManager go on working after their command has returned, and what is done by hand",
-            "# meanwhile confuses them.",
-            "for pause in 3 3 4; do sleep $pause; restore; done",
-            'if [ "$failed" = 1 ]; then echo "not every file could be put back"; exit 1; fi',
-            f"mv --force {shlex.quote(directory + '/pending')} {shlex.quote(directory + '/rolled-back')}",
-            'echo "rolled back at $(date --iso-8601=seconds)"',
-            "",
-        ]
-    )
+    return [
+        *lines,
+        *restore,
+        "    :",
+        "}",
+        "# networkd and NetworkManager go on working after their command has returned, and what is done by hand",
+        "# meanwhile confuses them.",
+        "for pause in 3 3 4; do sleep $pause; restore; done",
+    ]
 
 
-def defines(text: str, netdevs: Sequence[str]) -> list[str]:
-    """Return those devices that a netplan file has a section for."""
-    return [name for name in netdevs if re.search(rf"(?m)^\s+[\"']?{re.escape(name)}[\"']?\s*:", text)]
+_MATCH = re.compile(r"(?m)(?:^|[\s{,])(name|macaddress|driver)\s*:\s*(\[[^\]]*\]|[^\s#,}\[][^#,}\n]*)")
+
+
+def defines(text: str, netdevs: Sequence[str], macs: Mapping[str, str] | None = None) -> list[str]:
+    """Return those devices that a netplan file configures: by a section of their name, or by `match:`.
+
+    Files that NetworkManager writes call their sections NM-<uuid> and name the device in `match:` alone.
+
+    :param macs: MAC address by device, for sections that match by it.
+    """
+    patterns: list[tuple[str, str]] = [
+        (key, word.strip(" \t\"'")) for key, value in _MATCH.findall(text) for word in value.strip("[] ").split(",")
+    ]
+
+    def matched(name: str) -> bool:
+        mine = {"name": name, "macaddress": (macs or {}).get(name, "").lower(), "driver": "mlx5_core"}
+        return any(
+            mine[key] and fnmatch.fnmatchcase(mine[key], word if key == "name" else word.lower())
+            for key, word in patterns
+        )
+
+    return [name for name in netdevs if re.search(rf"(?m)^\s+[\"']?{re.escape(name)}[\"']?\s*:", text) or matched(name)]
+
+
+def keyfile_defines(text: str, netdevs: Sequence[str]) -> list[str]:
+    """Return those devices that a NetworkManager keyfile is bound to."""
+    bound = set(re.findall(r"(?m)^interface-name\s*=\s*(\S+)\s*$", text))
+    return [name for name in netdevs if name in bound]

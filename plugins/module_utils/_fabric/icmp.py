@@ -85,7 +85,7 @@ def sentence(source: str, source_address: str, probe: Probe) -> str:
         )
     why = f" ({probe.error})" if probe.error else ""
     return (
-        f"{pair}: no answer{why}. Check that {probe.peer} is up, that its fabric link has carrier "
+        f"{pair}: no reply{why}. Check that {probe.peer} is up, that its fabric link has carrier "
         f"(`ip -br link`), and that {probe.address} is on it (`ip -br address`)."
     )
 

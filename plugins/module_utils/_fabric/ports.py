@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fabric's ports of one machine, read from sysfs, and what is wrong with them.
+"""The fabric's ports of one machine, parsed from sysfs.
 
 A GB10 machine has two QSFP ports. Behind each are two network devices, one on either of two
 PCIe domains (``0000:01:00.0`` and ``0002:01:00.0`` for the first port): its *twin*. Each half
@@ -20,11 +20,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.rdma import parse_state
-
-#: What one port negotiates when cable, switch and settings are right, in Mb/s.
-EXPECTED_SPEED_MBPS = 200_000
-#: PCIe lanes of each half of a twin; the device itself could use more than the board connects.
-EXPECTED_LANES = 4
 
 _PCI = re.compile(r"([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])$")
 _ZERO_GID = "0000:0000:0000:0000:0000:0000:0000:0000"
@@ -136,13 +131,16 @@ def parse_gid(index: int, value: str, kind: str, netdev: str) -> Gid:
 
 
 def parse_ip_addresses(text: str) -> dict[str, list[str]]:
-    """Return the addresses in CIDR notation by device, from ``ip -json address``; scope link is left out."""
+    """Return the addresses in CIDR notation by device, from ``ip -json address``; without IPv6 ones of scope link.
+
+    An IPv4 address of scope link (169.254.0.0/16) counts: NVIDIA's own netplan example gives the fabric such addresses.
+    """
     result: dict[str, list[str]] = {}
     for link in json.loads(text or "[]"):
         result[link["ifname"]] = [
             f"{entry['local']}/{entry['prefixlen']}"
             for entry in link.get("addr_info", [])
-            if entry.get("scope") != "link" and "local" in entry
+            if "local" in entry and (entry.get("scope") != "link" or ":" not in entry["local"])
         ]
     return result
 
@@ -289,206 +287,9 @@ def parse_capture(
     return Machine(ports=ports, other=other, backend=backend_of(tree))
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something about a machine's fabric: ``level`` is WARN or FAIL; ``remedy`` says what to do."""
-
-    level: str
-    what: str
-    remedy: str
-
-    def sentence(self) -> str:
-        """Return finding and remedy as one text."""
-        return f"{self.what} {self.remedy}"
-
-
-def findings(
-    machine: Machine,
-    *,
-    mtu_bytes: int = 9000,
-    speed_mbps: int = EXPECTED_SPEED_MBPS,
-    rdma: bool = True,
-    kho_fault: bool = False,
-) -> list[Finding]:
-    """Return what is wrong with a machine's own side of the fabric, most telling first.
-
-    Args:
-        machine: the ports.
-        mtu_bytes: what each device in use must be set to; 0 for anything.
-        speed_mbps: what a link must have negotiated; 0 for anything.
-        rdma: whether RDMA must work; false where there is none.
-        kho_fault: whether the kernel shows the kexec-handover fault.
-    """
-    found: list[Finding] = []
-    if not machine.ports:
-        return [
-            Finding(
-                "FAIL",
-                "No port of the fabric was found: no network device has a driver of the fabric's.",
-                "Check `lspci -d 15b3:` and `lsmod | grep mlx5_core`, or name the devices with fabric_interfaces.",
-            )
-        ]
-    if not any(port.carrier for port in machine.ports):
-        names = ", ".join(netdev.name for netdev in machine.netdevs)
-        if any(port.up for port in machine.ports):
-            found.append(
-                Finding(
-                    "FAIL",
-                    f"No port of the fabric has carrier ({names}).",
-                    "Plug the cable in until it clicks, and check the other end's power and port.",
-                )
-            )
-        else:
-            found.append(
-                Finding(
-                    "WARN",
-                    f"All ports of the fabric are switched off ({names}), so that nobody can say what is cabled.",
-                    "playbooks/fabric.yml switches them on.",
-                )
-            )
-    for port in machine.ports:
-        if not port.carrier:
-            continue
-        for netdev in port.netdevs:
-            found.extend(_netdev_findings(port, netdev, mtu_bytes, speed_mbps, rdma))
-    found.extend(_subnet_findings(machine))
-    if kho_fault:
-        found.append(
-            Finding(
-                "FAIL",
-                "The kernel counts more CMA memory free than there is (kexec handover); registering memory for "
-                "RDMA fails with ENOMEM.",
-                "Boot with kho=off: add it to GRUB_CMDLINE_LINUX, run update-grub, reboot.",
-            )
-        )
-    return found
-
-
-def _netdev_findings(port: Port, netdev: Netdev, mtu_bytes: int, speed_mbps: int, rdma: bool) -> list[Finding]:
-    found: list[Finding] = []
-    if not netdev.carrier:
-        mates = ", ".join(mate.name for mate in port.netdevs if mate.carrier)
-        found.append(
-            Finding(
-                "WARN",
-                f"{netdev.name} is {'without carrier' if netdev.up else 'switched off'} while its twin {mates} "
-                "is linked: half of the port's bandwidth is lost.",
-                f"`ip link set {netdev.name} up`; if it stays without carrier, the cable is not one for 200 Gb/s.",
-            )
-        )
-        return found
-    if speed_mbps and netdev.speed_mbps is not None and netdev.speed_mbps < speed_mbps:
-        found.append(
-            Finding(
-                "WARN",
-                f"{netdev.name} negotiated {netdev.speed_mbps} Mb/s instead of {speed_mbps} Mb/s.",
-                "Set the switch's port to 200G without auto-negotiation, or replace the cable.",
-            )
-        )
-    lanes = min(EXPECTED_LANES, netdev.lanes_max)
-    if netdev.lanes and netdev.lanes < lanes:
-        found.append(
-            Finding(
-                "WARN",
-                f"{netdev.name} ({netdev.pci}) runs on {netdev.lanes} of {lanes} PCIe lanes.",
-                "Power the machine off for a minute; if it stays, the port is broken.",
-            )
-        )
-    if mtu_bytes and netdev.addresses and netdev.mtu_bytes != mtu_bytes:
-        found.append(
-            Finding(
-                "FAIL",
-                f"{netdev.name} has an MTU of {netdev.mtu_bytes} bytes, {mtu_bytes} are wanted.",
-                "Run playbooks/fabric.yml, or set fabric_mtu to what all links carry.",
-            )
-        )
-    if rdma:
-        found.extend(_rdma_findings(netdev))
-    return found
-
-
-def _rdma_findings(netdev: Netdev) -> list[Finding]:
-    if netdev.hca is None:
-        return [
-            Finding(
-                "FAIL",
-                f"{netdev.name} has no RDMA device; NCCL would fall back to TCP without a word.",
-                "Load mlx5_ib (`modprobe mlx5_ib`) and install rdma-core.",
-            )
-        ]
-    hca = netdev.hca
-    if hca.state != "ACTIVE":
-        return [
-            Finding(
-                "FAIL",
-                f"The RDMA device {hca.name} of {netdev.name} is {hca.state or 'in no state'}, not ACTIVE.",
-                f"`ip link set {netdev.name} up` and look at `rdma link`.",
-            )
-        ]
-    return [
-        Finding(
-            "FAIL",
-            f"{hca.name} has no RoCE v2 GID for {address} of {netdev.name}.",
-            f"Take the address off and put it on again (`netplan apply`), or look at `show_gids {hca.name}`.",
-        )
-        for address in netdev.ipv4()
-        if hca.gid_for(address) is None
-    ]
-
-
-def _subnet_findings(machine: Machine) -> list[Finding]:
-    seen: dict[ipaddress.IPv4Network | ipaddress.IPv6Network, str] = {}
-    found: list[Finding] = []
-    for netdev in machine.netdevs:
-        for cidr in netdev.addresses:
-            network = ipaddress.ip_interface(cidr).network
-            if network.prefixlen == network.max_prefixlen:
-                continue
-            mate = seen.setdefault(network, netdev.name)
-            if mate != netdev.name:
-                found.append(
-                    Finding(
-                        "FAIL",
-                        f"{mate} and {netdev.name} are both in {network}: the kernel sends everything through one.",
-                        "Give each half of a twin a subnet of its own (playbooks/fabric.yml plans that).",
-                    )
-                )
-    return found
-
-
 def carries(machine: Machine, address: str) -> Netdev | None:
     """Return the fabric's device that has an IPv4 address, or None."""
     return next((netdev for netdev in machine.netdevs if address in netdev.ipv4()), None)
-
-
-def engine_environment(machine: Machine, address: str) -> dict[str, str]:
-    """Return what NCCL, Gloo and UCX need to know of this machine's fabric, as environment variables.
-
-    ``NCCL_IB_GID_INDEX`` is never among them: the index drifts, and a wrong one is worse than none. Without
-    an active RDMA device there is nothing for NCCL's IB transport, and its variables stay away too.
-
-    Raises:
-        ValueError: no device of the fabric has the address.
-    """
-    netdev = carries(machine, address)
-    if netdev is None:
-        raise ValueError(f"no network device of the fabric has the address {address}")
-    result = {
-        "GLOO_SOCKET_IFNAME": netdev.name,
-        "NCCL_SOCKET_IFNAME": netdev.name,
-        "TP_SOCKET_IFNAME": netdev.name,
-        "UCX_NET_DEVICES": netdev.name,
-        "OMPI_MCA_btl_tcp_if_include": netdev.name,
-        "VLLM_HOST_IP": address,
-    }
-    hcas = [
-        each.hca.name
-        for each in machine.netdevs
-        if each.carrier and each.hca is not None and each.hca.state == "ACTIVE" and each.ipv4()
-    ]
-    if hcas:
-        result["NCCL_IB_HCA"] = "=" + ",".join(hcas)
-    return result
 
 
 def to_dict(machine: Machine) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -47,7 +47,10 @@ def parse_ib_bandwidth(text: str) -> float:
 
 
 def slow_links(
-    measured: Mapping[str, Mapping[str, Mapping[str, Any]]], rates_gbps: Mapping[str, float], floor: float
+    measured: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    rates_gbps: Mapping[str, float],
+    floor: float,
+    forwarded: Collection[tuple[str, str]] = (),
 ) -> list[str]:
     """Return a sentence for each node, or pair of nodes, whose throughput is below the floor.
 
@@ -55,6 +58,8 @@ def slow_links(
         measured: by sender and receiver, ``gbps`` (0 when nothing was measured) and ``error``.
         rates_gbps: what each node's link has negotiated.
         floor: the share of the slower end's rate that must be reached.
+        forwarded: pairs whose packets pass another node, as in a ring of four; half of the floor counts for them,
+            because in their round each cable carries two streams.
     """
     slow: dict[tuple[str, str], tuple[float, float]] = {}
     problems = []
@@ -64,6 +69,8 @@ def slow_links(
                 problems.append(f"{source} -> {target}: the throughput could not be measured: {result['error']}.")
                 continue
             wanted = floor * min(rates_gbps[source], rates_gbps[target])
+            if (source, target) in forwarded:
+                wanted /= 2
             if float(result["gbps"]) < wanted:
                 slow[source, target] = (float(result["gbps"]), wanted)
     left = dict(slow)

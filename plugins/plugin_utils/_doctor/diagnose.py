@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, findings, from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.findings import findings
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, from_dict
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import verdict
 
 OK = "OK"

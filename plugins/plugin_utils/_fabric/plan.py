@@ -56,6 +56,8 @@ class Settings:
     mtu_bytes: int = 9000
     allow_overlap: bool = False
     protected: tuple[str, ...] = ()
+    #: What configures the network of every node; auto takes what each machine has.
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,14 @@ def make_plan(nodes: Sequence[Node], settings: Settings) -> Plan:
     """
     draft = _Draft()
     _check_addresses(nodes, draft)
+    if settings.backend == "auto":
+        draft.problems += [
+            f"{node.name}: its network is configured by neither netplan nor NetworkManager nor systemd-networkd. "
+            "Start one of them, select one with fabric_backend, or configure the ports yourself and set "
+            "fabric_manage: false."
+            for node in nodes
+            if not node.machine.backend
+        ]
     topology, obstacles = detect(nodes)
     if settings.topology != "auto":
         if (

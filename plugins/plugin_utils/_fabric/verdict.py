@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, from_dict
+
 Finding = Mapping[str, Any]
 
 
@@ -52,8 +54,8 @@ def duplicates(findings: Mapping[str, Finding]) -> list[str]:
         others = sorted({owner_of_mac.get(mac, f"an unknown device {mac}") for mac in macs} - {rightful})
         if others:
             problems.append(
-                f"{address} of {rightful} is also answered for by {' and '.join(others)}: a duplicate address. "
-                f"Take it off there (`ip -br address` shows where it is), or give {rightful} another one."
+                f"{address} of {rightful} is also used by {' and '.join(others)}: a duplicate address. "
+                f"Remove it there (`ip -br address` shows where it is), or give {rightful} another one."
             )
     return problems
 
@@ -63,29 +65,36 @@ def verdict(findings: Mapping[str, Finding], mtu_bytes: int) -> list[str]:
 
     Args:
         findings: by node, what ``gb10.cluster.fabric_ping`` returned with ``fail: false``:
-            ``address``, ``interface``, ``carrier``, ``interface_mtu``, ``peers``, ``macs``, ``claims``.
+            ``address``, ``interface``, ``devices``, ``carrier``, ``peers``, ``macs``, ``claims``.
         mtu_bytes: packet size that must pass; 0 where any size will do.
     """
     problems: list[str] = duplicates(findings)
     gone = cut_off(findings)
     for name in gone:
         address, interface = findings[name].get("address"), findings[name].get("interface")
+        devices = ", ".join(findings[name].get("devices") or ())
         if not interface:
             why = f"none of its interfaces has the address {address}"
+        elif not devices:
+            why = f"it has no route from {address} on {interface} to any other node"
         elif not findings[name].get("carrier"):
-            why = f"{interface} with {address} is down or has no carrier"
+            why = f"{devices} with {address} is down or has no carrier"
         else:
-            why = f"{interface} with {address} is up, but nobody answers it and it answers nobody"
+            why = f"{devices} with {address} is up, but no node replies to it and it replies to none"
         problems.append(
             f"{name} is cut off from the fabric: {why}. "
             "Check its cable, the switch's port, and gb10_fabric_address in the inventory."
         )
-    small = [name for name in findings if mtu_bytes and 0 < int(findings[name].get("interface_mtu") or 0) < mtu_bytes]
+    small: dict[str, dict[str, int]] = {}
+    for name, finding in findings.items():
+        mtus = {device: int(each["mtu_bytes"]) for device, each in (finding.get("devices") or {}).items()}
+        if below := {device: mtu for device, mtu in mtus.items() if 0 < mtu < mtu_bytes}:
+            small[name] = below
     problems.extend(
-        f"{name}: {findings[name].get('interface')} has an MTU of "
-        f"{findings[name].get('interface_mtu')} bytes, {mtu_bytes} are wanted. "
+        f"{name}: {device} has an MTU of {mtu} bytes, {mtu_bytes} are required. "
         "Run playbooks/fabric.yml, or set fabric_mtu to what all links carry."
-        for name in small
+        for name, below in small.items()
+        for device, mtu in below.items()
     )
     names = [name for name in findings if name not in gone]
     for position, one in enumerate(names):
@@ -110,28 +119,43 @@ def verdict(findings: Mapping[str, Finding], mtu_bytes: int) -> list[str]:
                     if not finding.get("reachable")
                 ]
                 problems.append(
-                    f"{' and '.join(ways)}: no answer over the fabric "
+                    f"{' and '.join(ways)}: no reply over the fabric "
                     f"({findings[one].get('address')}, {findings[other].get('address')}). "
                     "Check the cables and for a duplicate address."
                 )
     return problems
 
 
-def rejections(applied: Mapping[str, Finding], reached: Mapping[str, Finding]) -> list[str]:
-    """Return why a change of the fabric must not be kept, one sentence a node.
+def failures(facts: Mapping[str, Finding]) -> list[str]:
+    """Return a sentence for each finding of level FAIL.
 
-    Args:
-        applied: by node, what ``gb10.cluster.fabric_apply`` returned; with ``msg`` when it failed,
-            ``unreachable`` when the connection broke.
-        reached: by node, what ``wait_for_connection`` returned afterwards; likewise.
+    :param facts: by node, a result of gb10.cluster.fabric_facts.
     """
-    reasons = []
-    for name, result in applied.items():
-        back = reached.get(name, {})
-        if back.get("unreachable") or back.get("msg"):
-            reasons.append(f"{name}: the control node no longer reached it on its management address after the change.")
-        elif result.get("unreachable"):
-            reasons.append(f"{name}: the connection broke while its ports were being configured.")
-        elif result.get("msg"):
-            reasons.append(f"{name}: {result['msg']}")
-    return reasons
+    return [
+        f"{name}: {each['what']} {each['remedy']}"
+        for name, result in facts.items()
+        for each in result.get("findings", ())
+        if each["level"] == "FAIL"
+    ]
+
+
+def rates(
+    facts: Mapping[str, Finding], addresses: Mapping[str, str], given: Mapping[str, Any], default: float = 0
+) -> dict[str, float]:
+    """Return the rate in Gb/s that each node's fabric link should carry; 0 where nothing is known.
+
+    :param facts: by node, a result of gb10.cluster.fabric_facts.
+    :param addresses: by node, its address on the fabric.
+    :param given: by node, the rate that the inventory states; 0 or missing takes `default`.
+    :param default: the rate for all; 0 takes what the device with the address, or in a ring the slowest cable, has
+        negotiated.
+    """
+    found = {}
+    for name, result in facts.items():
+        machine = from_dict(result["machine"])
+        netdev = carries(machine, addresses.get(name, ""))
+        # In a ring none of the ports has it; the slowest cable counts.
+        linked = [netdev] if netdev else [each for each in machine.netdevs if each.carrier and each.ipv4()]
+        speeds = [each.speed_mbps or 0 for each in linked]
+        found[name] = float(given.get(name) or default or min(speeds, default=0) / 1000)
+    return found

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.apply import (
-    Backup,
     Device,
     apply_commands,
     defines,
     drift,
     kept,
+    keyfile_defines,
     lost,
     parse_devices,
-    rollback_script,
+    rollback_commands,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._node.rollback import script_text
 
 # As iproute2 6.1 prints them on a Debian 12 node.
 ADDRESSES = json.dumps(
@@ -136,8 +137,8 @@ def test_apply_commands() -> None:
     ]
 
 
-def roll_back(tmp_path: Path, code: int = 0) -> list[str]:
-    """Run a rollback script with stand-ins for the network's tools; return what they were called with."""
+def roll_back(tmp_path: Path) -> list[str]:
+    """Run the rollback's commands with stand-ins for the network's tools; return what they were called with."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("ip", "networkctl", "sleep"):
@@ -153,53 +154,18 @@ def roll_back(tmp_path: Path, code: int = 0) -> list[str]:
         "esac\n",
         encoding="utf-8",
     )
-    (tmp_path / "changed").write_text("new\n", encoding="utf-8")
-    (tmp_path / "added").write_text("new\n", encoding="utf-8")
-    (tmp_path / "pending").write_text("", encoding="utf-8")
-    text = rollback_script(
-        [Backup(str(tmp_path / "changed"), str(tmp_path / "saved")), Backup(str(tmp_path / "added"), "")],
-        "networkd",
-        parse_devices(ADDRESSES, ROUTES),
-        ["eth1", "gb10"],
-        "gb10",
-        str(tmp_path),
-    )
+    commands = rollback_commands("networkd", parse_devices(ADDRESSES, ROUTES), ["eth1", "gb10"], "gb10")
+    text = script_text("the fabric", tmp_path, commands)
     script = tmp_path / "rollback.sh"
     script.write_text(text, encoding="utf-8")
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     done = subprocess.run(["/bin/sh", str(script)], check=False, env=environment, timeout=60)
-    assert done.returncode == code
+    assert done.returncode == 0
     return (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.fixture
-def rolled_back(tmp_path: Path) -> tuple[Path, list[str]]:
-    """Go back with a script that works; return the place and what the network's tools were called with."""
-    (tmp_path / "saved").write_text("old\n", encoding="utf-8")
-    return tmp_path, roll_back(tmp_path)
-
-
-def test_the_rollback_script_restores_files(rolled_back: tuple[Path, list[str]]) -> None:
-    place, _calls = rolled_back
-    assert (place / "changed").read_text(encoding="utf-8") == "old\n"
-    assert not (place / "added").exists()
-    assert not (place / "pending").exists()
-    assert (place / "rolled-back").exists()
-
-
-def test_a_file_that_cannot_be_put_back_leaves_the_change_pending_and_does_not_stop_the_rest(tmp_path: Path) -> None:
-    calls = roll_back(tmp_path, code=1)
-    assert (tmp_path / "pending").exists()
-    assert not (tmp_path / "rolled-back").exists()
-    assert not (tmp_path / "added").exists()
-    assert "ip address replace 10.212.0.11/24 dev eth0" in calls
-    log = (tmp_path / "rollback.log").read_text(encoding="utf-8")
-    assert f"cannot stat '{tmp_path}/saved'" in log
-    assert "not every file could be put back" in log
-
-
-def test_the_rollback_script_has_the_last_word_on_addresses(rolled_back: tuple[Path, list[str]]) -> None:
-    _place, calls = rolled_back
+def test_the_rollback_has_the_last_word_on_addresses(tmp_path: Path) -> None:
+    calls = roll_back(tmp_path)
     flushed = calls.index("ip address flush dev eth1 scope global")
     assert flushed < calls.index("networkctl reload") < calls.index("ip address replace 10.212.0.11/24 dev eth0")
     assert "ip address delete 192.168.77.5/24 dev eth1" in calls
@@ -215,3 +181,47 @@ def test_defines() -> None:
     text = "network:\n  ethernets:\n    enp1s0f0np0:\n      link-local: [ ipv4 ]\n    'enP2p1s0f0np0':\n      mtu: 1\n"
     assert defines(text, ["enp1s0f0np0", "enP2p1s0f0np0", "enp1s0f1np1"]) == ["enp1s0f0np0", "enP2p1s0f0np0"]
     assert defines("network: {version: 2}  # enp1s0f0np0: not here\n", ["enp1s0f0np0"]) == []
+
+
+NM_FILE = """\
+network:
+  version: 2
+  ethernets:
+    NM-00000000-0000-4000-8000-00000000000a:
+      renderer: NetworkManager
+      match:
+        {match}
+      networkmanager:
+        uuid: "00000000-0000-4000-8000-00000000000a"
+        name: "desk"
+"""
+
+
+@pytest.mark.parametrize(
+    ("match", "expected"),
+    [
+        ('name: "enp1s0f1np1"', ["enp1s0f1np1"]),
+        ("name: enp1s0f?np*  # both ports", ["enp1s0f0np0", "enp1s0f1np1"]),
+        ("macaddress: 4C:BB:47:2B:10:50", ["enp1s0f0np0"]),
+        ("driver: mlx5_core", ["enp1s0f0np0", "enp1s0f1np1"]),
+        ('driver: ["r8127", "mlx5*"]', ["enp1s0f0np0", "enp1s0f1np1"]),
+        ("driver: r8127", []),
+        ("name: enP7s7", []),
+        ("macaddress: 00:11:22:33:44:55", []),
+    ],
+)
+def test_definitions_by_match(match: str, expected: list[str]) -> None:
+    macs = {"enp1s0f0np0": "4c:bb:47:2b:10:50", "enp1s0f1np1": ""}
+    assert defines(NM_FILE.format(match=match), list(macs), macs) == expected
+    inline = f"network: {{ethernets: {{port: {{match: {{{match.partition('  #')[0]}}}, mtu: 9000}}}}}}\n"
+    assert defines(inline, list(macs), macs) == expected
+
+
+def test_a_match_in_one_line_ends_with_its_brace() -> None:
+    assert defines("  ethernets: {a: {match: {name: enp1*}, mtu: 9}}\n", ["enp1s0f0np0", "other"]) == ["enp1s0f0np0"]
+
+
+def test_keyfiles() -> None:
+    text = "[connection]\nid=cx7\ntype=ethernet\ninterface-name=enp1s0f1np1\n"
+    assert keyfile_defines(text, ["enp1s0f0np0", "enp1s0f1np1"]) == ["enp1s0f1np1"]
+    assert keyfile_defines("[connection]\nid=enp1s0f1np1\n", ["enp1s0f1np1"]) == []

@@ -49,7 +49,7 @@ def test_sentence() -> None:
     small = sentence("a", "1.1.1.1", Probe("b", "1.1.1.2", ((9000, False), (1500, True))))
     assert small.startswith("a (1.1.1.1) -> b (1.1.1.2): packets of 9000 bytes do not pass, 1500 bytes do.")
     silent = sentence("a", "1.1.1.1", Probe("b", "1.1.1.2", ((9000, False), (84, False)), "Network is unreachable"))
-    assert silent.startswith("a (1.1.1.1) -> b (1.1.1.2): no answer (Network is unreachable).")
+    assert silent.startswith("a (1.1.1.1) -> b (1.1.1.2): no reply (Network is unreachable).")
 
 
 def test_arp() -> None:

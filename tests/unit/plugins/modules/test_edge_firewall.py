@@ -11,7 +11,10 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import rollback
 from ansible_collections.gb10.cluster.plugins.modules import edge_firewall
+
+SERVICE = "gb10-firewall-rollback.service"
 
 ADDRESSES = json.dumps(
     [
@@ -58,14 +61,14 @@ class Machine:
             self.table = ""
         if words[0] == "systemd-run" and self.no_timer:
             return 1, "", "Failed to start transient timer unit"
-        if words[:2] == ["systemctl", "enable"]:
+        if words[:2] == ["systemctl", "enable"] and words[-1] == "gb10-firewall.service":
             self.enabled = True
         if words[:2] == ["systemctl", "is-enabled"]:
             return 0, "enabled\n" if self.enabled else "disabled\n", ""
-        if words[0] == "sh":
+        if words == ["systemctl", "start", SERVICE]:
             if self.refuses == "back":
-                return 3, "", "Error: Operation not permitted\n"
-            edge_firewall.PENDING.unlink(missing_ok=True)
+                return 3, "", f"Job for {SERVICE} failed.\n"
+            (edge_firewall.DIRECTORY / "pending").rename(edge_firewall.DIRECTORY / "rolled-back")
         return 0, "", ""
 
 
@@ -77,9 +80,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _self, name, **_rest: f"/usr/sbin/{name}")
     for name, place in (
         ("KEPT", "etc/firewall.nft"), ("PENDING", "var/pending.nft"), ("LIVE", "var/live"), ("DIRECTORY", "var"),
-        ("SCRIPT", "var/rollback.sh"), ("ROLLED_BACK", "var/rolled-back"), ("UNIT", "etc/gb10-firewall.service"),
+        ("UNIT", "units/gb10-firewall.service"),
     ):  # fmt: skip
         monkeypatch.setattr(edge_firewall, name, tmp_path / place)
+    monkeypatch.setattr(rollback, "UNITS", tmp_path / "units")
+    (tmp_path / "units").mkdir()
     return made
 
 
@@ -108,13 +113,15 @@ def test_a_table_is_loaded_kept_and_then_left_alone(machine: Machine, capsys: py
              ("nft --check", "systemd-run", "nft -f")]  # fmt: skip
     assert order == sorted(order)
     assert not edge_firewall.KEPT.exists()
-    assert not any(said.startswith("systemctl enable") for said in machine.asked)
+    assert "systemctl enable --quiet gb10-firewall.service" not in machine.asked
+    # A node that boots before the confirmation rolls back as well.
+    assert f"systemctl enable --quiet {SERVICE}" in machine.asked
 
     kept = call(capsys, state="confirmed")
     assert (kept["changed"], kept["pending"]) == (False, False)
     assert "delete table inet gb10" in edge_firewall.KEPT.read_text()
     assert machine.enabled
-    assert "systemctl stop gb10-firewall-rollback.timer" in machine.asked
+    assert "systemctl stop gb10-firewall-rollback-timer.timer" in machine.asked
 
     assert call(capsys, **ARGUMENTS)["changed"] is False
     # Confirming what is confirmed is no error.
@@ -151,7 +158,7 @@ def test_check_mode_judges_and_changes_nothing(machine: Machine, capsys: pytest.
     [
         ({"refuses": "--check"}, "nft refuses the table, nothing was changed: line 9: Error: syntax error"),
         ({"refuses": "-f"}, "nft did not load the table, nothing was changed: line 9: Error: syntax error"),
-        ({"no_timer": True}, "The way back could not be prepared, nothing was changed: Failed to start"),
+        ({"no_timer": True}, "The automatic rollback could not be prepared, nothing was changed: Failed to start"),
     ],
 )
 def test_what_cannot_be_done_leaves_all_as_it_was(
@@ -185,24 +192,24 @@ def test_the_port_of_this_very_connection_stays_open(
     assert "tcp dport { 22022 } accept" in machine.table
 
 
-def test_going_back(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rolling_back(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, state="rolled_back")["changed"] is False
     call(capsys, **ARGUMENTS)
+    assert call(capsys, state="rolled_back", _ansible_check_mode=True)["changed"] is True
     assert call(capsys, state="rolled_back")["changed"] is True
-    assert any("rollback.sh" in said for said in machine.asked)
+    assert f"systemctl start {SERVICE}" in machine.asked
+    # The timer was faster than the control node.
+    late = call(capsys, state="confirmed")
+    assert "before it could be confirmed" in late["msg"]
     call(capsys, **ARGUMENTS)
     machine.refuses = "back"
     stuck = call(capsys, state="rolled_back")
-    assert "is still loaded on this node, nft did not take it back: Error: Operation not permitted." in stuck["msg"]
-    assert f"`sh {edge_firewall.SCRIPT}`" in stuck["msg"]
-    assert edge_firewall.PENDING.exists()
+    assert f"was not rolled back on this node (Job for {SERVICE} failed.)" in stuck["msg"]
+    assert f"`systemctl start {SERVICE}`" in stuck["msg"]
+    # Nothing is built upon it.
+    assert call(capsys, **ARGUMENTS)["failed"]
     machine.refuses = ""
     assert call(capsys, state="rolled_back")["changed"] is True
-    # The timer was faster than the control node.
-    edge_firewall.ROLLED_BACK.write_text("2026-11-21T12:00:00+00:00\n")
-    late = call(capsys, state="confirmed")
-    assert "taken back before it could be confirmed" in late["msg"]
-    assert "2026-11-21T12:00:00" in late["msg"]
 
 
 def test_taking_it_away(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,17 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import rollback
 from ansible_collections.gb10.cluster.plugins.modules import fabric_apply
+
+SERVICE = "gb10-fabric-rollback.service"
 
 
 class Machine:
-    """A node whose way back may fail."""
+    """A node whose rollback may fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path) -> None:
+        self.place = place
         self.asked: list[str] = []
         self.stuck = False
 
@@ -26,19 +30,20 @@ class Machine:
         self.asked.append(" ".join(command))
         if command[:2] == ["systemctl", "start"]:
             if self.stuck:
-                return 1, "", "Job for gb10-fabric-rollback.service failed.\n"
-            fabric_apply.PENDING.rename(fabric_apply.ROLLED_BACK)
+                return 1, "", f"Job for {SERVICE} failed.\n"
+            (self.place / "pending").rename(self.place / "rolled-back")
         return 0, "", ""
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Stand a node in for this machine, with a change that nobody has confirmed."""
-    made = Machine()
+    """Replace this machine by a node with a change that nobody has confirmed."""
+    made = Machine(tmp_path)
     monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, command, **_rest: made.run(command))
-    for name in ("PENDING", "ROLLED_BACK", "UNIT", "LOG"):
-        monkeypatch.setattr(fabric_apply, name, tmp_path / name)
-    fabric_apply.PENDING.touch()
+    monkeypatch.setattr(fabric_apply, "DIRECTORY", tmp_path)
+    monkeypatch.setattr(rollback, "UNITS", tmp_path)
+    (tmp_path / "pending").write_text("0\n", encoding="utf-8")
+    (tmp_path / SERVICE).write_text("", encoding="utf-8")
     return made
 
 
@@ -50,27 +55,41 @@ def call(capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]
     return found
 
 
-def test_going_back(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rolling_back(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, state="rolled_back", _ansible_check_mode=True)["changed"]
     assert machine.asked == []
     assert call(capsys, state="rolled_back")["changed"]
-    assert "systemctl disable --quiet UNIT" in machine.asked
+    assert f"systemctl disable --quiet {SERVICE}" in machine.asked
     assert call(capsys, state="rolled_back")["changed"] is False
-    assert "taken back before it could be confirmed" in call(capsys, state="confirmed")["msg"]
+    assert "before it could be confirmed" in call(capsys, state="confirmed")["msg"]
 
 
-def test_a_node_that_cannot_go_back_says_so_and_stays_armed(
+def test_a_rollback_that_fails_is_reported_and_stays_armed(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.stuck = True
-    stuck = call(capsys, state="rolled_back")
-    assert stuck["failed"]
-    assert "did not go back to what was before (Job for gb10-fabric-rollback.service failed.)" in stuck["msg"]
-    assert str(fabric_apply.LOG) in stuck["msg"]
-    assert fabric_apply.PENDING.exists()
+    failed = call(capsys, state="rolled_back")
+    assert failed["failed"]
+    assert f"was not rolled back on this node (Job for {SERVICE} failed.)" in failed["msg"]
+    assert str(machine.place / "rollback.log") in failed["msg"]
+    assert (machine.place / "pending").exists()
     assert not any("disable" in said for said in machine.asked)
-    # Nothing is built upon it.
+    # The next change is refused.
     later = call(capsys, state="applied", backend="networkd")
-    assert later["msg"].startswith("A change of the fabric was never confirmed. This node did not go back")
+    assert later["failed"]
+    assert "was not rolled back" in later["msg"]
     machine.stuck = False
     assert call(capsys, state="rolled_back")["changed"]
+
+
+def test_confirming_disarms(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, state="confirmed")["changed"] is False
+    assert not (machine.place / "pending").exists()
+    assert not (machine.place / SERVICE).exists()
+    assert "systemctl stop gb10-fabric-rollback-timer.timer" in machine.asked
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_old_names_of_options_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, state="rolled_back", rollback_after_s=5, settle_s=1)["changed"]
+    assert "Unsupported parameters" in call(capsys, state="rolled_back", rollback_after_h=5)["msg"]

@@ -66,7 +66,7 @@ def reports(count: int = 3) -> dict[str, dict[str, Any]]:
             "ping": {
                 "address": "192.168.100.11",
                 "interface": "enp1s0f0np0",
-                "interface_mtu": 9000,
+                "devices": {"enp1s0f0np0": {"mtu_bytes": 9000, "carrier": True}},
                 "carrier": True,
                 "macs": [],
                 "claims": {},

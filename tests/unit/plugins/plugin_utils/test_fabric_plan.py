@@ -246,7 +246,7 @@ def test_the_fabric_must_not_swallow_the_way_to_the_nodes() -> None:
 def test_the_management_port_is_never_planned_even_when_somebody_insists() -> None:
     nodes = cabled([], 2, switch=True)
     port = Port("enP7s7", (netdev("enP7s7", addresses=("10.0.0.1/24",)),))
-    wrong = replace(nodes[0], machine=Machine((port,)), neighbours=None)
+    wrong = replace(nodes[0], machine=Machine((port,), backend="netplan"), neighbours=None)
     plan = make_plan([wrong, replace(nodes[1], neighbours=None)], Settings(allow_overlap=True))
     assert any("enP7s7 carries the management address 10.0.0.1" in problem for problem in plan.problems)
 
@@ -300,3 +300,13 @@ def test_the_plan_as_dictionaries_has_no_tuples() -> None:
     data = make_plan(cabled(RING_OF_3, 3), Settings()).to_dict()
     assert isinstance(data["problems"], list)
     assert isinstance(data["nodes"]["n1"]["links"][0]["routes"], list)
+
+
+def test_a_network_that_nothing_known_configures_is_refused() -> None:
+    nodes = cabled((), 2, switch=True)
+    nodes[1] = replace(nodes[1], machine=replace(nodes[1].machine, backend=""))
+    [problem] = make_plan(nodes, Settings()).problems
+    assert problem.startswith("n2: its network is configured by neither netplan nor NetworkManager nor")
+    assert "fabric_manage: false" in problem
+    # Named in the inventory, it need not run yet.
+    assert make_plan(nodes, Settings(backend="networkd")).problems == ()

@@ -14,7 +14,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._fabric.throughput im
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import (
     cut_off,
     duplicates,
-    rejections,
     verdict,
 )
 
@@ -27,7 +26,7 @@ def sound(count: int = 3) -> dict[str, dict[str, Any]]:
         name: {
             "address": f"10.0.0.{index}",
             "interface": "eth1",
-            "interface_mtu": 9000,
+            "devices": {"eth1": {"mtu_bytes": 9000, "carrier": True}},
             "carrier": True,
             "macs": [f"02:00:00:00:00:0{index}"],
             "claims": {f"10.0.0.{other}": [f"02:00:00:00:00:0{other}"] for other in range(1, count + 1)},
@@ -61,7 +60,7 @@ def test_a_pulled_cable_names_the_node_and_nobody_else() -> None:
 def test_a_missing_address_names_the_node() -> None:
     findings = sound()
     silence(findings, "n2")
-    findings["n2"].update(interface="", interface_mtu=0, carrier=False, peers={})
+    findings["n2"].update(interface="", devices={}, carrier=False, peers={})
     [problem] = verdict(findings, 9000)
     assert problem.startswith("n2 is cut off from the fabric: none of its interfaces has the address 10.0.0.2.")
 
@@ -76,12 +75,12 @@ def test_of_two_nodes_the_one_without_carrier_is_named() -> None:
 
 def test_a_small_mtu_names_the_node_not_its_pairs() -> None:
     findings = sound()
-    findings["n2"]["interface_mtu"] = 1500
+    findings["n2"]["devices"]["eth1"]["mtu_bytes"] = 1500
     for other in ("n1", "n3"):
         findings["n2"]["peers"][other] = {"ok": False, "reachable": True, "largest": 1500}
         findings[other]["peers"]["n2"] = {"ok": False, "reachable": True, "largest": 1500}
     [problem] = verdict(findings, 9000)
-    assert problem.startswith("n2: eth1 has an MTU of 1500 bytes, 9000 are wanted.")
+    assert problem.startswith("n2: eth1 has an MTU of 1500 bytes, 9000 are required.")
 
 
 def test_a_small_mtu_between_nodes_names_the_pair() -> None:
@@ -96,14 +95,14 @@ def test_one_deaf_pair() -> None:
     findings = sound(4)
     findings["n1"]["peers"]["n4"] = {"ok": False, "reachable": False, "largest": 0}
     [problem] = verdict(findings, 9000)
-    assert problem.startswith("n1 -> n4: no answer over the fabric")
+    assert problem.startswith("n1 -> n4: no reply over the fabric")
 
 
 def test_a_duplicate_address_names_both() -> None:
     findings = sound()
     findings["n1"]["claims"]["10.0.0.2"].append("02:00:00:00:00:03")
     assert duplicates(findings) == [
-        "10.0.0.2 of n2 is also answered for by n3: a duplicate address. Take it off there (`ip -br address` shows "
+        "10.0.0.2 of n2 is also used by n3: a duplicate address. Remove it there (`ip -br address` shows "
         "where it is), or give n2 another one."
     ]
     findings["n1"]["claims"]["10.0.0.2"][-1] = "02:ff:ff:ff:ff:ff"
@@ -115,22 +114,6 @@ def test_both_halves_of_a_twin_may_answer() -> None:
     findings["n2"]["macs"].append("02:00:00:00:00:12")
     findings["n1"]["claims"]["10.0.0.2"].append("02:00:00:00:00:12")
     assert duplicates(findings) == []
-
-
-def test_rejections() -> None:
-    applied: dict[str, dict[str, Any]] = {
-        "n1": {"pending": True},
-        "n2": {"unreachable": True, "msg": "timeout"},
-        "n3": {"msg": "netplan refuses the plan."},
-        "n4": {"pending": True},
-    }
-    reached: dict[str, dict[str, Any]] = {"n1": {}, "n2": {}, "n3": {}, "n4": {"msg": "timed out"}}
-    assert rejections(applied, reached) == [
-        "n2: the connection broke while its ports were being configured.",
-        "n3: netplan refuses the plan.",
-        "n4: the control node no longer reached it on its management address after the change.",
-    ]
-    assert rejections({"n1": {"pending": True}}, {"n1": {"elapsed": 0}}) == []
 
 
 # The heads and tails of what iperf 3.12 and perftest 6.16 print.
@@ -199,3 +182,18 @@ def test_what_could_not_be_measured_is_a_problem() -> None:
     assert slow_links(measured, dict.fromkeys(NAMES, 200.0), 0.4) == [
         "n1 -> n2: the throughput could not be measured: unable to connect."
     ]
+
+
+def test_a_ring_is_judged_by_the_devices_that_packets_leave_by() -> None:
+    findings = sound()
+    for name in findings:
+        findings[name].update(interface="gb10", devices={"left": {"mtu_bytes": 9000, "carrier": True}})
+    assert verdict(findings, 9000) == []
+    findings["n2"]["devices"]["right"] = {"mtu_bytes": 1500, "carrier": True}
+    [problem] = verdict(findings, 9000)
+    assert problem.startswith("n2: right has an MTU of 1500 bytes, 9000 are required.")
+    silence(findings, "n3")
+    findings["n3"].update(devices={}, carrier=False)
+    assert verdict(findings, 0)[0].startswith(
+        "n3 is cut off from the fabric: it has no route from 10.0.0.3 on gb10 to any other node."
+    )
