@@ -11,14 +11,9 @@ from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
 from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
-from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import (
-    FAIL,
-    OK,
-    WARN,
-    diagnose,
-    tables,
-)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import diagnose, tables
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.gather import node_limits, node_report
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import FAIL, OK, WARN
 
 LEVELS = {"never": {OK, WARN, FAIL}, "fail": {OK, WARN}, "warn": {OK}}
 

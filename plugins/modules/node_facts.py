@@ -102,11 +102,13 @@ node:
       type: str
       returned: when O(detail=true)
     protection:
-      description: C(earlyoom) (active), C(sshd_oom_score_adjust), C(swappiness), C(dirty_bytes).
+      description: C(earlyoom) and C(systemd_oomd) (active), C(sshd_oom_score_adjust), C(swappiness), C(dirty_bytes).
       type: dict
       returned: when O(detail=true)
     listeners:
-      description: TCP sockets that other machines can reach, each with C(address), C(port), C(process).
+      description: >-
+        TCP sockets that other machines can reach, each with C(address), C(port), C(process), C(container) (name of the
+        container that listens, or empty).
       type: list
       elements: dict
       returned: when O(detail=true)
@@ -117,6 +119,39 @@ node:
     docker_version:
       description: Version of the running Docker Engine.
       type: str
+      returned: when O(detail=true)
+    docker_runtimes:
+      description: Names of the runtimes that the running Docker Engine has, whatever daemon.json says.
+      type: list
+      elements: str
+      returned: when O(detail=true)
+    gpu_library:
+      description: Version of the installed driver libraries, empty where there are none.
+      type: str
+      returned: when O(detail=true)
+    gpu_sample:
+      description: >-
+        The busiest of four looks within 1.5 s: C(sm_mhz), C(sm_max_mhz), C(busy_percent), C(power_w), C(power_limit_w),
+        C(brakes); empty without nvidia-smi.
+      type: dict
+      returned: when O(detail=true)
+    gpu_error:
+      description: What nvidia-smi printed instead of an answer.
+      type: str
+      returned: when O(detail=true)
+    kernel_next:
+      description: C(version) of the kernel that the next boot takes, C(nvidia) (whether it has the GPU driver).
+      type: dict
+      returned: when O(detail=true)
+    reboot_required:
+      description: Packages that wait for a reboot.
+      type: list
+      elements: str
+      returned: when O(detail=true)
+    engines_enabled:
+      description: Units among O(units) that start at boot.
+      type: list
+      elements: str
       returned: when O(detail=true)
     engines:
       description: Active units among O(units).
@@ -146,7 +181,16 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     parse_tcp_listeners,
     unit_names,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
+    SMI_QUERY,
+    busiest,
+    container_id,
+    library_version,
+    parse_smi,
+)
 
+#: Looks at the GPU within 1.5 s: a pause between two requests must not pass for an idle GPU.
+SMI_SAMPLES, SMI_INTERVAL_S = 4, 0.5
 TIME_SERVICES = ("chrony.service", "systemd-timesyncd.service", "ntpsec.service", "ntp.service", "openntpd.service")
 DISPLAY_PROCESSES = ("gnome-shell", "Xorg", "Xwayland", "gdm", "lightdm", "sddm", "plasmashell", "gnome-session-b")
 
@@ -243,21 +287,33 @@ def docker() -> dict[str, Any]:
     }
 
 
+def container_names() -> dict[str, str]:
+    """Return the names of the running containers by id."""
+    rows = (line.split() for line in run("docker", "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}").splitlines())
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
 def listeners() -> list[dict[str, Any]]:
-    """Return the sockets that other machines can reach, with the names of their processes."""
+    """Return the sockets that other machines can reach, with the names of their processes and containers."""
     found = [
         each for name in ("tcp", "tcp6") for each in parse_tcp_listeners(read(f"/proc/net/{name}")) if not each.loopback
     ]
-    wanted = {f"socket:[{each.inode}]": "" for each in found}
+    wanted = {f"socket:[{each.inode}]": ("", "") for each in found}
+    names = container_names()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             target = str(link.readlink())
             if target in wanted:
-                wanted[target] = (link.parent.parent / "comm").read_text(encoding="utf-8").strip()
+                process = link.parent.parent
+                container = names.get(container_id((process / "cgroup").read_text(encoding="utf-8")), "")
+                wanted[target] = ((process / "comm").read_text(encoding="utf-8").strip(), container)
         except OSError:
             continue
     rows = {(each.address, each.port): wanted[f"socket:[{each.inode}]"] for each in found}
-    return [{"address": address, "port": port, "process": name} for (address, port), name in sorted(rows.items())]
+    return [
+        {"address": address, "port": port, "process": process, "container": container}
+        for (address, port), (process, container) in sorted(rows.items())
+    ]
 
 
 def images() -> dict[str, str]:
@@ -272,20 +328,58 @@ def images() -> dict[str, str]:
     return {tag: identity(each) for tag, each in zip(tags, inspected, strict=False)}
 
 
-def detail() -> dict[str, Any]:
+def gpu_sample() -> tuple[dict[str, Any], str]:
+    """Return the busiest of a few looks at the GPU's clock, load and power, and what nvidia-smi printed instead."""
+    samples: list[dict[str, Any]] = []
+    text = ""
+    for number in range(SMI_SAMPLES):
+        text = run("nvidia-smi", f"--query-gpu={SMI_QUERY}", "--format=csv,noheader,nounits")
+        samples.append(parse_smi(text))
+        if not samples[-1]:
+            break
+        if number + 1 < SMI_SAMPLES:
+            time.sleep(SMI_INTERVAL_S)
+    found = busiest(samples)
+    return found, "" if found else " ".join(text.split())
+
+
+def kernel_next() -> dict[str, Any]:
+    """Return which kernel the next boot takes, and whether the GPU driver is built for it."""
+    version = Path("/boot/vmlinuz").resolve().name.partition("-")[2]
+    modules = Path("/lib/modules") / version
+    return {"version": version, "nvidia": bool(version) and any(modules.rglob("nvidia.ko*"))}
+
+
+def detail(units: list[str]) -> dict[str, Any]:
     """Return what only a diagnosis needs."""
+    sample, error = gpu_sample()
+    try:
+        engine = json.loads(run("docker", "info", "--format", "{{json .}}") or "{}")
+    except ValueError:
+        engine = {}
+    enabled = run("systemctl", "list-unit-files", "--plain", "--no-legend", "--state=enabled", *units)
+    libraries = (path.name for path in Path("/usr/lib").glob("*-linux-gnu/libnvidia-ml.so.*"))
+    reboot = read("/run/reboot-required.pkgs").split()
     ssh = parse_systemctl_show(run("systemctl", "show", "--property=OOMScoreAdjust", "ssh.service"))
     return {
         "bios": " ".join(filter(None, (read(f"/sys/class/dmi/id/bios_{key}").strip() for key in ("version", "date")))),
         "protection": {
             "earlyoom": bool(active("earlyoom.service")),
+            "systemd_oomd": bool(active("systemd-oomd.service")),
             "sshd_oom_score_adjust": int(ssh.get("OOMScoreAdjust") or 0),
             "swappiness": int(read("/proc/sys/vm/swappiness") or -1),
             "dirty_bytes": int(read("/proc/sys/vm/dirty_bytes") or 0),
         },
         "listeners": listeners(),
         "images": images(),
-        "docker_version": run("docker", "version", "--format", "{{.Server.Version}}").strip(),
+        "docker_version": str(engine.get("ServerVersion") or ""),
+        "docker_runtimes": sorted(engine.get("Runtimes") or {}),
+        "gpu_library": library_version(libraries),
+        "gpu_sample": sample,
+        "gpu_error": error,
+        "kernel_next": kernel_next(),
+        "reboot_required": sorted(set(reboot)) or (["not named"] if Path("/run/reboot-required").exists() else []),
+        "engines_enabled": unit_names(enabled),
     }
 
 
@@ -343,7 +437,7 @@ def main() -> None:
             },
             "desktop": desktop(),
             "time": clock(),
-            **(detail() if module.params["detail"] else {}),
+            **(detail(module.params["units"]) if module.params["detail"] else {}),
             "engines": [unit for pattern in module.params["units"] for unit in active(pattern)],
         },
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import Limits
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import Limits
 
 ROLES = Path(__file__).resolve().parents[3] / "roles"
 
@@ -59,11 +59,12 @@ def node_limits(own: Mapping[str, Any], run: Callable[[str], Any]) -> Limits:
 
 
 def node_report(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what role doctor's tasks registered for a node, as ``diagnose`` reads it."""
+    """Return what the tasks of role doctor registered for a node, as ``diagnose`` reads it."""
     node = own.get("__doctor_node", {})
     report: dict[str, Any] = {"node": node.get("node") or {}, "error": node.get("msg") or NOT_PART}
     for name, (register, key) in _REGISTERS.items():
         found = own.get(register, {})
         report[name] = found if key in found else {}
     report["slow"] = own.get("__doctor_slow", [])
+    report["sent"] = own.get("__doctor_sent", {})
     return report

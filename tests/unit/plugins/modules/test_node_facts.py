@@ -11,6 +11,13 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
+    SMI_QUERY,
+    busiest,
+    container_id,
+    library_version,
+    parse_smi,
+)
 from ansible_collections.gb10.cluster.plugins.modules import node_facts
 
 FILES = {
@@ -38,7 +45,9 @@ COMMANDS = {
     "systemctl show --property=Id,ActiveState display-manager.service": "Id=gdm.service\nActiveState=active\n",
     "systemctl show --property=OOMScoreAdjust ssh.service": "OOMScoreAdjust=-1000\n",
     "timedatectl show --property=NTPSynchronized --value": "yes\n",
-    "docker version --format {{.Server.Version}}": "28.3.3\n",
+    "docker info --format {{json .}}": '{"ServerVersion": "28.3.3", "Runtimes": {"runc": {}, "nvidia": {}}}',
+    "systemctl list-unit-files --plain --no-legend --state=enabled vllm-*.service": "vllm-a.service enabled enabled\n",
+    "nvidia-smi --query-gpu=" + SMI_QUERY + " --format=csv,noheader,nounits": "2405, 3003, 96, 48.20, [N/A], 0x80\n",
     "docker image ls --filter dangling=false --format {{.Repository}}:{{.Tag}}": "a:1\n",
     "docker image inspect a:1": "this is no JSON",
 }
@@ -49,6 +58,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, str], dict[str, str
     """The node's files and what its commands print; a test may change them."""
     files, commands = dict(FILES), dict(COMMANDS)
     monkeypatch.setattr(node_facts, "read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(node_facts, "SMI_INTERVAL_S", 0.0)
     monkeypatch.setattr(node_facts, "run", lambda *argv: commands.get(" ".join(argv), ""))
     return files, commands
 
@@ -89,9 +99,16 @@ def test_the_detail_of_a_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
     found = facts(capsys, detail=True)
     assert found["bios"] == "5.36_0ACUM018 09/18/2025"
     assert found["protection"] == {
-        "earlyoom": False, "sshd_oom_score_adjust": -1000, "swappiness": 1, "dirty_bytes": 268435456,
+        "earlyoom": False, "systemd_oomd": False, "sshd_oom_score_adjust": -1000, "swappiness": 1,
+        "dirty_bytes": 268435456,
     }  # fmt: skip
-    assert found["docker_version"] == "28.3.3"
+    assert (found["docker_version"], found["docker_runtimes"]) == ("28.3.3", ["nvidia", "runc"])
+    assert found["engines_enabled"] == ["vllm-a.service"]
+    assert found["gpu_sample"] == {
+        "sm_mhz": 2405.0, "sm_max_mhz": 3003.0, "busy_percent": 96.0, "power_w": 48.2, "power_limit_w": None,
+        "brakes": ["power brake"],
+    }  # fmt: skip
+    assert found["gpu_error"] == ""
     # Docker printed something else than JSON.
     assert found["images"] == {}
 
@@ -109,6 +126,46 @@ def test_a_node_with_nothing(
     assert found["docker"]["data_root"] == "/var/lib/docker"
     assert (found["time"]["service"], found["engines"], found["images"]) == ("", [], {})
     assert found["protection"]["swappiness"] == -1
+    assert (found["gpu_sample"], found["gpu_error"], found["docker_runtimes"]) == ({}, "", [])
+
+
+def test_what_nvidia_smi_says_instead_is_kept(
+    capsys: pytest.CaptureFixture[str], node: tuple[dict[str, str], dict[str, str]]
+) -> None:
+    command = "nvidia-smi --query-gpu=" + SMI_QUERY + " --format=csv,noheader,nounits"
+    node[1][command] = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.159\n"
+    found = facts(capsys, detail=True)
+    assert found["gpu_sample"] == {}
+    assert found["gpu_error"].startswith("Failed to initialize NVML: Driver/library version mismatch")
+
+
+def test_only_the_busiest_look_counts() -> None:
+    samples = [parse_smi(f"{clock}, 3003, {busy}, 4.1, [N/A], 0x1") for clock, busy in ((210, 0), (890, 96), (700, 96))]
+    assert busiest([{}, *samples])["sm_mhz"] == 890.0
+    assert busiest([{}]) == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "version"),
+    [
+        (["libnvidia-ml.so.1", "libnvidia-ml.so.580.95.05", "libnvidia-ml.so.580.159.03"], "580.159.03"),
+        (["libnvidia-ml.so.1"], ""),
+    ],
+)
+def test_the_version_of_the_installed_libraries(names: list[str], version: str) -> None:
+    assert library_version(names) == version
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "found"),
+    [
+        (f"0::/system.slice/docker-{'ab' * 32}.scope\n", "ab" * 32),
+        (f"0::/docker/{'01' * 32}\n", "01" * 32),
+        ("0::/user.slice/session-1.scope\n", ""),
+    ],
+)
+def test_the_container_of_a_process(cgroup: str, found: str) -> None:
+    assert container_id(cgroup) == found
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", ""])

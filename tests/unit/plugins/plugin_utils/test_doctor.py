@@ -9,17 +9,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import parse_capture, to_dict
-from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import (
-    FAIL,
-    OK,
-    WARN,
-    Check,
-    Limits,
-    Report,
-    diagnose,
-    node_checks,
-    tables,
-)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import diagnose, node_checks, tables
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.hardware import nic_level
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import FAIL, OK, WARN, Check, Limits, Report
 from ansible_collections.gb10.cluster.plugins.plugin_utils._probe.skew import Sample, best
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "fabric"
@@ -45,12 +37,21 @@ def node() -> dict[str, Any]:
         "systemd": {"default_target": "multi-user.target", "state": "running", "failed": []},
         "desktop": {"unit": "", "rss_gib": 0.0},
         "time": {"service": "chrony.service", "synchronized": True, "epoch_s": 0.0},
-        "bios": "5.36_0ACUM018 09/18/2025",
-        "protection": {"earlyoom": True, "sshd_oom_score_adjust": -1000, "swappiness": 1, "dirty_bytes": 268435456},
+        "bios": "5.36_0ACUM022 05/12/2026",
+        "protection": {"earlyoom": True, "sshd_oom_score_adjust": -1000, "swappiness": 1, "dirty_bytes": 268435456,
+                       "systemd_oomd": False},
         "listeners": [{"address": "0.0.0.0", "port": 22, "process": "sshd"},
                       {"address": "192.168.100.11", "port": 5000, "process": "registry"}],
         "images": {"vllm-node:latest": "a" * 64},
         "docker_version": "28.3.3",
+        "docker_runtimes": ["nvidia", "runc"],
+        "gpu_library": "580.95.05",
+        "gpu_sample": {"sm_mhz": 210.0, "sm_max_mhz": 3003.0, "busy_percent": 0.0, "power_w": 4.1,
+                       "power_limit_w": None, "brakes": []},
+        "gpu_error": "",
+        "kernel_next": {"version": "6.17.0-1008-nvidia", "nvidia": True},
+        "reboot_required": [],
+        "engines_enabled": [],
         "engines": [],
     }  # fmt: skip
 
@@ -97,7 +98,16 @@ def test_a_sound_cluster() -> None:
     [
         (("kho_fault",), True, "kernel", FAIL),
         (("gpu", "present"), False, "GPU driver", FAIL),
-        (("gpu", "container_toolkit"), False, "GPU driver", FAIL),
+        (("gpu", "container_toolkit"), False, "GPU in containers", FAIL),
+        (("docker_runtimes",), ["runc"], "GPU in containers", FAIL),
+        (("gpu_library",), "580.159.03", "GPU driver", FAIL),
+        (("gpu_error",), "Failed to initialize NVML: Driver/library version mismatch", "GPU driver", FAIL),
+        (("reboot_required",), ["linux-image-6.17.0-1032-nvidia"], "pending reboot", WARN),
+        (("kernel_next",), {"version": "6.17.0-1032-nvidia", "nvidia": False}, "next kernel", WARN),
+        (("gpu_sample", "brakes"), ["power brake"], "GPU clock", WARN),
+        (("bios",), "5.36_0ACUM018 09/18/2025", "firmware", WARN),
+        (("engines_enabled",), ["vllm-a.service", "vllm-b.service"], "engines at boot", FAIL),
+        (("protection", "systemd_oomd"), True, "systemd-oomd", WARN),
         (("memory_gib", "available"), 9.9, "memory", FAIL),
         (("desktop", "unit"), "gdm.service", "desktop", WARN),
         (("protection", "earlyoom"), False, "earlyoom", FAIL),
@@ -182,6 +192,114 @@ def test_a_port_that_is_open_beyond_the_fabric() -> None:
     data["n1"]["node"]["listeners"].append({"address": "0.0.0.0", "port": 6379, "process": "gcs_server"})
     [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "open beyond the fabric"]
     assert (check.level, check.value) == (WARN, "0.0.0.0:6379 (gcs_server)")
+
+
+def test_the_engines_own_ports_are_no_finding_and_those_of_another_container_are() -> None:
+    data = reports(1)
+    node = data["n1"]["node"]
+    node["engines"] = ["vllm-mellum.service"]
+    node["listeners"] += [
+        {"address": "0.0.0.0", "port": 6379, "process": "gcs_server", "container": "vllm-mellum"},
+        {"address": "0.0.0.0", "port": 41233, "process": "raylet", "container": "vllm-mellum"},
+    ]
+    [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "open beyond the fabric"]
+    assert (check.level, check.value) == (OK, "only 22, 8000, and 2 port(s) of the engine itself")
+    node["listeners"].append({"address": "0.0.0.0", "port": 7000, "process": "x", "container": "vllm-older"})
+    [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "open beyond the fabric"]
+    assert (check.level, check.value) == (WARN, "0.0.0.0:7000 (x), and 2 port(s) of the engine itself")
+
+
+@pytest.mark.parametrize(
+    ("clock", "busy", "level", "words"),
+    [
+        (690.0, 96.0, WARN, "690 MHz of 3003, 96 % busy, 12 W"),
+        (2405.0, 96.0, OK, "2405 MHz of 3003"),
+        (690.0, 3.0, OK, "idle, so not judged"),
+        (690.0, None, OK, "idle, so not judged"),
+    ],
+)
+def test_a_clock_that_is_stuck_low_under_load(clock: float, busy: float | None, level: str, words: str) -> None:
+    data = reports(1)
+    data["n1"]["node"]["gpu_sample"].update(sm_mhz=clock, busy_percent=busy, power_w=12.0)
+    [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "GPU clock"]
+    assert (check.level, words in check.value) == (level, True)
+    assert ("pull its power cable" in check.remedy) is (level == WARN)
+
+
+def test_a_runtime_that_docker_was_not_restarted_for() -> None:
+    data = reports(1)
+    data["n1"]["node"].update(docker_runtimes=["runc"])
+    [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "GPU in containers"]
+    assert "Docker runs without it" in check.value
+    data["n1"]["node"]["docker"]["cdi"] = True
+    [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "GPU in containers"]
+    assert (check.level, check.value) == (OK, "CDI")
+
+
+@pytest.mark.parametrize(("driver", "level"), [("580.159.03", OK), ("590.44.01", WARN)])
+def test_a_driver_with_known_faults(driver: str, level: str) -> None:
+    data = reports(1)
+    data["n1"]["node"]["gpu"]["driver"] = data["n1"]["node"]["gpu_library"] = driver
+    [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "GPU driver"]
+    assert check.level == level
+
+
+def test_a_bios_of_another_kind_of_machine_is_not_judged() -> None:
+    data = reports(1)
+    data["n1"]["node"].update(bios="1.16.3 04/01/2014")
+    data["n1"]["node"]["os"]["arch"] = "x86_64"
+    assert bad(report(data), "n1") == []
+
+
+def test_firmware_of_the_network_controller_that_is_older_than_the_known_good() -> None:
+    assert nic_level("28.45.4028") == nic_level("28.46.1000") == nic_level("") == nic_level("16.35.2000") == []
+    [(level, sentence)] = nic_level("28.42.1000")
+    assert (level, "fwupdmgr" in sentence) == (WARN, True)
+
+
+@pytest.mark.parametrize(("rate", "found"), [(12.86, True), (8.0, True), (25.1, False), (96.0, False), (0.0, False)])
+def test_the_low_power_state_of_the_network_controller_is_named(rate: float, found: bool) -> None:
+    data = reports()
+    data["n1"]["sent"] = {"n2": {"gbps": rate}, "n3": {"gbps": 96.0}}
+    checks = [check for check in report(data).cluster if check.name == "throughput"]
+    assert [check.level for check in checks] == [FAIL] * found
+    assert all("n1 -> n2: " in check.value and "pull its power cable" in check.remedy for check in checks)
+
+
+def test_a_slow_link_that_negotiated_little_is_not_in_that_state() -> None:
+    data = reports()
+    tree = json.loads((FIXTURES / "negotiated_100g.json").read_text(encoding="utf-8"))
+    data["n2"]["fabric"] = {"machine": to_dict(parse_capture(tree))}
+    data["n1"]["sent"] = {"n2": {"gbps": 12.0}}
+    assert [check for check in report(data).cluster if check.name == "throughput"] == []
+
+
+def test_the_same_small_mtu_everywhere_costs_throughput_and_is_a_warning() -> None:
+    data = reports()
+    for each in data.values():
+        each["ping"]["interface_mtu"] = 1500
+        for netdev in each["fabric"]["machine"]["ports"][0]["netdevs"]:
+            netdev["mtu_bytes"] = 1500
+        for peer in each["ping"]["peers"].values():
+            peer.update(ok=False, largest=1500)
+    found = report(data)
+    assert ("fabric", WARN) in bad(found)
+    assert FAIL not in [level for _name, level in bad(found)]
+    assert all(level == WARN for _name, level in bad(found, "n1"))
+    assert any("costs up to 5 %" in check.remedy for check in found.nodes["n1"])
+
+
+def test_an_mtu_that_differs_between_nodes_is_a_failure() -> None:
+    data = reports()
+    data["n2"]["ping"]["interface_mtu"] = 1500
+    [check] = [check for check in report(data).cluster if check.level == FAIL]
+    assert check.value.startswith("n2: ")
+
+
+def test_throughput_that_could_not_be_measured_is_a_warning() -> None:
+    data = reports()
+    data["n1"]["slow"] = ["n1 -> n2: the throughput could not be measured: iperf3 is not installed."]
+    assert bad(report(data)) == [("throughput", WARN)]
 
 
 def test_a_node_that_does_not_answer() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import Limits
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.gather import (
     NOT_PART,
     VARIABLES,
@@ -16,6 +15,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.gather import
     node_report,
     role_defaults,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import Limits
 
 
 def nothing(_variable: str) -> Any:
@@ -57,6 +57,7 @@ def test_a_node_that_answered() -> None:
         "__doctor_ping": {"peers": {}},
         "__doctor_skew": {"skew_s": 0.0},
         "__doctor_slow": ["gx10-1 to gx10-2: slow"],
+        "__doctor_sent": {"gx10-2": {"gbps": 12.9}},
     }
     assert node_report(own) == {
         "node": {"os": {}},
@@ -65,6 +66,7 @@ def test_a_node_that_answered() -> None:
         "ping": {"peers": {}},
         "skew": {"skew_s": 0.0},
         "slow": ["gx10-1 to gx10-2: slow"],
+        "sent": {"gx10-2": {"gbps": 12.9}},
     }
 
 
