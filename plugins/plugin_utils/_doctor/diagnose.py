@@ -334,7 +334,7 @@ def cluster_checks(
 def _reachability(pings: Mapping[str, Mapping[str, Any]], mtu_bytes: int) -> list[Check]:
     """Return who does not reach whom; an MTU that is too small, but the same everywhere, only costs throughput."""
     problems = verdict(pings, mtu_bytes)
-    sizes = {int(ping.get("interface_mtu") or 0) for ping in pings.values()}
+    sizes = {int(each["mtu_bytes"]) for ping in pings.values() for each in (ping.get("devices") or {}).values()}
     if len(sizes) == 1 and 0 < min(sizes) < mtu_bytes:
         size = min(sizes)
         rest = [problem for problem in problems if f" has an MTU of {size} bytes" not in problem]

@@ -277,7 +277,8 @@ def test_a_slow_link_that_negotiated_little_is_not_in_that_state() -> None:
 def test_the_same_small_mtu_everywhere_costs_throughput_and_is_a_warning() -> None:
     data = reports()
     for each in data.values():
-        each["ping"]["interface_mtu"] = 1500
+        for device in each["ping"]["devices"].values():
+            device["mtu_bytes"] = 1500
         for netdev in each["fabric"]["machine"]["ports"][0]["netdevs"]:
             netdev["mtu_bytes"] = 1500
         for peer in each["ping"]["peers"].values():
@@ -291,7 +292,8 @@ def test_the_same_small_mtu_everywhere_costs_throughput_and_is_a_warning() -> No
 
 def test_an_mtu_that_differs_between_nodes_is_a_failure() -> None:
     data = reports()
-    data["n2"]["ping"]["interface_mtu"] = 1500
+    for device in data["n2"]["ping"]["devices"].values():
+        device["mtu_bytes"] = 1500
     [check] = [check for check in report(data).cluster if check.level == FAIL]
     assert check.value.startswith("n2: ")
 
