@@ -85,6 +85,7 @@ started:
   elements: str
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def stop(module: AnsibleModule, unit: str) -> None:
     model = unit.removeprefix("vllm-").removesuffix(".service")
     for suffix in ("env", "starts", "started"):
         Path(module.params["run_dir"], f"{model}.{suffix}").unlink(missing_ok=True)
+    shutil.rmtree(Path(module.params["run_dir"], f"{model}.progress"), ignore_errors=True)
 
 
 def start(module: AnsibleModule, unit: str) -> None:

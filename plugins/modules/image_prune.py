@@ -12,7 +12,8 @@ description:
   - Considers the images that this collection built and no other, and removes each that is neither current nor named
     by a unit nor used by a container, running or stopped, nor among the newest O(retain) of its name.
   - Refused images are removed as soon as nothing uses them.
-  - Removes exact names without force, and never prunes; layers of the store that no manifest names are removed as well.
+  - Removes exact names without force, and never prunes; layers of the store that no manifest names are removed as well,
+    and what engines compiled with an image that is gone.
 options:
   current:
     description: The image that is verified on every member.
@@ -29,7 +30,7 @@ options:
     default: 1
   state_dir:
     description: Directory of this collection on the node; V(images/) below it holds the records of verified images,
-      V(image-store/) the layers for other nodes.
+      V(image-store/) the layers for other nodes, V(cache/) what engines compile.
     type: path
     default: /var/lib/gb10
 extends_documentation_fragment:
@@ -52,6 +53,11 @@ removed:
   returned: always
   type: list
   elements: str
+removed_caches:
+  description: Directories of what engines compiled with images that are gone, removed or to be removed.
+  returned: always
+  type: list
+  elements: path
 kept:
   description: Name → why it is kept.
   returned: always
@@ -63,6 +69,8 @@ freed_mib:
 """
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +81,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import 
 from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import to_remove, unreferenced
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
+FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 KEPT_FORMAT = '{{.Names}} {{.Label "gb10.keep"}}'
 
 
@@ -126,6 +135,16 @@ def prune_store(store: Path, gone: list[str], check_mode: bool) -> int:
     return freed
 
 
+def prune_caches(caches: Path, images: list[dict[str, Any]], gone: list[str], check_mode: bool) -> list[str]:
+    """Remove what engines compiled with images that are gone, one directory for each fingerprint; return them."""
+    used = {image["tag"].rpartition(":")[2][:12] for image in images if image["tag"] not in gone}
+    found = sorted(path for path in caches.glob("*") if FINGERPRINT.fullmatch(path.name) and path.name not in used)
+    if not check_mode:
+        for path in found:
+            shutil.rmtree(path)
+    return [str(path) for path in found]
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -151,12 +170,14 @@ def main() -> None:
                 module.fail_json(msg=f"{tag} cannot be removed: {err.strip()}")
             records.remove(want["state_dir"], tag)
     freed = prune_store(Path(want["state_dir"]) / records.STORE, remove, module.check_mode)
+    caches = prune_caches(Path(want["state_dir"]) / "cache", images, remove, module.check_mode)
     names = sorted(image["tag"] for image in images)
     module.exit_json(
-        changed=bool(remove or freed),
+        changed=bool(remove or freed or caches),
         removed=remove,
         kept=kept,
         freed_mib=round(freed / MIB, 1),
+        removed_caches=caches,
         diff={
             "before": "".join(f"{name}\n" for name in names),
             "after": "".join(f"{name}\n" for name in names if name not in remove),

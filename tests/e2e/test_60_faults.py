@@ -418,8 +418,8 @@ def test_what_the_probe_says_of_each_way_to_fail(tmp_path: Path, fail: str, stat
     # As after a reboot: the units are there, and an engine behaves otherwise than when it was proven.
     if UNIT not in on(1, "docker ps --format '{{.Names}}'"):
         play("change", which="native")
-    cache = "/var/lib/gb10/cache/*/gb10-standin-fail"
-    folder = on(1, "ls -d /var/lib/gb10/cache/*/ | head -1").strip()
+    cache = "/var/lib/gb10/cache/*/stand-native/gb10-standin-fail"
+    folder = on(1, "ls -d /var/lib/gb10/cache/*/stand-native/ | head -1").strip()
     for node in NODES:
         on(node, f"mkdir -p {folder} && echo {fail} > {folder}/gb10-standin-fail")
     try:
@@ -437,7 +437,7 @@ def test_what_the_probe_says_of_each_way_to_fail(tmp_path: Path, fail: str, stat
 
 @pytest.mark.usefixtures("served")
 def test_an_engine_that_always_dies_is_given_up_with_its_reason_and_starts_again_by_hand(tmp_path: Path) -> None:
-    folder = on(1, "ls -d /var/lib/gb10/cache/*/ | head -1").strip()
+    folder = on(1, "ls -d /var/lib/gb10/cache/*/stand-native/ | head -1").strip()
     for node in NODES:
         on(node, f"echo die-at-load@0 > {folder}/gb10-standin-fail")
     on(1, KILL_ENGINE)

@@ -56,6 +56,15 @@ def await_health(url: str, serving: threading.Event) -> None:
         time.sleep(HEALTH_POLL_S)
 
 
+def mark(path: Path, serving: threading.Event) -> None:
+    """Create a file for the node once the engine serves."""
+    serving.wait()
+    try:
+        path.touch()
+    except OSError as error:
+        say(f"{path} cannot be created: {error}")
+
+
 def announce(url: str, serving: threading.Event, group: Group | None) -> None:
     """Wait until the API is healthy, and tell the other ranks that the start is over."""
     await_health(url, serving)
@@ -80,6 +89,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--silence-seconds", type=float, default=30.0, help="a rank without a heartbeat for this long is gone"
     )
     parser.add_argument("--health", default="", help="URL that answers 200 when the engine serves")
+    parser.add_argument("--serving-file", default="", help="created once the engine serves")
     parser.add_argument("--floor-gib", type=float, default=0.0, help="MemAvailable that a start must leave")
     parser.add_argument("--port", type=int, default=6379, help="Ray's port on the head")
     parser.add_argument("--stall-seconds", type=float, default=600.0)
@@ -110,6 +120,8 @@ def main(argv: Sequence[str]) -> None:
         group.gather()
     if args.floor_gib > 0:
         threading.Thread(target=watch_memory, args=(args.floor_gib, serving, life), daemon=True).start()
+    if args.serving_file:
+        threading.Thread(target=mark, args=(Path(args.serving_file), serving), daemon=True).start()
     if args.health:
         threading.Thread(target=announce, args=(args.health, serving, group), daemon=True).start()
     if args.role == "ray-head":

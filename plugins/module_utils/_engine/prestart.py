@@ -2,7 +2,7 @@
 """Prepare a start of an engine's unit on this node, then become the command that runs its container.
 
 Reads the node's launch description (JSON, written by the role engine), removes a stale container by its exact name,
-resolves the fabric's interface and HCAs, frees the page cache, and refuses the start, in one sentence, when this node
+resolves the fabric's interface and HCAs, and refuses the start, in one sentence, when this node
 cannot run the engine.
 
 A refused start costs nothing and is tried again indefinitely, so that a cable which is plugged in tomorrow brings the
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._engine import started
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import page_cache, started
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import GAVE_UP, REFUSED
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.rdma import active_devices
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
@@ -31,6 +31,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import av
 
 #: A `docker rm` of a container with much memory takes its time.
 COMMAND_SECONDS = 120.0
+#: In the directory of progress: there once the engine serves.
+SERVING = "serving"
 UNITS = Path("/etc/systemd/system")
 RAY_PROCESSES = ("gcs_server", "raylet")
 
@@ -200,9 +202,6 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
         raise RefusedError(
             "no HCA is active in /sys/class/infiniband; without RDMA NCCL falls back to TCP. Run playbooks/doctor.yml"
         )
-    if launch["drop_caches"]:
-        os.sync()
-        Path("/proc/sys/vm/drop_caches").write_text("3\n", encoding="ascii")
     available = available_gib(Path("/proc/meminfo").read_text(encoding="ascii"))
     needed = max(launch["memory_needed_gib"], launch["memory_floor_gib"])
     if available < needed:
@@ -211,6 +210,23 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
             f"{needed - available:.1f} GiB short. What holds memory: ps -eo rss,comm --sort=-rss | head"
         )
     return network_environment(launch["address"], interface, hcas)
+
+
+def make_directories(launch: dict[str, Any]) -> Path:
+    """Create what the container mounts, for root alone; return the file that shows that the engine serves.
+
+    The cache holds code that the engine runs, so nobody else may write there; the directory of progress is empty at
+    every start.
+    """
+    cache, progress = Path(launch["cache"]), Path(launch["progress"])
+    cache.parents[2].mkdir(parents=True, exist_ok=True)
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    for path in (cache.parents[1], cache.parent, cache, progress):
+        path.mkdir(mode=0o700, exist_ok=True)
+        path.chmod(0o700)  # Docker creates what it mounts for everybody to read
+    serving = progress / SERVING
+    files.remove(serving)
+    return serving
 
 
 def restarts_of(unit: str) -> int:
@@ -235,6 +251,7 @@ def main(argv: Sequence[str]) -> int:
         network_env = Path(launch["network_env"])
         network_env.parent.mkdir(parents=True, exist_ok=True)
         files.write(network_env, "".join(f"{key}={value}\n" for key, value in sorted(env.items())))
+        serving = make_directories(launch)
         if command:
             started.note(network_env.with_suffix(".started"), UNITS / launch["unit"], given.launch.parent)
             count_start(launch, restarts_of(launch["unit"]), time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -249,5 +266,8 @@ def main(argv: Sequence[str]) -> int:
         return REFUSED
     print(f"gb10: {launch['container']} starts as rank {launch['rank']} on {env['GLOO_SOCKET_IFNAME']}", flush=True)
     if command:
+        pid, seconds = os.getpid(), launch["drop_caches_seconds"]
+        if seconds > 0:
+            page_cache.in_background(lambda: page_cache.drop_until_serving(serving, pid, seconds))
         os.execvp(command[0], command)
     return 0

@@ -80,7 +80,7 @@ def entry_arguments(
     """Return the arguments of the container's first process (`_engine.entry`) for one rank.
 
     :param watch: how the ranks hold together and when a start is ended: api_host, tether_port, silence_seconds,
-        stall_seconds, floor_gib, same_env; without it they do not and it is not.
+        stall_seconds, floor_gib, same_env, serving_file; without it they do not and it is not.
     """
     spec = plan["spec"]
     rank = plan["members"].index(host)
@@ -92,6 +92,8 @@ def entry_arguments(
     if plan["multi_node"] and watch.get("tether_port"):
         common += ["--tether-port", str(watch["tether_port"]), "--silence-seconds", str(watch["silence_seconds"])]
         common += ["--same-env", ",".join(sorted(watch["same_env"]))]
+    if watch.get("serving_file"):
+        common += ["--serving-file", watch["serving_file"]]
     if float(watch.get("floor_gib") or 0):
         common += ["--floor-gib", str(watch["floor_gib"])]
     if rank == 0 and watch.get("api_host"):

@@ -41,7 +41,11 @@ class Deviation(NamedTuple):
 SYSTEMD = "systemd keeps the container, in the foreground, and reads its log; its unit's state is the engine's."
 NAMED = "Units and containers are found by vllm-<model>, so that every other engine can be stopped by its exact name."
 READ_ONLY = "Only this model's directory is in the container, and nothing can write to it."
-CACHE = "What the engine compiles outlives the container, apart for each image."
+CACHE = "What the engine compiles outlives the container, apart for each image and model."
+KERNELS = "Kernels that were compiled once are there at the next start."
+NOFILE = "An engine of many ranks and files needs more than Docker's limit [P]."
+MEMORY_MONITOR = "Ray kills at 95 % of the node's memory otherwise, which the engine uses as intended [P]."
+COMPILERS = "Compilers share memory with the model that is being loaded [P]."
 ENTRY = "The first process checks the variables, starts Ray where needed, and then starts vllm serve and watches it."
 ENV_FILE = "Variables are in files that only root reads; the second is written at every start."
 IMAGE = "Tags carry the fingerprint of all that an image is made of: `latest` may be another image on each node."
@@ -54,7 +58,7 @@ USAGE = "No report goes out to vLLM's makers."
 
 VOLUMES = (
     "/var/lib/gb10/weights/{repo}:/root/.cache/huggingface/{repo}:ro "
-    "/var/lib/gb10/cache/{fingerprint}:/root/.cache/vllm "
+    "/var/lib/gb10/cache/{fingerprint}/{model}:/root/.cache/vllm /run/gb10/engine/{model}.progress:/run/gb10-engine "
     "{program}:{program}:ro"
 )
 
@@ -65,15 +69,27 @@ COMMON: dict[str, Deviation] = {
     "docker --env-file": Deviation(None, "/etc/gb10/engine/{model}.env /run/gb10/engine/{model}.env", ENV_FILE),
     "docker --entrypoint": Deviation(None, "{python}", ENTRY),
     "env PYTHONUNBUFFERED": Deviation(None, "1", LOG),
+    "env MAX_JOBS": Deviation(None, "2", COMPILERS),
+    "env FLASHINFER_WORKSPACE_BASE": Deviation(None, "/root/.cache/vllm/gb10/flashinfer", KERNELS),
+    "env TRITON_CACHE_DIR": Deviation(None, "/root/.cache/vllm/gb10/triton", KERNELS),
+    "env TORCHINDUCTOR_CACHE_DIR": Deviation(None, "/root/.cache/vllm/gb10/inductor", KERNELS),
+    "env CUTE_DSL_CACHE_DIR": Deviation(None, "/root/.cache/vllm/gb10/cute_dsl", KERNELS),
     "env VLLM_NO_USAGE_STATS": Deviation(None, "1", USAGE),
     "env VLLM_HOST_IP": Deviation(None, "{address}", AT_START),
     "env TP_SOCKET_IFNAME": Deviation(None, INTERFACE, AT_START),
+}
+#: On those of several nodes.
+RDMA_RAY: dict[str, Deviation] = {
+    "env NCCL_NET": Deviation(None, "IB", RDMA),
+    "env NCCL_IB_ROCE_VERSION_NUM": Deviation(None, "2", "RoCE v2, whatever GID is found first [P]."),
+    "env NCCL_CROSS_NIC": Deviation(None, "1", "Both halves of a twin carry traffic [P]."),
+    "env RAY_memory_monitor_refresh_ms": Deviation(None, "0", MEMORY_MONITOR),
 }
 #: On those whose source says nothing of the network.
 NETWORK: dict[str, Deviation] = {
     "docker --device": Deviation(None, "/dev/infiniband", RDMA),
     "docker --cap-add": Deviation(None, "IPC_LOCK", RDMA),
-    "docker --ulimit": Deviation(None, "memlock=-1:-1", RDMA),
+    "docker --ulimit": Deviation(None, "memlock=-1:-1 nofile=1048576:1048576", f"{RDMA} {NOFILE}"),
     "env GLOO_SOCKET_IFNAME": Deviation(None, INTERFACE, AT_START),
     "env NCCL_SOCKET_IFNAME": Deviation(None, INTERFACE, AT_START),
     "env OMPI_MCA_btl_tcp_if_include": Deviation(None, INTERFACE, AT_START),
@@ -85,6 +101,7 @@ FOUR = "enp1s0f0np0,enp1s0f1np1,enP2p1s0f0np0,enP2p1s0f1np1"
 DEVIATIONS: dict[str, dict[str, Deviation]] = {
     "nemotron-ultra": {
         **COMMON,
+        **RDMA_RAY,
         **NETWORK,
         "docker --detach": Deviation("true", None, SYSTEMD),
         "docker --name": Deviation("nemotron3-ultra-nvfp4-tp4", "vllm-nemotron-ultra", NAMED),
@@ -103,6 +120,8 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
     },
     "nemotron-super": {
         **COMMON,
+        **RDMA_RAY,
+        "docker --ulimit": Deviation("memlock=-1:-1", "memlock=-1:-1 nofile=1048576:1048576", NOFILE),
         "docker --name": Deviation("node-<number>", "vllm-nemotron-super", NAMED),
         "docker --runtime": Deviation(
             None, "nvidia", "How the container gets the GPU [S0, S4]; [S2] does not show it."

@@ -78,7 +78,8 @@ def launch(tmp_path: Path) -> dict[str, Any]:
     (weights / ".gb10-manifest.json").write_text("{}")
     return {
         "container": "vllm-m", "image": "gb10/i:1", "weights": str(weights), "ports": [8000], "address": "10.211.0.11",
-        "require_rdma": False, "drop_caches": False, "memory_needed_gib": 0.0, "memory_floor_gib": 0.0,
+        "require_rdma": False, "drop_caches_seconds": 0, "cache": str(tmp_path / "lib" / "cache" / "0123" / "m"),
+        "progress": str(tmp_path / "run" / "m.progress"), "memory_needed_gib": 0.0, "memory_floor_gib": 0.0,
         "engine": "native", "nodes": 2, "model": "m", "unit": "vllm-m.service", "rank": 1,
         "starts": str(tmp_path / "run" / "m.starts"), "restart_burst": 3, "restart_interval_seconds": 600,
         "last_failure": str(tmp_path / "state" / "last_failure.json"), "network_env": str(tmp_path / "run" / "m.env"),
@@ -214,6 +215,8 @@ def test_a_start_becomes_the_command(
     assert became == [("/bin/true", ["/bin/true", "--x"])]
     assert "VLLM_HOST_IP=10.211.0.11\n" in Path(launch["network_env"]).read_text()
     assert Path(launch["network_env"]).with_suffix(".started").is_file()
+    for path in (Path(launch["cache"]), *Path(launch["cache"]).parents[:2], Path(launch["progress"])):
+        assert path.stat().st_mode & 0o777 == 0o700, path
     assert "gb10: vllm-m starts as rank 1 on eth1" in capsys.readouterr().out
 
 
@@ -430,3 +433,18 @@ def test_a_full_disk_keeps_the_reason_in_the_journal(
     told = capsys.readouterr().out
     assert "the reason could not be recorded in" in told
     assert "gb10: this run ended: ValueError: no room" in told
+
+
+def test_the_serving_file_is_there_once_the_engine_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serving = threading.Event()
+    serving.set()
+    entry.mark(tmp_path / "serving", serving)
+    assert (tmp_path / "serving").is_file()
+    entry.mark(tmp_path / "missing" / "serving", serving)
+    assert "serving cannot be created: " in capsys.readouterr().out
+
+
+def test_a_start_begins_without_the_serving_file_of_the_one_before(launch: dict[str, Any]) -> None:
+    Path(launch["progress"]).mkdir(parents=True)
+    (Path(launch["progress"]) / "serving").touch()
+    assert not prestart.make_directories(launch).exists()

@@ -197,12 +197,18 @@ def test_exact_names_are_removed_with_what_belongs_to_them(
 ) -> None:
     lay_out_store(tmp_path)
     images = {f"gb10/probe:{n}": labelled(n, f"gb10/probe:{n}", used=n == 4, kept=n < 4) for n in (1, 2, 3, 4)}
+    images |= {"gb10/probe:0123456789ab": labelled(5, "gb10/probe:0123456789ab", used=True)}
+    for name in ("0123456789ab", "ba9876543210", "of-somebody"):
+        (tmp_path / "cache" / name / "a-model").mkdir(parents=True)
     fake = Module(prune_params(tmp_path), images)
     fake.check_mode = check
     ended = run(image_prune, monkeypatch, fake)
     assert ended.result["removed"] == ["gb10/probe:2"]
     assert (ended.result["changed"], ended.result["freed_mib"] if not check else 1.0) == (True, 1.0)
-    assert set(ended.result["kept"]) == {"gb10/probe:1", "gb10/probe:3", "gb10/probe:4"}
+    assert set(ended.result["kept"]) == {"gb10/probe:1", "gb10/probe:3", "gb10/probe:4", "gb10/probe:0123456789ab"}
+    assert ended.result["removed_caches"] == [str(tmp_path / "cache" / "ba9876543210")]
+    caches = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert caches == ["0123456789ab", *(["ba9876543210"] if check else []), "of-somebody"]
     removals = [call for call in fake.calls if call[1] in ("rmi", "rm", "prune")]
     assert removals == ([] if check else [["docker", "rm", "gb10-keep-it"], ["docker", "rmi", "gb10/probe:2"]])
     left = sorted(path.name for path in (tmp_path / "image-store" / "layers").iterdir())
