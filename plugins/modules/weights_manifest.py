@@ -40,6 +40,10 @@ options:
         C(config-format) and C(tokenizer) decide which files it reads.
     type: dict
     default: {}
+  hashes:
+    description: Whether to hash the files. Without hashes the source is checked in seconds, and there is no manifest.
+    type: bool
+    default: true
   absent_ok:
     description: Whether a source that does not exist gives no manifest instead of a failure.
     type: bool
@@ -66,13 +70,17 @@ RETURN = r"""
 manifest:
   description:
     - C(repo), C(revision), C(files) with C(path), C(size) and C(sha256), C(bytes), C(piece_bytes), C(pieces_sha256)
-      and C(digest). Empty when the source does not exist and O(absent_ok) is set.
+      and C(digest). Empty without O(hashes), or when the source does not exist and O(absent_ok) is set.
   returned: success
   type: dict
 origin:
   description: What serves the files, C(folder), C(pieces) (the file with the pieces' hashes) and C(marks) by file.
   returned: success
   type: dict
+found:
+  description: Whether the source exists and is complete.
+  returned: success
+  type: bool
 note:
   description: What a cache of huggingface_hub holds instead of the revision, as a sentence.
   returned: when the source does not exist and O(absent_ok) is set
@@ -142,6 +150,7 @@ def main() -> None:
             "revision": {"type": "str", "default": "main"},
             "cache": {"type": "path", "required": True},
             "serve": {"type": "dict", "default": {}},
+            "hashes": {"type": "bool", "default": True},
             "absent_ok": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -151,7 +160,7 @@ def main() -> None:
     where = f"{repo} in {folder}"
     if not folder.is_dir():
         if module.params["absent_ok"]:
-            module.exit_json(changed=False, manifest={}, origin={}, left_out={}, note=note)
+            module.exit_json(changed=False, found=False, manifest={}, origin={}, left_out={}, note=note)
         said = note or "the directory does not exist on the source."
         module.fail_json(msg=f"{where}: {said}", errors=[said], left_out={})
     if note:
@@ -179,10 +188,12 @@ def main() -> None:
     described: list[dict[str, Any]] = []
     pieces = b""
     piece_bytes = weights.piece_bytes_for(sum(found.sizes[name] for name in needed))
-    if not errors:
+    if not errors and module.params["hashes"]:
         described, pieces, errors = hashed({name: files[name] for name in needed}, cache / "hashes.json", piece_bytes)
     if errors:
         module.fail_json(msg="\n".join(f"{where}: {error}" for error in errors), errors=errors, left_out=left)
+    if not module.params["hashes"]:
+        module.exit_json(changed=False, found=True, manifest={}, origin={}, left_out=left)
     manifest = weights.make_manifest(repo, revision, described, piece_bytes, pieces)
     pieces_path = cache / f"{manifest['digest']}.pieces"
     node_files.write(pieces_path, pieces)
@@ -191,7 +202,7 @@ def main() -> None:
         "pieces": str(pieces_path),
         "marks": {name: store.mark(files[name]) for name in needed},
     }
-    module.exit_json(changed=False, manifest=manifest, origin=origin, left_out=left)
+    module.exit_json(changed=False, found=True, manifest=manifest, origin=origin, left_out=left)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,10 @@ leftovers:
   description: Directories below O(root) that stopped transfers of other models left, with their size in bytes.
   returned: with O(manifest)
   type: dict
+intact:
+  description: Whether all files of the stamp are there and were not written since they were verified.
+  returned: without O(manifest)
+  type: bool
 stamp:
   description: The manifest that the tree carries; empty when it carries none.
   returned: without O(manifest)
@@ -126,24 +130,26 @@ ENGINE = Path("/etc/gb10/engine")
 PROC = Path("/proc")
 
 
-def existing(folder: Path) -> Path:
-    """Return the nearest directory above that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+def noted_marks(tree: Path) -> dict[str, Any]:
+    """Return the mark of each file when its hash was last verified."""
+    return files.read_json(tree / weights.MARKS)
+
+
+def found_marks(tree: Path, manifest: dict[str, Any]) -> dict[str, list[int]]:
+    """Return the mark of each of the manifest's files that is there with its size."""
+    paths = {file["path"]: tree / file["path"] for file in manifest["files"]}
+    sizes = {file["path"]: file["size"] for file in manifest["files"]}
+    return {
+        name: store.mark(path) for name, path in paths.items() if path.is_file() and path.stat().st_size == sizes[name]
+    }
 
 
 def look(tree: Path, manifest: dict[str, Any], verify: bool) -> tuple[bool, bool, list[str]]:
     """Return (whether the tree is complete and its stamp says so, whether it carries the stamp, the missing files)."""
     stamp = files.read_json(tree / weights.STAMP)
     stamp = {} if weights.manifest_error(stamp) else stamp
-    marks = {} if verify else files.read_json(tree / weights.MARKS)
-    found = {}
-    for file in manifest["files"]:
-        path = tree / file["path"]
-        if path.is_file() and path.stat().st_size == file["size"]:
-            found[file["path"]] = store.mark(path)
-    unverified = weights.unstamped(manifest, found, stamp, marks)
+    found = found_marks(tree, manifest)
+    unverified = weights.unstamped(manifest, found, stamp, {} if verify else noted_marks(tree))
     hashes = {file["path"]: file["sha256"] for file in manifest["files"]}
     doubtful = [path for path in unverified if path in found]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -230,7 +236,7 @@ def make_room(
 
 def target_error(root: Path) -> str | None:
     """Return why nothing can be put there, or None."""
-    base = existing(root)
+    base = store.existing(root)
     if not base.is_dir():
         return f"{base} is not a directory, so no model can be put into {root}."
     if os.statvfs(base).f_flag & os.ST_RDONLY:
@@ -262,8 +268,9 @@ def main() -> None:
     node = os.uname().nodename
     if not manifest:
         stamp = files.read_json(tree / weights.STAMP)
-        usable = stamp if stamp and not weights.manifest_error(stamp) else {}
-        module.exit_json(changed=False, stamp=usable)
+        usable = stamp if not weights.manifest_error(stamp) else {}
+        intact = bool(usable) and not weights.unstamped(usable, found_marks(tree, usable), usable, noted_marks(tree))
+        module.exit_json(changed=False, stamp=usable, intact=intact)
     error = weights.manifest_error(manifest)
     if error:
         module.fail_json(msg=f"{node}: {error}")
@@ -271,7 +278,7 @@ def main() -> None:
     sizes = {file["path"]: file["size"] for file in manifest["files"]}
     missing_bytes = sum(sizes[path] for path in missing)
     arrived = min(used_bytes(incoming), missing_bytes) if incoming.is_dir() else 0
-    free = shutil.disk_usage(existing(root)).free
+    free = shutil.disk_usage(store.existing(root)).free
     state: dict[str, Any] = {
         "complete": complete,
         "open": (store.RUN_DIR / "job.json").exists(),

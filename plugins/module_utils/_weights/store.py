@@ -44,6 +44,13 @@ def mark(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
+def existing(folder: Path) -> Path:
+    """Return a directory, or the nearest one above it that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
 def hash_file(path: Path, piece_bytes: int) -> tuple[str, bytes]:
     """Return a file's sha256 in hex and those of its pieces, 32 bytes each, from one reading."""
     complete = hashlib.sha256()

@@ -13,10 +13,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import folder, needs
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import folder, hub, needs
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
 from ansible_collections.gb10.cluster.plugins.module_utils._weights.source import read_head
-from ansible_collections.gb10.cluster.plugins.modules import weights_hub
 from tests.unit.weights_cluster import Cluster, make_cluster
 
 __all__ = ["make_cluster"]
@@ -120,7 +119,7 @@ def test_any_bytes_for_json(data: bytes) -> None:
 @bounded
 @given(JSON | st.fixed_dictionaries({"sha": st.just("a" * 40), "siblings": st.lists(JSON | LISTED, max_size=3)}))
 def test_any_list_of_files_of_a_hub(listed: Any) -> None:
-    found = weights_hub.read_list(listed)
+    found = hub.read_list(listed)
     if found is not None:
         assert all(0 <= file.size <= weights.MAX_BYTES for file in found[1].values())
 

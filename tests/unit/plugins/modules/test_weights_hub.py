@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import hub as hub_client
 from ansible_collections.gb10.cluster.plugins.modules import weights_hub
 from tests.unit.helper import run_module
 
@@ -37,6 +38,8 @@ class FakeHub(ThreadingHTTPServer):
         self.token = ""
         #: Takes the place of the list of files.
         self.listed: Any = None
+        #: By file: how many bytes to send of each answer that follows; the connection breaks off behind them.
+        self.breaks: dict[str, list[int]] = {}
         #: Files whose first answer is cut or damaged.
         self.flip: set[str] = set()
 
@@ -53,12 +56,11 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_args: object) -> None:
         """Say nothing."""
 
-    def answer(self, code: int, body: bytes, **headers: str) -> None:
+    def answer(self, code: int, body: bytes, cut: int | None = None) -> None:
         self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(body[:cut])
 
     def do_GET(self) -> None:
         hub = self.server
@@ -82,7 +84,8 @@ class Handler(BaseHTTPRequestHandler):
                 hub.flip.discard(name)
                 data = b"\0" + data[1:]
             start = int((self.headers["Range"] or "bytes=0-")[6:-1])
-            self.answer(206 if start else 200, data[start:])
+            left = hub.breaks.get(name)
+            self.answer(206 if start else 200, data[start:], left.pop(0) if left else None)
         else:
             self.answer(404, b"")
 
@@ -113,7 +116,7 @@ def test_what_vllm_needs_comes_with_its_commit_noted_and_nothing_else(hub: FakeH
     assert sorted(path.name for path in (tmp_path / "model").iterdir() if path.is_file()) == NEEDED
     for name in NEEDED:
         assert (tmp_path / "model" / name).read_bytes() == CONTENT[name]
-    note = tmp_path / "model" / weights_hub.NOTES / "model.safetensors.metadata"
+    note = tmp_path / "model" / hub_client.NOTES / "model.safetensors.metadata"
     assert note.read_text(encoding="utf-8").startswith(COMMIT)
 
     again = run(hub, tmp_path / "model")
@@ -185,7 +188,7 @@ def test_a_file_that_does_not_end_is_not_downloaded_to_its_end(hub: FakeHub, tmp
     hub.files["config.json"] = b"{}" + b" " * 50_000_000
     result = run(hub, tmp_path / "model")
     assert "config.json is longer than the 2 bytes that the hub publishes for it." in result["msg"]
-    assert (tmp_path / "model/.cache/gb10/config.json.part").stat().st_size <= weights_hub.BLOCK
+    assert (tmp_path / "model/.cache/gb10/config.json.part").stat().st_size <= hub_client.BLOCK
     # The next run takes nothing of it for right.
     hub.files = dict(CONTENT)
     assert run(hub, tmp_path / "model")["changed"]
@@ -211,3 +214,61 @@ def test_a_name_that_leads_out_of_the_directory_is_refused(hub: FakeHub, tmp_pat
     hub.listed = {"sha": COMMIT, "siblings": [{"rfilename": name, "size": 2, "blobId": "x"} for name in names]}
     assert "'../../escape.py' leads out of the model's directory." in run(hub, tmp_path / "model")["msg"]
     assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_connection_that_breaks_off_is_opened_again_as_long_as_it_brings_something(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.breaks["model.safetensors"] = [100_000, 0, 0, 100_000, 0, 0, 500_000]
+    result = run(hub, tmp_path / "model")
+    assert result["fetched_bytes"] == 1_024_000 + 4
+    asked = [start for path, start, _key in hub.seen if path.endswith("model.safetensors")]
+    assert asked == [None, *["bytes=100000-"] * 3, *["bytes=200000-"] * 3, "bytes=700000-"]
+
+
+def test_a_hub_that_sends_nothing_three_times_ends_the_download(hub: FakeHub, tmp_path: Path) -> None:
+    hub.breaks["model.safetensors"] = [100_000, 0, 0, 0]
+    result = run(hub, tmp_path / "model")
+    assert "model.safetensors: http://127.0.0.1" in result["msg"]
+    assert "sends nothing; run again, what has arrived is kept." in result["msg"]
+    assert run(hub, tmp_path / "model")["fetched_bytes"] == 924_000
+
+
+def test_a_plan_says_what_comes_and_how_long_it_takes_and_keeps_what_it_measured(hub: FakeHub, tmp_path: Path) -> None:
+    result = run(hub, tmp_path / "model", state="planned", measure_seconds=60)
+    assert (result["changed"], result["missing"], result["missing_bytes"]) == (False, NEEDED, 1_024_004)
+    assert result["rate_bytes_per_s"] > 0
+    assert result["report"].startswith(f"org/model from {hub.url}: 3 files, 1.0 MiB; about ")
+    assert sorted(path.suffix for path in (tmp_path / "model").rglob("*") if path.is_file()) == [".part"] * 3
+    assert run(hub, tmp_path / "model")["fetched_bytes"] == 0
+    done = run(hub, tmp_path / "model", state="planned")
+    assert (done["missing"], done["rate_bytes_per_s"]) == ([], 0)
+
+
+def test_a_plan_in_check_mode_measures_nothing(hub: FakeHub, tmp_path: Path) -> None:
+    result = run(hub, tmp_path / "model", check=True, state="planned")
+    assert result["report"] == f"org/model from {hub.url}: 3 files, 1.0 MiB."
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_plan_finds_that_there_is_no_room(hub: FakeHub, tmp_path: Path) -> None:
+    result = run(hub, tmp_path / "model", check=True, state="planned", reserve_gib=1e9)
+    assert "short of room for org/model" in result["msg"]
+
+
+@pytest.mark.parametrize(
+    ("count", "missing", "arrived", "rate", "sentence"),
+    [
+        (17, 20 * 2**30, 0, 100e6, "o/m from https://hub: 17 files, 20.0 GiB; about 3 min 35 s at 100.0 MB/s."),
+        (
+            1,
+            2**30,
+            2**29,
+            2**29,
+            "o/m from https://hub: 1 file, 1.0 GiB, of which 512.0 MiB are here already; about 1 s at",
+        ),
+        (2, 2**30, 0, 0, "o/m from https://hub: 2 files, 1.0 GiB."),
+    ],
+)
+def test_the_report_of_a_download(count: int, missing: int, arrived: int, rate: float, sentence: str) -> None:
+    assert hub_client.report("o/m", "https://hub", count, missing, arrived, rate).startswith(sentence)

@@ -168,3 +168,13 @@ def test_a_cache_with_another_revision_is_reported_with_the_missing_source(tmp_p
     assert run(tmp_path, path=path, revision=wanted)["errors"] == [expected]
     result = run(tmp_path, path=path, revision=wanted, absent_ok=True)
     assert (result["manifest"], result["note"]) == ({}, expected)
+
+
+def test_without_hashes_the_source_is_checked_and_nothing_is_read(tmp_path: Path) -> None:
+    complete_model(tmp_path / "model")
+    result = run(tmp_path, hashes=False)
+    assert (result["found"], result["manifest"]) == (True, {})
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    assert "no tokenizer file is there" in run(tmp_path, hashes=False)["msg"]
+    assert run(tmp_path, path=str(tmp_path / "gone"), absent_ok=True)["found"] is False

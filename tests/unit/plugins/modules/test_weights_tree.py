@@ -100,7 +100,8 @@ def test_a_touched_file_is_read_and_nothing_counts_as_changed(tmp_path: Path) ->
 
 def test_without_a_manifest_the_stamp_is_reported(tmp_path: Path) -> None:
     args = {"root": str(tmp_path), "repo": "org/model"}
-    assert run_module(weights_tree, args)["stamp"] == {}
+    result = run_module(weights_tree, args)
+    assert (result["stamp"], result["intact"]) == ({}, False)
     put(tmp_path / "org/model", stamped=True)
     assert run_module(weights_tree, args)["stamp"] == manifest()
     (tmp_path / "org/model" / weights.STAMP).write_text(json.dumps({**manifest(), "version": 1}), encoding="utf-8")
@@ -226,3 +227,24 @@ def test_what_is_not_ours_is_never_removed(full: Path, name: str, sentence: str)
     assert sentence in result["msg"]
     assert (full / "lab/old").is_dir()
     assert (full / "lab/owners").is_dir()
+
+
+def test_a_stamped_tree_is_intact_until_a_file_was_written_or_is_gone(tmp_path: Path) -> None:
+    args = {"root": str(tmp_path), "repo": "org/model"}
+    put(tmp_path / "org/model", stamped=True)
+    assert run_module(weights_tree, args)["intact"]
+    os.utime(tmp_path / "org/model/config.json", (1, 1))
+    assert not run_module(weights_tree, args)["intact"]
+    put(tmp_path / "org/model", stamped=True)
+    (tmp_path / "org/model/model.safetensors").unlink()
+    result = run_module(weights_tree, args)
+    assert (result["stamp"], result["intact"]) == (manifest(), False)
+
+
+def test_a_stamp_that_is_none_of_ours_is_no_stamp(tmp_path: Path) -> None:
+    put(tmp_path / "org/model", stamped=True)
+    (tmp_path / "org/model" / weights.STAMP).write_text('{"version": 2, "files": 7}', encoding="utf-8")
+    (tmp_path / "org/model" / weights.MARKS).write_text('{"config.json": 7}', encoding="utf-8")
+    assert run_module(weights_tree, {"root": str(tmp_path), "repo": "org/model"})["stamp"] == {}
+    result = read(tmp_path)
+    assert (result["complete"], result["missing"]) == (False, [])
