@@ -18,6 +18,7 @@ import requests
 from lab import access, daemon, settings, status
 from lab.cluster import Cluster
 from lab.errors import LabError
+from lab.locks import locked
 from lab.plan import (
     DEFAULT_NAME,
     LABEL_LAB,
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--unshaped", action="store_true", help="links as fast as the host carries")
     up.add_argument("--uplink", action="store_true", default=None, help="give nodes a way out")
     up.add_argument("--shm-gib", type=int, default=DEFAULT_SHM_GIB, help="size of /dev/shm")
+    up.add_argument("--with-docker", action="store_true", help="nodes have Docker from the start, as DGX OS has")
     up.add_argument("--base-image", metavar="IMAGE", help="start from this image of a registry")
     up.add_argument(
         "--apt-sources", action="append", default=[], type=Path, metavar="FILE",
@@ -103,14 +105,16 @@ def _up(options: argparse.Namespace, root: Path) -> int:
         return decide_rates(options.fabric_rate, options.mgmt_rate, options.unshaped, before, DEFAULT_RATES)
 
     rates(None)  # a rate that cannot be read is refused before anything is made
-    client = daemon.ensure(root, progress)
-    daemon.ensure_control_programs(root, progress)
+    with locked(root / "cache" / "daemon.lock"):  # labs that start side by side on a new machine
+        client = daemon.ensure(root, progress)
+        daemon.ensure_control_programs(root, progress)
     cluster = Cluster(client, root, options.name, progress)
     with cluster.lock(), ThreadPoolExecutor(max_workers=1) as pool:
         count = cluster.admit(options.nodes, options.uplink)
         kept = settings.load(cluster.state)
         base_image = options.base_image or (kept.base_image if kept else None)
-        cache = Cache(client, root / "cache", progress, base_image, options.apt_sources)
+        with_docker = options.with_docker or bool(kept and kept.with_docker)
+        cache = Cache(client, root / "cache", progress, base_image, options.apt_sources, with_docker)
         base: Future[Path] = pool.submit(cache.engine_base, claim=base_image is None or options.name == DEFAULT_NAME)
         nodes = cluster.up(count, rates, options.uplink, cache, options.shm_gib)
         progress.say(f"Lab {options.name!r} is up: {len(nodes)} node(s), {cluster.describe()}")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ import docker.types
 
 from lab import access, capabilities, console, daemon, probe, settings
 from lab.errors import LabError
+from lab.locks import locked
 from lab.networks import Networks
 from lab.plan import (
     LABEL_CONFIG,
@@ -32,12 +32,12 @@ from lab.plan import (
     volume_names,
 )
 from lab.progress import Progress
-from lab.rootfs import Cache, Prepared, key_of, locked
+from lab.rootfs import PACKAGES_IN_NODE, Cache, Prepared, key_of
 from lab.settings import Settings
 from lab.shaping import HostLink, Rates, format_rate, host_script, qdisc_command
 from lab.status import NodeReport
+from lab.waiting import wait_until
 
-PACKAGES_IN_NODE = "/opt/lab-packages"
 _STATE_FILES = (
     settings.FILE,
     "id_ed25519",
@@ -47,7 +47,8 @@ _STATE_FILES = (
     "hosts.json",
     "inventory.yml",
 )
-_BOOT_TIMEOUT_S = 120.0
+#: A node that boots, and whose console and SSH say nothing new for so long, hangs.
+_BOOT_STALL_SECONDS = 300.0
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -171,6 +172,7 @@ class Cluster:
             rates=rates(kept.rates if kept else None),
             uplink=uplink,
             base_image=cache.base_image,
+            with_docker=cache.with_docker,
             cut={} if kept is None else kept.cut,
         )
         self.state.mkdir(parents=True, exist_ok=True)
@@ -421,14 +423,13 @@ class Cluster:
 
     def _welcome(self, node: NodePlan, container: Any, public_key: str) -> probe.NodeState:
         """Put the lab's public key on a node and return its state, once it has host keys."""
-        deadline = time.monotonic() + _BOOT_TIMEOUT_S
-        while True:
-            state = self._probe(container, node)
-            if state.host_keys:
-                break
-            if time.monotonic() > deadline:
-                raise LabError(f"Node {node.host} made no host keys in {_BOOT_TIMEOUT_S:.0f} s.")
-            time.sleep(0.3)
+        state = wait_until(
+            lambda: found if (found := self._probe(container, node)).host_keys else None,
+            lambda: container.logs(tail=8),
+            lambda _none: f"Node {node.host} made no host keys.",
+            stall_seconds=_BOOT_STALL_SECONDS,
+        )
+        assert state is not None
         console.run(
             container,
             f"install -d -m 700 -o {access.USER} -g {access.USER} /home/{access.USER}/.ssh\n"
@@ -463,8 +464,9 @@ class Cluster:
         if wanted.is_cut(node.host, "mgmt"):
             self._progress.say(f"{node.host}: its management link is cut, so SSH was not tried")
             return
-        deadline = time.monotonic() + _BOOT_TIMEOUT_S
-        while True:
+        said = [""]
+
+        def answers() -> bool:
             done = subprocess.run(
                 ["ssh", "-F", str(self.state / "ssh_config"), "-o", "BatchMode=yes", node.host, "sudo", "-n", "true"],
                 stdin=subprocess.DEVNULL,
@@ -472,15 +474,18 @@ class Cluster:
                 text=True,
                 check=False,
             )
-            if done.returncode == 0:
-                return
-            if time.monotonic() > deadline:
-                shown = container.logs(tail=8).decode(errors="replace")
-                raise LabError(
-                    f"Node {node.host} cannot be reached over SSH at {node.mgmt} after "
-                    f"{_BOOT_TIMEOUT_S:.0f} s: {done.stderr.strip()}\nIts console ends:\n{shown}"
-                )
-            time.sleep(0.5)
+            said[0] = done.stderr.strip()
+            return done.returncode == 0
+
+        def shown() -> str:
+            return str(container.logs(tail=8).decode(errors="replace"))
+
+        wait_until(
+            answers,
+            lambda: (said[0], shown()),
+            lambda _no: f"Node {node.host} does not answer SSH at {node.mgmt}: {said[0]}\nIts console ends:\n{shown()}",
+            stall_seconds=_BOOT_STALL_SECONDS,
+        )
 
     def describe(self) -> str:
         """Return one line on the lab's links."""

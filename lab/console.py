@@ -16,7 +16,7 @@ AWAIT_INIT = """
 tries=0
 until [ -e /run/gb10-lab/ready ]; do
     tries=$((tries + 1))
-    [ $tries -le 300 ] || { echo "lab-init has not finished after 30 s" >&2; exit 1; }
+    [ $tries -le 3000 ] || { echo "lab-init has not finished after 5 minutes" >&2; exit 1; }
     sleep 0.1
 done
 """

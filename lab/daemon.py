@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ import requests
 from lab.capabilities import bounding_set, in_inner_namespace
 from lab.errors import LabError
 from lab.progress import Progress, run_logged, tail
+from lab.waiting import wait_until
 
-_START_TIMEOUT_S = 90.0
+#: A dockerd that starts writes to its log; one that has not for so long hangs.
+_START_STALL_SECONDS = 180.0
 _CONTROL_PROGRAMS = {"ssh": "openssh-client", "rsync": "rsync"}
 _SEARCH_PATH = os.pathsep.join(
     [os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"]
@@ -117,21 +118,22 @@ def ensure(state: Path, progress: Progress) -> Any:
                     cwd="/",
                     env=dict(os.environ, PATH=_SEARCH_PATH),
                 )
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while True:
-            client, why = connect()
-            if client is not None:
-                return client
-            if process is not None and process.poll() is not None:
-                raise LabError(
-                    f"dockerd stopped at once with exit code {process.returncode}; its log {log} ends:\n{tail(log)}"
-                )
-            if time.monotonic() > deadline:
-                raise LabError(
-                    f"The Docker Engine did not answer within {_START_TIMEOUT_S:.0f} s ({why}); "
-                    f"its log {log} ends:\n{tail(log)}"
-                )
-            time.sleep(0.3)
+        reason = [""]
+
+        def answers() -> Any | None:
+            # Whether it has ended is read before it is asked: what ends in between is asked once more.
+            ended = process is not None and process.poll() is not None
+            client, reason[0] = connect()
+            if client is None and ended and process is not None:
+                raise LabError(f"dockerd ended with exit code {process.returncode}; its log {log} ends:\n{tail(log)}")
+            return client
+
+        return wait_until(
+            answers,
+            lambda: log.stat().st_size if log.exists() else 0,
+            lambda _none: f"The Docker Engine does not answer ({reason[0]}); its log {log} ends:\n{tail(log)}",
+            stall_seconds=_START_STALL_SECONDS,
+        )
 
 
 def installed(state: Path, progress: Progress) -> Any | None:

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from lab.locks import locked
 from lab.tensors import Tensor, Weights, safetensors_bytes
 
 HIDDEN_SIZE: Final = 64
@@ -442,8 +443,9 @@ def make_models(dest: Path) -> list[ModelDirectory]:
     for repo, make in MODELS.items():
         files = make()
         path = dest / repo
-        if not _is_complete(path, files):
-            _write_model(path, files)
+        with locked(dest / f"{path.name}.lock"):  # what reads a model never meets another process that replaces it
+            if not _is_complete(path, files):
+                _write_model(path, files)
         made.append(
             ModelDirectory(
                 repo=repo,

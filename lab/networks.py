@@ -11,8 +11,8 @@ import docker.errors
 import docker.types
 
 from lab.errors import LabError
+from lab.locks import locked
 from lab.plan import LABEL_LAB, LABEL_NET, NETS, Net, SubnetPair, choose_subnets, network_name
-from lab.rootfs import locked
 
 FABRIC_MTU = 9000
 

@@ -7,7 +7,6 @@ temporary name and renamed when complete, so that what exists under its name is 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -15,8 +14,7 @@ import os
 import platform
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import run
@@ -28,6 +26,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node import files as
 from lab import apt_sources
 from lab.daemon import install, which
 from lab.errors import LabError
+from lab.locks import locked
 from lab.plan import LABEL_LAB, SHARED
 from lab.progress import Progress, run_logged
 
@@ -46,6 +45,9 @@ _ENGINE_BASE_FALLBACK = (
     "libnuma1",
     "libtcmalloc-minimal4",
 )
+#: What `lab up --with-docker` installs in advance: Docker and what else the role host installs everywhere.
+DOCKER_PACKAGES = ("ca-certificates", "docker.io", "earlyoom", "ethtool", "rsync")
+PACKAGES_IN_NODE = "/opt/lab-packages"
 _INDEXER = NODE_FILES / "index-packages"
 _ROOT_REPOSITORY = "gb10-lab-root"
 _NODE_REPOSITORY = "gb10-lab-node"
@@ -97,15 +99,6 @@ def key_of(*inputs: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file while the body runs; wait for it as long as it takes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def _node_overlay() -> bytes:
     """Return a tar of the files that a node's root file system gets before ``setup`` runs."""
     buffer = io.BytesIO()
@@ -127,6 +120,7 @@ class Cache:
 
     base_image: reference of an Ubuntu or Debian image to start from, or None for the host
     distribution's packages. apt_files: files of apt sources to read instead of the host's.
+    with_docker: whether nodes have DOCKER_PACKAGES from the start.
     """
 
     def __init__(
@@ -136,11 +130,13 @@ class Cache:
         progress: Progress,
         base_image: str | None = None,
         apt_files: Sequence[Path] = (),
+        with_docker: bool = False,
     ) -> None:
         self._client = client
         self._cache = cache
         self._progress = progress
         self.base_image = base_image
+        self.with_docker = with_docker
         self._apt_files = list(apt_files)
         self._log = cache / "build.log"
         cache.mkdir(parents=True, exist_ok=True)
@@ -155,11 +151,19 @@ class Cache:
         node = key_of("node", root, hashlib.sha256(_node_overlay()).hexdigest())
         wanted = read_packages(NODE_PACKAGES.read_text(encoding="utf-8"))
         packages = key_of("packages", root, wanted, _INDEXER.read_text(encoding="utf-8"))
+        if self.with_docker:
+            node = key_of("docker", node, packages, DOCKER_PACKAGES)
         return Prepared(f"{_NODE_REPOSITORY}:{node}", self._cache / f"packages-{packages}")
 
     def prepare(self) -> Prepared:
         """Return the node image and package archive, making what is missing."""
         planned = self.plan()
+        if self.with_docker:
+            plain = Cache(self._client, self._cache, self._progress, self.base_image, self._apt_files).prepare()
+            with locked(self._cache / "node.lock"):
+                if not self._has_image(planned.image):
+                    self._install_docker(plain, planned.image)
+            return planned
         root = self._root_image()
         status = None if self.base_image else self._cache / root.replace(":", "-") / "status"
         with locked(self._cache / "node.lock"):
@@ -269,6 +273,31 @@ class Cache:
                 {"overlay.tar": _node_overlay()},
                 image,
             )
+
+    def _install_docker(self, plain: Prepared, image: str) -> None:
+        """Install DOCKER_PACKAGES from the nodes' own archive in a container, and keep it as an image."""
+        script = (
+            f"echo 'deb [trusted=yes] file:{PACKAGES_IN_NODE} ./' > /etc/apt/sources.list.d/lab.list && "
+            "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "
+            f"{' '.join(DOCKER_PACKAGES)} && apt-get clean && rm -rf /var/lib/apt/lists/*"
+        )
+        with self._progress.step("Install Docker in the node image"):
+            container = self._client.containers.create(
+                plain.image,
+                command=["sh", "-c", script],
+                volumes={str(plain.packages.resolve()): {"bind": PACKAGES_IN_NODE, "mode": "ro"}},
+                network_mode="none",
+                labels={LABEL_LAB: SHARED},
+            )
+            try:
+                container.start()
+                if container.wait()["StatusCode"] != 0:
+                    said = container.logs(tail=20).decode(errors="replace")
+                    raise LabError(f"Docker could not be installed in the node image: {said}")
+                repository, _unused, tag = image.partition(":")
+                container.commit(repository, tag, changes=[f'CMD ["{_INIT}"]', _SHARED_LABEL.strip()])
+            finally:
+                container.remove(force=True)
 
     def _has_image(self, image: str) -> bool:
         try:

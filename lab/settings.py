@@ -27,6 +27,7 @@ class Settings:
     rates: Rates
     uplink: bool
     base_image: str | None = None
+    with_docker: bool = False
     cut: Mapping[str, tuple[Net, ...]] = field(default_factory=dict)
 
     def is_cut(self, host: str, net: Net) -> bool:
@@ -55,6 +56,7 @@ class Settings:
                     "fabric_bits_per_s": self.rates.fabric_bits_per_s,
                     "uplink": self.uplink,
                     "base_image": self.base_image,
+                    "with_docker": self.with_docker,
                     "cut": {host: list(nets) for host, nets in sorted(self.cut.items())},
                 },
                 indent=2,
@@ -73,6 +75,7 @@ def from_json(text: str) -> Settings:
         rates=Rates(data["mgmt_bits_per_s"], data["fabric_bits_per_s"]),
         uplink=bool(data["uplink"]),
         base_image=data.get("base_image"),
+        with_docker=bool(data.get("with_docker")),
         cut={host: tuple(net for net in NETS if net in nets) for host, nets in data["cut"].items()},
     )
 

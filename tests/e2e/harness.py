@@ -10,7 +10,6 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,8 @@ from typing import Any, TypeVar
 
 import requests
 
+from lab import waiting
+from lab.errors import LabError
 from lab.plan import DEFAULT_NAME, container_name
 from lab.runs import RunResult, run_playbook
 
@@ -155,13 +156,37 @@ def lab(verb: str, *args: str, check: bool = True) -> subprocess.CompletedProces
     return done
 
 
-def wait_until(what: str, ask: Callable[[], T], *, timeout_s: float, every_s: float = 1.0) -> T:
-    """Ask until the answer is true and return it; fail with `what` and the last answer at the end of the time."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        answer = ask()
-        if answer:
-            return answer
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {timeout_s:.0f} s; last answer {answer!r}")
-        time.sleep(every_s)
+def wait_until(
+    what: str,
+    ask: Callable[[], T],
+    *,
+    stall_s: float,
+    progress: Callable[[], object] = lambda: None,
+    every_s: float = 1.0,
+) -> T:
+    """Ask until the answer is true and return it; fail with the last answer when nothing moves for `stall_s`.
+
+    `progress` is what shows a move, such as the size of a log; without it, the time counts from the start.
+    """
+    try:
+        return waiting.wait_until(
+            ask,
+            progress,
+            lambda answer: f"{what}: no progress for {stall_s:.0f} s; last answer {answer!r}",
+            stall_seconds=stall_s,
+            every_seconds=every_s,
+        )
+    except LabError as error:
+        raise AssertionError(str(error)) from error
+
+
+def wait_for_end(process: subprocess.Popen[bytes], log: Path, *, stall_s: float = 600) -> int:
+    """Return the exit status of a process that writes to a log; fail when it does neither for `stall_s`."""
+    wait_until(
+        f"the end of the run that writes {log}",
+        lambda: process.poll() is not None,
+        progress=lambda: log.stat().st_size,
+        stall_s=stall_s,
+        every_s=0.2,
+    )
+    return int(process.returncode)

@@ -65,7 +65,7 @@ note = partial(keep, FIGURES)
 def serve(model: str) -> None:
     """Let this model be the one that serves, and no unit be short of starts."""
     harness.run("swap-model.yml", {"model": model})
-    harness.wait_until(f"{model} served before the fault", lambda: completes(model), timeout_s=SERVED_S)
+    harness.wait_until(f"{model} served before the fault", lambda: completes(model), stall_s=SERVED_S)
     harness.on_all(f"rm -f /run/gb10/engine/{model}.starts")
 
 
@@ -102,10 +102,10 @@ def test_a_killed_process_restarts_all_ranks(tmp_path: Path, model: str, fault: 
         harness.wait_until(
             "the restart of every rank",
             lambda: all(now and now != was for now, was in zip(starts(model), before, strict=True)),
-            timeout_s=SERVED_S,
+            stall_s=SERVED_S,
         )
         restarted = time.monotonic() - watch.since
-        harness.wait_until("served again", lambda: completes(model), timeout_s=SERVED_S)
+        harness.wait_until("served again", lambda: completes(model), stall_s=SERVED_S)
         again = time.monotonic() - watch.since
     note(f"{fault} ({model})", watch, restarted=restarted, again=again, reasons=reasons(model))
 
@@ -120,12 +120,12 @@ def test_a_node_without_power_comes_back_into_a_served_model(tmp_path: Path, mod
     serve(model)
     with watched(partial(look, tmp_path)) as watch:
         harness.lab("kill", node)
-        harness.wait_until("the probe says so", lambda: watch.not_ready()[1], timeout_s=180)
+        harness.wait_until("the probe says so", lambda: watch.not_ready()[1], stall_s=180)
         said = watch.not_ready()
         assert not completes(model)
         booted = time.monotonic()
         harness.lab("boot", node)
-        harness.wait_until("served again", lambda: completes(model), timeout_s=SERVED_S)
+        harness.wait_until("served again", lambda: completes(model), stall_s=SERVED_S)
         again = time.monotonic() - booted
     note(f"power-off of {'the head' if node == HEAD else 'a worker'} ({model})", watch, again_after_boot=again)
 
@@ -140,7 +140,7 @@ def test_a_cut_of_five_seconds_restarts_nothing(tmp_path: Path) -> None:
         harness.lab("cut", NODES[2], "--net", "fabric")
         time.sleep(5)
         harness.lab("heal", NODES[2], "--net", "fabric")
-        harness.wait_until("a completion after the cut", lambda: completes(NATIVE), timeout_s=60)
+        harness.wait_until("a completion after the cut", lambda: completes(NATIVE), stall_s=60)
         again = time.monotonic() - watch.since - 5
         time.sleep(45)  # longer than a silent rank is waited for
     note("cut of the fabric for 5 s (tiny-qwen3)", watch, again_after_heal=again)
@@ -157,12 +157,12 @@ def test_a_lasting_cut_is_named_and_heals_with_the_cable(tmp_path: Path) -> None
         harness.wait_until(
             "the probe names the cable",
             lambda: any("carrier" in words for _at, _state, words in watch.seen),
-            timeout_s=240,
+            stall_s=240,
         )
         kept = reasons(NATIVE)[node]
         healed = time.monotonic()
         harness.lab("heal", node, "--net", "fabric")
-        harness.wait_until("served again", lambda: completes(NATIVE), timeout_s=SERVED_S)
+        harness.wait_until("served again", lambda: completes(NATIVE), stall_s=SERVED_S)
         again = time.monotonic() - healed
     note("cut of the fabric for good (tiny-qwen3)", watch, again_after_heal=again, reason=kept)
 

@@ -111,7 +111,7 @@ def tokens() -> int:
 def until(what: str, ask: Callable[[], Any], seconds: float = READY_S) -> float:
     """Wait until it is so; return after how many seconds."""
     start = time.monotonic()
-    harness.wait_until(what, ask, timeout_s=seconds, every_s=0.25)
+    harness.wait_until(what, ask, stall_s=seconds, every_s=0.25)
     return time.monotonic() - start
 
 
