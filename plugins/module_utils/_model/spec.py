@@ -357,20 +357,28 @@ _PLACEHOLDER = re.compile(
 )
 
 
+def placeholder_errors(addresses: Mapping[str, object]) -> list[str]:
+    """Return a sentence for each node whose management address is still a placeholder.
+
+    :param addresses: host name → its ``ansible_host``.
+    """
+    return [
+        f"{name}: ansible_host is still the placeholder '{address or ''}'. "
+        "Write the node's management address into hosts.yml."
+        for name, address in addresses.items()
+        if not address or _PLACEHOLDER.search(str(address))
+    ]
+
+
 def inventory_errors(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return what is wrong with the nodes' addresses, before any of them is contacted.
 
     :param hosts: host name → {"ansible_host": str | None, "fabric_address": str | None}.
     """
-    errors: list[str] = []
+    errors = placeholder_errors({name: known.get("ansible_host") for name, known in hosts.items()})
     seen: dict[str, str] = {}
     for name, known in hosts.items():
         address = str(known.get("ansible_host") or "")
-        if not address or _PLACEHOLDER.search(address):
-            errors.append(
-                f"{name}: ansible_host is still the placeholder '{address}'. "
-                "Write the node's management address into hosts.yml."
-            )
         fabric = str(known.get("fabric_address") or "")
         if not fabric and len(hosts) == 1:
             continue

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import names_from_files
 
@@ -81,6 +82,27 @@ def test_placeholders_are_refused_by_the_plan(site: Callable[[], Any]) -> None:
     assert run.returncode != 0
     assert sentences(run.output).count("ansible_host is still the placeholder 'CHANGE_ME'") >= 4, run.output
     assert not run.contacted
+
+
+@pytest.mark.parametrize("playbook", ["status.yml", "stop.yml"])
+def test_a_placeholder_is_never_contacted(site: Callable[[], Any], playbook: str) -> None:
+    run = site().run(playbook)
+    assert run.returncode != 0
+    assert "gx10-1: ansible_host is still the placeholder 'CHANGE_ME'." in sentences(run.output), run.output
+    assert not run.contacted
+
+
+def test_every_playbook_checks_the_addresses_first() -> None:
+    for path in sorted((GROUP_VARS.parent).glob("*.yml")):
+        first = yaml.safe_load(path.read_text(encoding="utf-8"))[0]
+        imported = first.get("ansible.builtin.import_playbook")
+        roles = [task.get("ansible.builtin.import_role") for task in first.get("tasks", [])[:1]]
+        # What renders or plans does not contact a node; the others begin with one that plans.
+        assert imported in ("plan.yml", "validate.yml") or (
+            roles
+            and roles[0]["name"] == "gb10.cluster.model"
+            and roles[0]["tasks_from"] in ("inventory", "plan", "render")
+        ), f"{path.name} contacts nodes before it has checked their addresses"
 
 
 def test_an_override_is_merged_and_shown(addressed: Any) -> None:
@@ -160,7 +182,7 @@ def test_values_of_the_command_line_arrive_with_their_type(site: Callable[[], An
     node = tmp_path / "gx10-1"
     launch = json.loads((node / "etc/gb10/engine/nemotron-super.json").read_text(encoding="utf-8"))
     assert launch["memory_floor_gib"] == 1.5
-    assert launch["drop_caches"] is False
+    assert launch["drop_caches_seconds"] == 0, "false is not true because it is text"
     assert launch["require_rdma"] is False
     unit = (node / "etc/systemd/system/vllm-nemotron-super.service").read_text(encoding="utf-8")
     assert "TimeoutStopSec=120\n" in unit

@@ -174,3 +174,8 @@ def test_a_line_break_cannot_reach_a_unit(key: str) -> None:
 def test_a_name_with_a_line_break_at_its_end_is_refused(key: str) -> None:
     _spec, errors = ms.validate({**GOOD, key: GOOD[key] + "\n"})
     assert errors
+
+
+def test_placeholders_are_named_one_by_one() -> None:
+    found = ms.placeholder_errors({"a": "CHANGE_ME", "b": "10.1.2.3", "c": None, "d": "node.local"})
+    assert [sentence.partition(":")[0] for sentence in found] == ["a", "c"]
