@@ -11,11 +11,8 @@ from typing import Any
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import document, screen
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED, document, screen
 from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
-
-#: What asks for JSON on the terminal; anything else that is not empty is a path.
-PRINTED = ("-", "true", "yes", "1")
 
 
 class ActionModule(ControlNodeAction):

@@ -10,6 +10,7 @@ from typing import Any
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED
 from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import diagnose, tables
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.gather import node_limits, node_report
@@ -43,8 +44,9 @@ class ActionModule(ControlNodeAction):
             {node: node_limits(each, of_this_run) for node, each in own.items()},
         )
         text = json.dumps(report.to_dict(), indent=2)
-        Display().display(text if arguments["json"] == "-" else "\n".join(tables(report)))
-        if arguments["json"] not in ("", "-"):
+        printed = arguments["json"].strip().lower() in PRINTED
+        Display().display(text if printed else "\n".join(tables(report)))
+        if arguments["json"] and not printed:
             write(Path(arguments["json"]).expanduser(), text + "\n")
         result.update(changed=False, report=report.to_dict())
         if report.level not in LEVELS[arguments["fail_on"]]:

@@ -66,12 +66,19 @@ status:
     record:
       description: The record of the active model; empty when nothing is served.
       type: dict
+    coming:
+      description: >-
+        Short launch description of a model whose unit runs here in place of the recorded one, as during a swap; empty
+        otherwise.
+      type: dict
     units:
       description: Engine units that run here.
       type: list
       elements: str
     rank:
-      description: This node's rank, as M(gb10.cluster.rank_state) returns it; empty on a node that takes no part.
+      description: >-
+        This node's rank of the coming or the recorded model, as M(gb10.cluster.rank_state) returns it; empty on a node
+        without one.
       type: dict
     api:
       description: As M(gb10.cluster.health_probe) returns it; on the head alone.
@@ -86,7 +93,7 @@ status:
       description: MemTotal in GiB.
       type: float
     mem_floor_gib:
-      description: What a start must leave of it, from the rank's launch description; null when there is none.
+      description: Start floor of the rank in GiB, from its launch description; null when there is none.
       type: float
     last_failure:
       description: Time, unit and reason, as the engine's program recorded them.
@@ -113,6 +120,24 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import runner
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import load_of
+
+
+def models(units: list[str]) -> list[str]:
+    """Return the models whose units these are."""
+    return [unit.removeprefix("vllm-").removesuffix(".service") for unit in units]
+
+
+def coming_of(record: dict[str, Any], units: list[str], launches: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the model that is started on this node in place of the recorded one: its launch description in short.
+
+    Empty while the recorded model's unit runs, and where none of the running units has a launch description: it is not
+    one of this collection's.
+    """
+    if record.get("unit") in units:
+        return {}
+    keys = ("model", "unit", "container", "served_name", "api_port", "rank", "nodes")
+    found = [launch for launch in launches.values() if launch.get("unit") in units and "rank" in launch]
+    return {key: found[0].get(key) for key in keys} if found else {}
 
 
 def ask(params: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,6 +175,7 @@ def main() -> None:
     members = [str(each) for each in record.get("members", [])]
     status: dict[str, Any] = {
         "record": record,
+        "coming": {},
         "units": [],
         "rank": {},
         "api": {},
@@ -165,14 +191,17 @@ def main() -> None:
         ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "vllm-*.service"]
     )
     status["units"] = [line.split()[0] for line in out.splitlines() if line.strip()] if code == 0 else []
-    if params["node"] in members:
-        launch = read_json(record_path.parent / f"{record.get('model', '')}.json")
-        floors = [launch[name] for name in ("memory_floor_gib", "memory_needed_gib") if name in launch]
-        status["mem_floor_gib"] = floors[0] if floors else None
-        names = rank_names({**record, "name": record.get("model", ""), "node": params["node"]}, params["node"])
+    launches = {name: read_json(record_path.parent / f"{name}.json") for name in models(status["units"])}
+    status["coming"] = coming_of(record, status["units"], launches)
+    served = status["coming"] or (record if params["node"] in members else {})
+    if served:
+        model = str(served.get("model", ""))
+        launch = launches.get(model) or read_json(record_path.parent / f"{model}.json")
+        status["mem_floor_gib"] = launch.get("memory_floor_gib")
+        names = rank_names({**served, "name": model, "node": params["node"]}, params["node"])
         status["rank"] = RankReader(run, names, LogLimits(shown_lines=5)).report()
-        if params["node"] == members[0]:
-            status["api"], status["load"] = ask(params, record)
+        if served.get("rank") == 0 or (not status["coming"] and params["node"] == members[0]):
+            status["api"], status["load"] = ask(params, served)
     module.exit_json(changed=False, status=status)
 
 

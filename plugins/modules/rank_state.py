@@ -92,6 +92,10 @@ rank:
       description: MemTotal of the node in GiB.
       type: float
       sample: 119.7
+    others:
+      description: Units of other models that run on this node, read where this one's does not.
+      type: list
+      elements: str
     kernel_log_readable:
       description: Whether the kernel's log could be read; a container without the right cannot.
       type: bool

@@ -93,6 +93,16 @@ def with_before(record: dict[str, Any], before: dict[str, Any]) -> dict[str, Any
     return record
 
 
+def requested(unit: str) -> bool:
+    """Return whether systemd is stopping the unit because somebody, or a shutdown, asked for it.
+
+    The container then ends with status 143, or 137 when it was too slow, which systemd itself counts as a failure.
+    """
+    _status, out, _problem = run(["systemctl", "list-jobs", "--plain", "--no-legend"], 20.0)
+    jobs = (line.split() for line in out.splitlines())
+    return any(len(job) > 2 and job[1] == unit and job[2] in ("stop", "restart") for job in jobs)
+
+
 def log_of(invocation: str) -> list[str]:
     """Return the newest lines of one run's log, oldest first; one line that says why when the journal gives none."""
     run(["journalctl", "--sync"], 20.0)
@@ -113,6 +123,8 @@ def main(argv: Sequence[str]) -> None:
     if os.environ.get("SERVICE_RESULT", "success") == "success":
         return
     launch = json.loads(given.launch.read_text(encoding="utf-8"))
+    if requested(launch["unit"]):
+        return
     target = Path(launch["last_failure"])
     lines = log_of(os.environ.get("INVOCATION_ID", ""))
     record = with_before(record_of(launch, lines, dict(os.environ), time.time()), files.read_json(target))

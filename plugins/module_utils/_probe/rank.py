@@ -151,6 +151,13 @@ class RankReader:
             "seconds": round(now_s - started_s, 1) if started_s and active in ("active", "activating") else 0.0,
         }
 
+    def others(self) -> list[str]:
+        """Return the engine units of other models that run on this node."""
+        command = ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "vllm-*.service"]
+        status, out, _err = self.run(command)
+        units = [line.split()[0] for line in out.splitlines() if line.strip()] if status == 0 else []
+        return [unit for unit in units if unit != self.names.unit]
+
     def pulse(self) -> tuple[str, ...]:
         """The cheapest look that shows whether the unit has changed its state or run."""
         unit = self.unit()
@@ -290,6 +297,7 @@ class RankReader:
                 "tail": [],
                 "activity": {"compilers": "", "read_mib": 0},
                 "kernel_log_readable": False,
+                "others": self.others(),
                 **memory,
             }
         lines, complete = self.log(unit["invocation"])
@@ -319,6 +327,7 @@ class RankReader:
             "tail": self._tail(lines),
             "activity": self.activity() if container["running"] else {"compilers": "", "read_mib": 0},
             "kernel_log_readable": readable,
+            "others": self.others() if state == probe.STOPPED else [],
             **memory,
         }
 

@@ -13,46 +13,51 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.explain import explain_loss, rank_diagnoses
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import CAUSE, CONSEQUENCE, CONTEXT
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.states import (
+    ABSENT,
+    DEAD,
+    DEGRADED,
+    READY,
+    RUNNING,
+    STARTING,
+    STOPPED,
+    TRANSIENT_CAUSES,
+    UNREACHABLE,
+    WEDGED,
+    WRONG_MODEL,
+    Diagnosis,
+)
 
-# States of one rank.
-ABSENT = "absent"
-STOPPED = "stopped"
-STARTING = "starting"
-RUNNING = "running"
-DEAD = "dead"
-UNREACHABLE = "unreachable"
-# States of the cluster beside absent, starting and dead.
-READY = "ready"
-WRONG_MODEL = "wrong_model"
-DEGRADED = "degraded"
-WEDGED = "wedged"
-
-RANK_STATES = (ABSENT, STOPPED, STARTING, RUNNING, DEAD, UNREACHABLE)
-CLUSTER_STATES = (ABSENT, STARTING, READY, WRONG_MODEL, DEGRADED, DEAD, WEDGED)
+#: What other rooms use of it, the states themselves included.
+__all__ = [
+    "ABSENT",
+    "API_GRACE_S",
+    "DEAD",
+    "DEGRADED",
+    "READY",
+    "RUNNING",
+    "STARTING",
+    "STOPPED",
+    "TRANSIENT_CAUSES",
+    "UNREACHABLE",
+    "WEDGED",
+    "WRONG_MODEL",
+    "ClusterState",
+    "Diagnosis",
+    "StallWatch",
+    "merge",
+    "progress_token",
+    "stall_sentence",
+    "state_from_dict",
+    "state_of_unit",
+    "state_with_restarts",
+    "unreachable_rank",
+]
 
 API_GRACE_S = 20.0
 """How long after `Application startup complete` the API may still refuse connections."""
-
-_KIND_ORDER = {CAUSE: 0, CONTEXT: 1, CONSEQUENCE: 2}
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """One explanation: on which node, in which line, why, and what to do."""
-
-    node: str
-    name: str
-    kind: str
-    cause: str
-    remedy: str
-    line: str = ""
-    count: int = 1
-
-    def sentence(self) -> str:
-        """The explanation in words, for a failure message."""
-        shown = f" Line: {self.line}" if self.line else ""
-        return f"{self.node}: {self.cause} {self.remedy}{shown}"
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,6 @@ def state_of_unit(load_state: str, active_state: str, sub_state: str, result: st
     if active_state in ("inactive", "deactivating") and result == "success":
         return STOPPED
     return DEAD
-
-
-TRANSIENT_CAUSES = frozenset({"rendezvous_timeout", "ray_head_unreachable", "node_unreachable"})
-"""Causes that a restart may fix, because another rank was merely not there yet."""
 
 
 def state_with_restarts(report: Mapping[str, Any], restarts_before: int, allowed: int) -> str:
@@ -205,92 +206,6 @@ def _ready_for_s(reports: Sequence[Mapping[str, Any]], head: str) -> float:
     if not read_s or not phase_s:
         return 0.0
     return read_s - phase_s if read_s >= phase_s else float("inf")
-
-
-def _unit_words(report: Mapping[str, Any]) -> str:
-    unit = report.get("unit", {})
-    parts = [f"{unit.get('name', 'the unit')} is {unit.get('active_state') or 'gone'}"]
-    if unit.get("sub_state"):
-        parts.append(f"({unit['sub_state']})")
-    if unit.get("result") and unit.get("result") != "success":
-        parts.append(f"with result {unit['result']}")
-    if unit.get("exit_status"):
-        parts.append(f"and exit status {unit['exit_status']}")
-    if unit.get("restarts"):
-        parts.append(f"after {unit['restarts']} restart(s)")
-    return " ".join(parts)
-
-
-def _rank_diagnoses(reports: Sequence[Mapping[str, Any]], nodes_by_address: Mapping[str, str]) -> list[Diagnosis]:
-    """The findings of all ranks: causes first, those that another rank's absence explains after the
-    others, those of gone ranks before living ones', then by time."""
-    keyed: list[tuple[tuple[int, int, int, float], Diagnosis]] = []
-    seen: set[tuple[str, str]] = set()
-    unreachable = {str(report.get("node", "")) for report in reports if report.get("state") == UNREACHABLE}
-    for report in reports:
-        gone = report.get("state") in (DEAD, UNREACHABLE)
-        for place, finding in enumerate(report.get("findings", [])):
-            node = nodes_by_address.get(str(finding.get("address", "")), str(report.get("node", "")))
-            name = str(finding["name"])
-            if (node, name) in seen:
-                continue
-            seen.add((node, name))
-            diagnosis = Diagnosis(
-                node=node,
-                name=name,
-                kind=str(finding.get("kind", CAUSE)),
-                cause=str(finding["cause"]),
-                remedy=str(finding.get("remedy", "")),
-                line=str(finding.get("line", "")),
-                count=int(finding.get("count", 1)),
-            )
-            order = (
-                _KIND_ORDER.get(diagnosis.kind, 3),
-                1 if name in TRANSIENT_CAUSES and node not in unreachable else 0,
-                0 if gone else 1,
-                float(finding.get("time_s", 0.0)) or float(place),
-            )
-            keyed.append((order, diagnosis))
-    keyed.sort(key=lambda entry: entry[0])
-    return [diagnosis for _order, diagnosis in keyed]
-
-
-def _bare_deaths(reports: Sequence[Mapping[str, Any]], explained: set[str]) -> list[Diagnosis]:
-    """What is known of gone ranks whose log explains nothing."""
-    plain: list[Diagnosis] = []
-    for report in reports:
-        node, state = str(report.get("node", "")), report.get("state")
-        if node in explained or state not in (DEAD, STOPPED, ABSENT):
-            continue
-        plain.append(
-            Diagnosis(
-                node=node,
-                name="unit_failed" if state == DEAD else "unit_not_running",
-                kind=CAUSE if state != DEAD else CONTEXT,
-                cause=f"{_unit_words(report)}.",
-                remedy="Read the full log of the unit on this node: nothing in it matches a known failure."
-                if state == DEAD
-                else "Start the unit on this node.",
-                line=str(report.get("log", {}).get("last_line", "")),
-            )
-        )
-    return plain
-
-
-def _explain_loss(
-    reports: Sequence[Mapping[str, Any]], findings: Sequence[Diagnosis], lost: set[str]
-) -> list[Diagnosis]:
-    """Causes on the lost ranks, causes elsewhere, what else the lost ranks show, and the rest."""
-    causes = [each for each in findings if each.kind == CAUSE]
-    others = [each for each in findings if each.kind != CAUSE]
-    bare = _bare_deaths(reports, {each.node for each in findings})
-    return [
-        *(each for each in causes if each.node in lost),
-        *(each for each in causes if each.node not in lost),
-        *(each for each in others if each.node in lost),
-        *bare,
-        *(each for each in others if each.node not in lost),
-    ]
 
 
 def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Mapping[str, Any]) -> list[Diagnosis]:
@@ -414,7 +329,7 @@ def merge(
     phase = str(log.get("phase", "none"))
     done, total = int(log.get("done", 0)), int(log.get("total", 0))
     health = int(api.get("health", 0))
-    findings = _rank_diagnoses(reports, nodes_by_address or {})
+    findings = rank_diagnoses(reports, nodes_by_address or {})
     lost = {node for node, state in known.items() if state not in (RUNNING, STARTING)}
     diagnosis: list[Diagnosis] = []
 
@@ -422,7 +337,7 @@ def merge(
         state = ABSENT
     elif lost:
         state = DEGRADED if health == 200 and known[head] == RUNNING else DEAD
-        diagnosis = _explain_loss(reports, findings, lost)
+        diagnosis = explain_loss(reports, findings, lost)
     elif health == 503:
         state, diagnosis = (
             DEAD,
@@ -467,6 +382,7 @@ def merge(
     if state == READY:
         phase, done, total = "ready", 0, 0
     progress = engine_log.describe_progress(phase, done, total)
+    others = sorted({str(unit) for report in reports for unit in report.get("others", [])})
     worth_knowing = {READY: (CONTEXT,), STARTING: (CAUSE, CONTEXT)}.get(state, ())
     warnings = [each for each in findings if each.kind in worth_knowing and each.name != "driver_no_memory"]
     return ClusterState(
@@ -478,7 +394,7 @@ def merge(
         ranks=known,
         diagnosis=diagnosis,
         warnings=warnings,
-        summary=_summary(state, progress, known, diagnosis, api),
+        summary=_summary(state, progress, known, diagnosis, api, others),
     )
 
 
@@ -488,14 +404,20 @@ def _summary(
     known: Mapping[str, str],
     diagnosis: Sequence[Diagnosis],
     api: Mapping[str, Any],
+    others: Sequence[str],
 ) -> str:
     if state == READY:
-        tokens = sum(int(canary.get("tokens", 0)) for canary in api.get("canaries", []))
-        return f"{len(known)} rank(s) up, {', '.join(api.get('models', []))} answered with {tokens} token(s)."
+        canaries = api.get("canaries", [])
+        models = ", ".join(api.get("models", []))
+        if not canaries:
+            return f"{len(known)} rank(s) up, {models} is listed; no completion was asked for."
+        tokens = sum(int(canary.get("tokens", 0)) for canary in canaries)
+        return f"{len(known)} rank(s) up, {models} answered with {tokens} token(s)."
     if state == STARTING:
         return f"Starting: {progress}."
     if state == ABSENT:
-        return "No rank is started."
+        remedy = "give its model with -e model=…, or start this one with playbooks/serve.yml"
+        return "No rank is started." + (f" {', '.join(others)} runs instead: {remedy}." if others else "")
     lost = [f"{node} {each}" for node, each in known.items() if each not in (RUNNING, STARTING)]
     ranks = f" ({', '.join(lost)})" if lost else ""
     first = f" {diagnosis[0].sentence()}" if diagnosis else ""

@@ -12,6 +12,8 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 
+#: What asks for JSON on the terminal; anything else that is not empty is a path.
+PRINTED = ("-", "true", "yes", "1")
 #: The state as long as the head does not answer, beside those of the probe.
 UNKNOWN = "unknown"
 
@@ -123,6 +125,24 @@ def _node(name: str, found: Mapping[str, Any] | None, problem: str, members: Seq
     }
 
 
+def _coming(nodes: Sequence[str], reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a record of the model that is being started in place of the recorded one; empty when there is none.
+
+    Its ``members`` are in the order of their ranks, with an empty name where a rank is not started yet.
+    """
+    found = {name: reports[name].get("coming") or {} for name in nodes if name in reports}
+    started = {name: each for name, each in found.items() if each}
+    if not started:
+        return {}
+    # During a second swap a node may lag behind: the model that most nodes start is the coming one.
+    names = [str(each["model"]) for each in started.values()]
+    model = max(dict.fromkeys(names), key=names.count)
+    by_rank = {int(each["rank"]): name for name, each in started.items() if each["model"] == model}
+    first = started[next(iter(by_rank.values()))]
+    size = max(int(first.get("nodes") or 0), max(by_rank) + 1)
+    return {**first, "members": [by_rank.get(rank, "") for rank in range(size)]}
+
+
 def document(
     nodes: Sequence[str],
     head: str,
@@ -137,9 +157,10 @@ def document(
     """
     # The head's record is the one that counts; with the head gone, any member's.
     records = [reports[name].get("record") or {} for name in [head, *nodes] if name in reports]
-    record = next((each for each in records if each), {})
+    recorded: Mapping[str, Any] = next((each for each in records if each), {})
+    record = _coming(nodes, reports) or recorded
     members = [str(each) for each in record.get("members", [])]
-    serving_head = members[0] if members else head
+    serving_head = members[0] if members else head  # empty while a coming model's rank 0 is not there yet
     entries = [_node(name, reports.get(name), problems.get(name, "no report"), members) for name in nodes]
     api = (reports.get(serving_head) or {}).get("api") or {}
     load = (reports.get(serving_head) or {}).get("load") or {}
@@ -149,6 +170,7 @@ def document(
         "served_name": str(record.get("served_name", "")),
         "state": probe.ABSENT,
         "summary": "Nothing is served.",
+        "replaces": {},
         "since": None,
         "nodes": entries,
         "unreachable": [name for name in nodes if name not in reports],
@@ -157,9 +179,14 @@ def document(
         "last_failure": last_failure(reports),
         "watch": (reports.get(serving_head) or {}).get("watch") or None,
     }
+    if recorded and record is not recorded:
+        result["replaces"] = {key: str(recorded.get(key, "")) for key in ("model", "served_name")}
     if not members:
         if result["unreachable"]:
             result["summary"] = "No node that answers has a record of what is served."
+        return result
+    if not serving_head:
+        result.update(state=probe.STARTING, summary="Starting: rank 0 is not started yet.")
         return result
     if serving_head not in reports:
         why = " ".join(problems.get(serving_head, "no report").split())
@@ -169,7 +196,7 @@ def document(
         reports[name].get("rank") or {"node": name, "state": probe.ABSENT}
         if name in reports
         else probe.unreachable_rank(name, problems.get(name, "no report"))
-        for name in members
+        for name in filter(None, members)
     ]
     asked = bool(api.get("canary_wanted", True))
     merged = probe.merge(
@@ -184,9 +211,11 @@ def document(
         result["since"] = float(log["phase_time_s"])
     elif unit.get("seconds"):
         result["since"] = now_s - float(unit["seconds"])
+    known = [each for each in members if each]
+    waiting = f" {len(known)} of {len(members)} ranks are started." if len(known) < len(members) else ""
     result.update(
         state=merged.state,
-        summary=merged.summary,
+        summary=merged.summary + waiting,
         progress=merged.progress,
         diagnosis=[
             {"node": each.node, "name": each.name, "cause": each.cause, "remedy": each.remedy, "line": each.line}
@@ -213,9 +242,12 @@ def screen(found: Mapping[str, Any]) -> list[str]:
         since = found.get("since")
         for_long = f" since {time_text(since)} ({since_text(now_s - since)})" if since else ""
         lines.append(f"{found['served_name']} ({found['model']}): {found['state']}{for_long}")
+        replaced = found.get("replaces") or {}
+        if replaced:
+            lines.append(f"in place of {replaced['served_name']} ({replaced['model']}), which is stopped")
     else:
         lines.append(str(found["summary"]))
-    rows = [["RANK", "NODE", "STATE", "FOR", "RESTARTS", "AVAILABLE", "TOTAL", "FLOOR GiB"]]
+    rows = [["RANK", "NODE", "STATE", "FOR", "RESTARTS", "AVAILABLE", "TOTAL", "START FLOOR GiB"]]
     notes = []
     for each in found["nodes"]:
         rank = "-" if each["rank"] is None else str(each["rank"])
@@ -237,7 +269,9 @@ def screen(found: Mapping[str, Any]) -> list[str]:
         )
         available, floor = each["mem_available_gib"], each["mem_floor_gib"]
         if available is not None and floor is not None and available < floor:
-            notes.append(f"{each['node']} has {available:.1f} GiB available, {floor - available:.1f} below its floor.")
+            notes.append(
+                f"{each['node']} has {available:.1f} GiB available, {floor - available:.1f} below its start floor."
+            )
         notes += [f"{each['node']} also runs {unit}" for unit in each["other_units"]]
     lines += ["", *_table(rows)]
     load = found.get("load") or {}

@@ -187,7 +187,7 @@ def test_a_start_is_dated_from_the_unit() -> None:
 def test_memory_under_the_floor_and_other_units_are_named() -> None:
     low = member("gx10-2", mem_available_gib=9.5, units=["vllm-mellum.service", "vllm-old.service"])
     text = shown(document(NODES, "gx10-1", told(**{"gx10-2": low}), {}, NOW_S))
-    assert "gx10-2 has 9.5 GiB available, 2.5 below its floor." in text
+    assert "gx10-2 has 9.5 GiB available, 2.5 below its start floor." in text
     assert "gx10-2 also runs vllm-old.service" in text
 
 
@@ -226,3 +226,51 @@ def test_the_watch_is_shown_where_there_is_one() -> None:
     head = member("gx10-1", api=API, watch=watch)
     text = shown(document(NODES, "gx10-1", told(**{"gx10-1": head}), {}, NOW_S))
     assert "watch: ready since 2026-11-21 12:25:00 UTC, last look 20 s ago" in text
+
+
+NEXT = {"model": "nimble", "unit": "vllm-nimble.service", "served_name": "org/nimble", "api_port": 8000, "nodes": 2}
+
+
+def coming(node: str, rank_number: int, **more: Any) -> dict[str, Any]:
+    """Return the report of a node on which the next model's rank starts in place of the recorded one."""
+    return member(
+        node,
+        units=["vllm-nimble.service"],
+        coming={**NEXT, "rank": rank_number},
+        rank={**rank(node, "starting", phase="load", done=3, total=10), "unit": {"name": "vllm-nimble.service"}},
+        **more,
+    )
+
+
+def test_during_a_swap_the_coming_model_and_its_phase_are_shown() -> None:
+    swapping = {"gx10-1": coming("gx10-1", 0, api={"health": 0}), "gx10-2": coming("gx10-2", 1)}
+    found = document(NODES, "gx10-1", told(**swapping), {}, NOW_S)
+    assert (found["model"], found["state"], found["progress"]) == ("nimble", "starting", "loading weights, 3 of 10")
+    assert found["replaces"] == {"model": "mellum", "served_name": "qwen/qwen3.5-397b"}
+    text = shown(found)
+    assert text.splitlines()[0].startswith("org/nimble (nimble): starting")
+    assert "in place of qwen/qwen3.5-397b (mellum), which is stopped" in text
+    assert [each["rank"] for each in found["nodes"]] == [0, 1, None]
+
+
+def test_a_rank_of_the_coming_model_that_is_not_started_yet_is_counted() -> None:
+    behind = member("gx10-2", units=[], rank=rank("gx10-2", "stopped"))
+    found = document(NODES, "gx10-1", told(**{"gx10-1": coming("gx10-1", 0), "gx10-2": behind}), {}, NOW_S)
+    assert (found["model"], found["state"]) == ("nimble", "starting")
+    assert found["summary"] == "Starting: loading weights, 3 of 10. 1 of 2 ranks are started."
+    headless = document(NODES, "gx10-1", told(**{"gx10-1": behind, "gx10-2": coming("gx10-2", 1)}), {}, NOW_S)
+    assert (headless["state"], headless["summary"]) == ("starting", "Starting: rank 0 is not started yet.")
+
+
+def test_a_first_start_replaces_nothing() -> None:
+    first = {name: {**coming(name, number), "record": {}} for number, name in enumerate(NODES[:2])}
+    found = document(NODES, "gx10-1", told(**first), {}, NOW_S)
+    assert (found["model"], found["replaces"]) == ("nimble", {})
+    assert "in place of" not in shown(found)
+
+
+def test_without_a_completion_no_token_is_reported() -> None:
+    head = member("gx10-1", api={**API, "canaries": [], "canary_wanted": False}, load=LOAD)
+    found = document(NODES, "gx10-1", told(**{"gx10-1": head}), {}, NOW_S)
+    assert found["state"] == "ready"
+    assert found["summary"] == "2 rank(s) up, qwen/qwen3.5-397b is listed; no completion was asked for."

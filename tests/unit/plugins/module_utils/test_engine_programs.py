@@ -422,6 +422,26 @@ def test_the_reason_is_kept_on_the_node_and_no_secret_with_it(
     assert json.loads(kept.read_text()) == found
 
 
+@pytest.mark.parametrize(
+    ("jobs", "recorded"),
+    [
+        ("812 vllm-m.service stop running\n", False),
+        ("812 vllm-m.service restart waiting\n", False),
+        ("813 vllm-other.service stop running\n814 vllm-m.service start waiting\n", True),
+        ("", True),
+    ],
+)
+def test_a_stop_that_was_requested_is_no_failure(
+    launch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, recorded: bool
+) -> None:
+    (tmp_path / "m.json").write_text(json.dumps({**launch, "unit": "vllm-m.service"}))
+    monkeypatch.setattr(stopped, "run", lambda _command, _limit_s=0.0: (0, jobs, ""))
+    for name, value in (("SERVICE_RESULT", "exit-code"), ("EXIT_CODE", "exited"), ("EXIT_STATUS", "143")):
+        monkeypatch.setenv(name, value)
+    stopped.main([str(tmp_path / "m.json")])
+    assert Path(launch["last_failure"]).exists() is recorded
+
+
 def test_a_full_disk_keeps_the_reason_in_the_journal(
     launch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,14 @@ def test_nothing_started_is_absent() -> None:
     assert (state.state, state.summary) == (probe.ABSENT, "No rank is started.")
 
 
+def test_another_model_that_runs_instead_is_named() -> None:
+    state = merge([rank(node, "absent", others=["vllm-nimble.service"]) for node in NODES], None)
+    assert state.summary == (
+        "No rank is started. vllm-nimble.service runs instead: give its model with -e model=…, or start this one with "
+        "playbooks/serve.yml."
+    )
+
+
 def test_503_is_dead() -> None:
     state = merge(ranks(), api(health=503))
     assert state.state == probe.DEAD

@@ -244,7 +244,7 @@ def test_it_runs_with_what_is_shipped_alone_and_shows_no_key(config: dict[str, A
 def test_looks_do_not_overlap_and_are_bounded() -> None:
     unit = (ROLE / "templates" / "gb10-watch.service.j2").read_text(encoding="utf-8")
     assert "Type=oneshot" in unit
-    assert "TimeoutStartSec={{ watch_check_seconds + watch_hook_seconds + 30 }}" in unit
+    assert "TimeoutStartSec={{ watch_check_seconds | int + watch_hook_seconds | int + 30 }}" in unit
     defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
     # The completion's own limit must come first, or its reason is never told.
     assert defaults["watch_silence_seconds"] < defaults["watch_check_seconds"]

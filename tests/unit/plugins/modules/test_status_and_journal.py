@@ -123,6 +123,29 @@ def test_a_worker_asks_no_api_and_an_idle_node_has_no_rank(
     assert (bare["status"]["record"], bare["status"]["last_failure"], bare["status"]["rank"]) == ({}, {}, {})
 
 
+def test_a_model_that_is_started_in_place_of_the_recorded_one(
+    commands: Commands, capsys: pytest.CaptureFixture[str], places: dict[str, str]
+) -> None:
+    launch = {"model": "b", "unit": "vllm-b.service", "container": "vllm-b", "served_name": "served/b",
+              "api_port": 8124, "rank": 0, "nodes": 2, "memory_floor_gib": 11.0}  # fmt: skip
+    Path(places["record_path"]).with_name("b.json").write_text(json.dumps(launch))
+    commands.answers["systemctl list-units"] = (0, "vllm-b.service loaded activating start x\n", "")
+    status = call(node_status, capsys, node="gx10-2", api_key="secret", window_seconds=0.05, **places)["status"]
+    assert status["coming"]["model"] == "b"
+    assert (status["record"]["model"], status["mem_floor_gib"]) == ("a", 11.0)
+    assert status["rank"]["unit"]["name"] == "vllm-b.service"
+    # Rank 0 of the coming model answers the API, whichever node was the head before.
+    assert status["api"]["url"] == "http://127.0.0.1:8124"
+
+
+def test_a_foreign_unit_is_no_coming_model(
+    commands: Commands, capsys: pytest.CaptureFixture[str], places: dict[str, str]
+) -> None:
+    commands.answers["systemctl list-units"] = (0, "vllm-foreign.service loaded active running x\n", "")
+    status = call(node_status, capsys, node="gx10-3", **places)["status"]
+    assert (status["coming"], status["rank"], status["units"]) == ({}, {}, ["vllm-foreign.service"])
+
+
 def test_the_journal_is_asked_for_what_is_wanted(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     commands.answers["journalctl"] = (0, '{"__REALTIME_TIMESTAMP": "5", "MESSAGE": "m", "UNIT": "vllm-a.service"}', "")
     told = call(node_journal, capsys, since="1 hour ago", lines=7, grep="a|b", units=["x*", "y.service"])
