@@ -88,6 +88,7 @@ def test_a_model_that_serves_raises_no_memory_alert(name: str) -> None:
     """Between long prefills a model at its published budget leaves more than the floor of the alert."""
     floor_gib = load(REPO / "roles" / "monitor" / "defaults" / "main.yml")["monitor_memory_floor_gib"]
     figures = judge(SPECS[name], 119.0).figures
+    assert figures is not None
     assert figures.headroom_gib + figures.breakdown["prefill_outside_budget_gib"] > floor_gib
     # Measured: what Ultra leaves at 108 GiB [S0], above where earlyoom acts.
     assert 0.02 * 119 < floor_gib < 2.66
