@@ -85,6 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--members", default="", help="node=fabric address of every rank, comma-separated")
     parser.add_argument("--tether-port", type=int, default=0, help="where the ranks meet, on the head's address")
+    parser.add_argument("--tether-key", default="", help="file with the key that the ranks of a deployment share")
     parser.add_argument(
         "--silence-seconds", type=float, default=30.0, help="a rank without a heartbeat for this long is gone"
     )

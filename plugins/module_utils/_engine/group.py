@@ -2,7 +2,8 @@
 """The ranks of one engine live and die together: each keeps one connection to the head's over the fabric.
 
 Nothing starts before every rank is there with the same environment; when one of them is gone, all others end too, and
-systemd restarts them.  No control node takes part.  Standard library only.
+systemd restarts them.  No control node takes part.  Connections come from members' addresses alone and are
+authenticated (`_engine.tether`).  Standard library only.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import tether
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import REFUSED, Life, say
 
 HEARTBEAT_S = 2.0
 REPORT_EVERY_S = 10.0
+#: A connection without a heartbeat for this long is dead when its rank connects anew.
+DEAD_S = 3 * HEARTBEAT_S
 
 
 def environment_digests(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
@@ -37,22 +41,6 @@ def environment_difference(head: Mapping[str, str], other: Mapping[str, str]) ->
     return sorted(name for name in {*head, *other} if head.get(name) != other.get(name))
 
 
-def lines_of(peer: socket.socket) -> Iterator[dict[str, Any]]:
-    """Yield the messages of a peer until it closes; a silence longer than the socket's limit raises TimeoutError."""
-    rest = b""
-    while True:
-        part = peer.recv(4096)
-        if not part:
-            return
-        *complete, rest = (rest + part).split(b"\n")
-        for line in complete:
-            message = json.loads(line)
-            if isinstance(message, dict):
-                yield message
-        if len(rest) > 2**20:
-            raise ValueError("a message without an end")
-
-
 class Group:
     """This rank's connections to the others: of the head to each, of each to the head."""
 
@@ -64,12 +52,23 @@ class Group:
         self.silence_seconds: float = args.silence_seconds
         self.life = life
         self.env = environment_digests(sorted({*args.require_env, *args.same_env}), os.environ)
-        self.peers: dict[int, socket.socket] = {}
+        self.key = self._read_key(args.tether_key)
+        self.peers: dict[int, tether.Channel] = {}
+        #: Rank → when its last message came, by the monotonic clock.
+        self.heard_s: dict[int, float] = {}
+        self.strangers: set[str] = set()
         self.envs: dict[int, Mapping[str, str]] = {}
         self.serving = threading.Event()
         self.full = threading.Event()
         self.lock = threading.RLock()
         life.notify = self.leave
+
+    def _read_key(self, path: str) -> bytes:
+        try:
+            return tether.read_key(Path(path))
+        except ValueError as error:
+            self.life.end(REFUSED, f"start refused: {error}; run playbooks/serve.yml")
+            raise
 
     def name(self, rank: int) -> str:
         """Return a rank as a person finds it: number, node and address."""
@@ -82,12 +81,11 @@ class Group:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send to all connected ranks; one that cannot be reached is found by the reader of its connection."""
-        data = json.dumps(message).encode() + b"\n"
         with self.lock:
             peers = list(self.peers.values())
         for peer in peers:
             with contextlib.suppress(OSError):
-                peer.sendall(data)
+                peer.send(message)
 
     def leave(self, why: str, requested: bool) -> None:
         """Report to the others that this rank ends, and why."""
@@ -106,11 +104,12 @@ class Group:
         text = why if why.startswith("rank ") else f"{self.name(rank)} is gone: {why}"
         self.life.end(1, f"restarting with the others: {text}", why=text)
 
-    def follow(self, rank: int, messages: Iterator[dict[str, Any]]) -> None:
+    def follow(self, rank: int, messages: Iterable[dict[str, Any]]) -> None:
         """Read a rank's heartbeats until there are no more, then end if the engine runs."""
         why, requested = "it closed the connection", False
         try:
             for message in messages:
+                self.heard_s[rank] = time.monotonic()
                 if message.get("serving"):
                     self.serving.set()
                 if "end" in message:
@@ -152,36 +151,60 @@ class Group:
                 say(text)
 
     def _accept(self, server: socket.socket) -> None:
+        members = {self.address(rank) for rank in range(len(self.members))}
         while True:
-            peer, _where = server.accept()
-            threading.Thread(target=self._attend, args=(peer,), daemon=True).start()
+            peer, where = server.accept()
+            if where[0] in members:
+                threading.Thread(target=self._attend, args=(peer, where[0]), daemon=True).start()
+            else:
+                self._refuse(peer, where[0], "it is not the address of a member")
 
-    def _attend(self, peer: socket.socket) -> None:
-        peer.settimeout(self.silence_seconds)
-        messages = lines_of(peer)
+    def _refuse(self, peer: socket.socket, where: str, why: str) -> None:
+        """Close a connection; the first one from an address is reported."""
+        peer.close()
+        if where not in self.strangers:
+            self.strangers.add(where)
+            say(f"connection from {where} refused: {why}")
+
+    def _attend(self, peer: socket.socket, where: str) -> None:
+        try:
+            hello, channel = tether.accept(peer, self.key, self.silence_seconds)
+        except (tether.UnprovenError, OSError) as error:
+            self._refuse(peer, where, str(error))
+            return
         rank = 0
         try:
-            hello = next(messages, {})
             rank = int(hello.get("rank", 0))
             if hello.get("model") != self.model or not 0 < rank < len(self.members):
-                peer.sendall(json.dumps({"wait": f"{self.name(0)} runs {self.model}"}).encode() + b"\n")
-                return
-            self._welcome(rank, peer, hello.get("env") or {})
-            self.follow(rank, messages)
+                channel.send({"wait": f"{self.name(0)} runs {self.model}"})
+            elif rank in self.peers and self._answers(rank):
+                channel.send({"wait": f"{self.name(rank)} is connected already, and answers"})
+            else:
+                self._welcome(rank, channel, hello.get("env") or {})
+                self.follow(rank, channel.messages())
         except (OSError, ValueError, TypeError):
             pass
         finally:
             with self.lock:
-                if self.peers.get(rank) is peer:
+                if self.peers.get(rank) is channel:
                     del self.peers[rank]
-            peer.close()
+            channel.close()
 
-    def _welcome(self, rank: int, peer: socket.socket, env: Mapping[str, str]) -> None:
+    def _answers(self, rank: int) -> bool:
+        """Return whether a rank's present connection gives a heartbeat from now on; an ended one gives none."""
+        asked_s = time.monotonic()
+        while time.monotonic() - asked_s < DEAD_S and rank in self.peers:
+            if self.heard_s.get(rank, 0.0) > asked_s:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _welcome(self, rank: int, channel: tether.Channel, env: Mapping[str, str]) -> None:
         if self.full.is_set():
             self.lost(rank, "it has restarted")
         with self.lock:
             before = self.peers.get(rank)
-            self.peers[rank] = peer
+            self.peers[rank] = channel
             if before is not None:
                 before.close()
             self.envs[rank] = env
@@ -203,15 +226,16 @@ class Group:
 
     def _join(self) -> None:
         since_s, shown = time.monotonic(), ("", 0.0)
-        hello = json.dumps({"rank": self.rank, "model": self.model, "env": self.env}).encode() + b"\n"
+        hello = {"rank": self.rank, "model": self.model, "env": self.env}
         while True:
-            problem = "the connection was closed"
+            problem = "it closed the connection; do both nodes have the same tether key? Run playbooks/serve.yml"
             try:
-                peer = socket.create_connection((self.address(0), self.port), timeout=5)
-                peer.settimeout(self.silence_seconds)
-                peer.sendall(hello)
-                self.peers[0] = peer
-                messages = lines_of(peer)
+                # From this rank's own address, because the head takes connections of members alone.
+                source = (self.address(self.rank), 0)
+                peer = socket.create_connection((self.address(0), self.port), timeout=5, source_address=source)
+                channel = tether.connect(peer, self.key, hello, self.silence_seconds)
+                self.peers[0] = channel
+                messages = channel.messages()
                 for message in messages:
                     if "refuse" in message:
                         self.life.end(REFUSED, str(message["refuse"]))
@@ -223,8 +247,8 @@ class Group:
                     if shown[0] != "here":
                         shown = ("here", time.monotonic())
                         say(f"waiting for rank 0 at {self.address(0)}:{self.port}: it waits for others")
-                peer.close()
-            except (OSError, ValueError) as error:
+                channel.close()
+            except (tether.UnprovenError, OSError, ValueError) as error:
                 problem = str(error)
             if shown[0] != problem or time.monotonic() - shown[1] > REPORT_EVERY_S:
                 shown = (problem, time.monotonic())

@@ -184,6 +184,8 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
         raise RefusedError(
             f"the weights in {launch['weights']} are not complete ({stamp.name} is missing); run playbooks/weights.yml"
         )
+    if launch["tether_key"] and not Path(launch["tether_key"]).is_file():
+        raise RefusedError(f"the tether key {launch['tether_key']} is missing; run playbooks/serve.yml")
     taken = listeners(call("ss", "-Hltnp")[1])
     for port in launch["ports"]:
         if port in taken:

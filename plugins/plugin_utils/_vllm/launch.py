@@ -79,8 +79,8 @@ def entry_arguments(
 ) -> list[str]:
     """Return the arguments of the container's first process (`_engine.entry`) for one rank.
 
-    :param watch: how the ranks hold together and when a start is ended: api_host, tether_port, silence_seconds,
-        stall_seconds, floor_gib, same_env, serving_file; without it they do not and it is not.
+    :param watch: how the ranks stay together and when a start is aborted: api_host, tether_port, tether_key,
+        silence_seconds, stall_seconds, floor_gib, same_env, serving_file; without it they do not and it is not.
     """
     spec = plan["spec"]
     rank = plan["members"].index(host)
@@ -90,7 +90,8 @@ def entry_arguments(
     if spec["required_env"]:
         common += ["--require-env", ",".join(spec["required_env"])]
     if plan["multi_node"] and watch.get("tether_port"):
-        common += ["--tether-port", str(watch["tether_port"]), "--silence-seconds", str(watch["silence_seconds"])]
+        common += ["--tether-port", str(watch["tether_port"]), "--tether-key", watch["tether_key"]]
+        common += ["--silence-seconds", str(watch["silence_seconds"])]
         common += ["--same-env", ",".join(sorted(watch["same_env"]))]
     if watch.get("serving_file"):
         common += ["--serving-file", watch["serving_file"]]

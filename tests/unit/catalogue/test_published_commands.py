@@ -61,6 +61,8 @@ VOLUMES = (
     "/var/lib/gb10/cache/{fingerprint}/{model}:/root/.cache/vllm /run/gb10/engine/{model}.progress:/run/gb10-engine "
     "{program}:{program}:ro"
 )
+#: On several nodes.
+VOLUMES_TETHERED = f"{VOLUMES} /etc/gb10/engine/tether.key:/run/gb10-tether.key:ro"
 
 #: On every model. The names of the parts are those of `flatten`.
 COMMON: dict[str, Deviation] = {
@@ -110,7 +112,7 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
         ),
         "docker --volume": Deviation(
             "<spark-model-root>:/root/.cache/huggingface",
-            VOLUMES,
+            VOLUMES_TETHERED,
             f"{READ_ONLY} {CACHE}",
         ),
         "image": Deviation("vllm-node:latest", "gb10/vllm-node:{fingerprint}", IMAGE),
@@ -131,7 +133,7 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
         ),
         "docker --volume": Deviation(
             "<Hugging Face cache>:/root/.cache/huggingface",
-            VOLUMES,
+            VOLUMES_TETHERED,
             f"{READ_ONLY} {CACHE}",
         ),
         "image": Deviation("local/vllm-ray:26.05.post1", "gb10/vllm-ray:{fingerprint}", IMAGE),

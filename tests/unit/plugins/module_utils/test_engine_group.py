@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import tether
 from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build
 
 DEADLINE_S = 20.0
@@ -35,6 +37,8 @@ class Ranks:
         self.folder, self.port = folder, free_port()
         self.archive = folder / build("engine").name
         self.archive.write_bytes(build("engine").data)
+        self.key = folder / "tether.key"
+        self.key.write_text("5" * 64 + "\n")
         self.members = ",".join(f"node-{rank}=127.0.0.1" for rank in range(count))
         self.started: list[tuple[subprocess.Popen[bytes], Path]] = []
 
@@ -42,7 +46,17 @@ class Ranks:
         """Start a rank; returns its place among all that were started."""
         log = self.folder / f"{len(self.started)}.log"
         words = ["serve", "--model", "m", "--rank", str(rank), "--members", self.members]
-        words += ["--tether-port", str(self.port), "--silence-seconds", "4", "--same-env", "SHARED", *options]
+        words += [
+            "--tether-port",
+            str(self.port),
+            "--tether-key",
+            str(self.key),
+            "--silence-seconds",
+            "4",
+            "--same-env",
+            "SHARED",
+            *options,
+        ]
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 [sys.executable, str(self.archive), "entry", *words, "--", *(command or ENGINE)],
@@ -84,9 +98,9 @@ def three(tmp_path: Path) -> Iterator[Ranks]:
         process.wait()
 
 
-def serve(ranks: Ranks) -> None:
+def serve(ranks: Ranks, *options: str) -> None:
     for rank in (2, 0, 1):
-        ranks.start(rank)
+        ranks.start(rank, *options)
     for place in range(3):
         ranks.await_text(place, "engine\n")
 
@@ -139,8 +153,8 @@ def test_a_rank_that_is_silent_is_gone(three: Ranks) -> None:
     assert (status, "no heartbeat for 4 s" in text) == (1, True), text
 
 
-def test_a_rank_that_starts_anew_restarts_the_others_at_once(three: Ranks) -> None:
-    serve(three)
+def test_a_rank_that_restarts_while_its_old_connection_is_dead_restarts_the_others(three: Ranks) -> None:
+    serve(three, "--silence-seconds", "60")
     three.signal(0, signal.SIGSTOP)  # as a node that lost its power: it closes no connection
     three.start(2)
     status, text = three.await_end(1)
@@ -214,3 +228,75 @@ def test_a_start_that_takes_the_memory_under_the_floor_ends_on_all_ranks(three: 
     status, text = three.await_end(2)
     assert (status, "GiB is below the floor of 1000000.00 GiB" in text) == (1, True), text
     assert "rank 2, node-2 (127.0.0.1) is gone: stopped: MemAvailable " in three.await_end(0)[1]
+
+
+# --- who is no rank ----------------------------------------------------------------------------
+
+
+def knock(port: int, *lines: bytes, source: str = "127.0.0.1") -> bytes:
+    """Connect as somebody else, send lines, and return what came back until the connection was closed."""
+    got = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S, source_address=(source, 0)) as peer:
+        try:
+            for line in lines:
+                peer.sendall(line + b"\n")
+            while part := peer.recv(4096):
+                got += part
+        except ConnectionError:
+            pass
+    return got
+
+
+HELLO = {"rank": 1, "model": "m", "env": {}}
+#: What a host that has no key can say: the old hello, garbage, a proof with another key, JSON of other shapes.
+WITHOUT_KEY = [
+    json.dumps(HELLO).encode(),
+    b"GET / HTTP/1.1",
+    json.dumps({"nonce": "1", "hello": json.dumps(HELLO), "mac": "0" * 64}).encode(),
+    json.dumps({"nonce": 1, "hello": None, "mac": []}).encode(),
+    b"[" * 5000,
+    b"\xff\xfe",
+    b"x" * (tether.MAX_HELLO_BYTES + 10),
+]
+
+
+def test_nobody_without_the_key_ends_an_engine(three: Ranks) -> None:
+    serve(three)
+    for line in WITHOUT_KEY:
+        answer = knock(three.port, line)
+        assert set(json.loads(answer.splitlines()[0])) == {"nonce"}, answer
+        assert len(answer.splitlines()) == 1, answer
+    time.sleep(1)
+    assert [process.poll() for process, _log in three.started] == [None] * 3, three.text(1)
+    assert three.text(1).count("connection from 127.0.0.1 refused: ") == 1
+
+
+def test_an_address_of_no_member_is_not_even_heard(three: Ranks) -> None:
+    head = three.start(0)
+    three.await_text(head, "ranks gathered 1 of 3")
+    assert knock(three.port, source="127.0.0.2") == b""
+    three.await_text(head, "connection from 127.0.0.2 refused: it is not the address of a member")
+
+
+def test_a_proven_hello_for_a_rank_that_answers_changes_nothing(three: Ranks) -> None:
+    serve(three)
+    with socket.create_connection(("127.0.0.1", three.port), timeout=DEADLINE_S) as peer:
+        channel = tether.connect(peer, b"5" * 64, HELLO, DEADLINE_S)
+        assert next(channel.messages()) == {"wait": "rank 1, node-1 (127.0.0.1) is connected already, and answers"}
+    time.sleep(1)
+    assert [process.poll() for process, _log in three.started] == [None] * 3, three.text(1)
+
+
+def test_another_key_is_named_on_both_sides(three: Ranks) -> None:
+    head = three.start(0)
+    three.await_text(head, "ranks gathered 1 of 3")
+    three.key.write_text("6" * 64)
+    other = three.start(1)
+    three.await_text(head, "connection from 127.0.0.1 refused: its proof does not match the key of this node")
+    three.await_text(other, "do both nodes have the same tether key? Run playbooks/serve.yml")
+
+
+def test_a_start_without_a_key_is_refused(three: Ranks) -> None:
+    three.key.unlink()
+    status, text = three.await_end(three.start(0))
+    assert (status, "gb10: start refused: the tether key" in text) == (78, True), text

@@ -78,7 +78,8 @@ def launch(tmp_path: Path) -> dict[str, Any]:
     (weights / ".gb10-manifest.json").write_text("{}")
     return {
         "container": "vllm-m", "image": "gb10/i:1", "weights": str(weights), "ports": [8000], "address": "10.211.0.11",
-        "require_rdma": False, "drop_caches_seconds": 0, "cache": str(tmp_path / "lib" / "cache" / "0123" / "m"),
+        "require_rdma": False, "drop_caches_seconds": 0, "tether_key": "",
+        "cache": str(tmp_path / "lib" / "cache" / "0123" / "m"),
         "progress": str(tmp_path / "run" / "m.progress"), "memory_needed_gib": 0.0, "memory_floor_gib": 0.0,
         "engine": "native", "nodes": 2, "model": "m", "unit": "vllm-m.service", "rank": 1,
         "starts": str(tmp_path / "run" / "m.starts"), "restart_burst": 3, "restart_interval_seconds": 600,
@@ -114,6 +115,7 @@ def test_a_stale_container_is_removed_by_its_exact_name(
         ({}, {"docker version --format": (1, "")}, "the Docker Engine does not answer: Cannot connect"),
         ({}, {"docker image inspect": (1, "")}, "image gb10/i:1 is not on this node"),
         ({"weights": "/nowhere"}, {}, "are not complete"),
+        ({"tether_key": "/nowhere"}, {}, "the tether key /nowhere is missing; run playbooks/serve.yml"),
         (
             {},
             {"ss -Hltnp": (0, 'LISTEN 0 1 *:8000 *:* users:(("nginx",pid=5,fd=1))')},

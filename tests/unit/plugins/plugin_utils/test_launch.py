@@ -80,7 +80,8 @@ def test_ray_on_one_node_is_refused() -> None:
 
 
 WATCH = {
-    "api_host": "0.0.0.0", "tether_port": 29600, "silence_seconds": 30, "stall_seconds": 900, "floor_gib": 2.0,
+    "api_host": "0.0.0.0", "tether_port": 29600, "tether_key": "/run/key", "silence_seconds": 30,
+    "stall_seconds": 900, "floor_gib": 2.0,
     "same_env": ["Z", "B"],
 }  # fmt: skip
 
@@ -90,7 +91,7 @@ def test_entry_arguments_of_each_role() -> None:
     head = launch.entry_arguments(ray, "a", ["--x"], WATCH)
     worker = launch.entry_arguments(ray, "b", ["--x"], WATCH)
     members = ["--members", "a=10.1.0.1,b=10.1.0.2", "--require-env", "A,B", "--tether-port", "29600"]
-    members += ["--silence-seconds", "30", "--same-env", "B,Z", "--floor-gib", "2.0"]
+    members += ["--tether-key", "/run/key", "--silence-seconds", "30", "--same-env", "B,Z", "--floor-gib", "2.0"]
     assert head == [
         "ray-head", "--model", "m", "--rank", "0", *members, "--health", "http://127.0.0.1:8000/health",
         "--port", "6379", "--stall-seconds", "900", "--ray-arg=--num-gpus=1",
