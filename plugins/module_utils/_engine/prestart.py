@@ -24,7 +24,17 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import page_cache, started
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import GAVE_UP, REFUSED
-from ansible_collections.gb10.cluster.plugins.module_utils._fabric.rdma import active_devices
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.capture import sysfs
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.environment import (
+    RECORD_PATH,
+    FabricError,
+    check_engine,
+    hcas,
+    left_out,
+    network_environment,
+    parse_record,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import parse_capture
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._node.command import run
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import available_gib
@@ -65,22 +75,32 @@ def interface_of(address: str, listing: Iterable[dict[str, Any]]) -> str:
     )
 
 
-def network_environment(address: str, interface: str, hcas: list[str]) -> dict[str, str]:
-    """Return the variables that name this node's network to vLLM, NCCL, Gloo and UCX.
+def fabric_of(address: str, interface: str, launch: dict[str, Any], listing: str) -> dict[str, str]:
+    """Return the variables that name this node's network, resolved now.
 
-    NCCL_IB_GID_INDEX is left unset: an index drifts in time and differs between nodes [P].
+    :param interface: the device that has the address.
+    :param launch: the launch description; its `nccl_env` is what the model sets of NCCL's.
+    :param listing: output of ``ip -json address``.
+    :raises RefusedError: when RDMA is required and no HCA can be used, or the engine cannot work on this fabric.
     """
-    env = {
-        "VLLM_HOST_IP": address,
-        "GLOO_SOCKET_IFNAME": interface,
-        "NCCL_SOCKET_IFNAME": interface,
-        "TP_SOCKET_IFNAME": interface,
-        "OMPI_MCA_btl_tcp_if_include": interface,
-    }
-    if hcas:
-        env["NCCL_IB_HCA"] = ",".join(hcas)
-        env["UCX_NET_DEVICES"] = ",".join([*(f"{hca}:1" for hca in hcas), interface])
-    return env
+    record = parse_record(files.read_json(RECORD_PATH))
+    tree = {**sysfs(), "ip": listing}
+    machine = parse_capture(tree)
+    if not {netdev.name for netdev in machine.netdevs} >= set(record.netdevs):
+        machine = parse_capture(tree, interfaces=record.netdevs)
+    try:
+        check_engine(record, launch["engine"], launch["nodes"], launch.get("nccl_env", {}))
+    except FabricError as error:
+        raise RefusedError(str(error)) from error
+    unused = left_out(machine, record)
+    if launch["require_rdma"] and not hcas(machine, record):
+        raise RefusedError(
+            f"no HCA can be used: {'; '.join(unused) or 'none of a linked port is active in /sys/class/infiniband'}. "
+            "Without RDMA NCCL falls back to TCP. Run playbooks/doctor.yml"
+        )
+    for phrase in unused:
+        print(f"gb10: warning: not used by NCCL: {phrase}", flush=True)
+    return network_environment(machine, record, address, interface)
 
 
 def listeners(text: str) -> dict[int, str]:
@@ -198,12 +218,9 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
                 f"another Ray runs on this node: {process} (pid {pid}){place_of(pid)}; stop it, "
                 "or its nodes and this engine's get mixed up"
             )
-    interface = interface_of(launch["address"], json.loads(call("ip", "-json", "address")[1] or "[]"))
-    hcas = active_devices()
-    if launch["require_rdma"] and not hcas:
-        raise RefusedError(
-            "no HCA is active in /sys/class/infiniband; without RDMA NCCL falls back to TCP. Run playbooks/doctor.yml"
-        )
+    listing = call("ip", "-json", "address")[1] or "[]"
+    interface = interface_of(launch["address"], json.loads(listing))
+    env = fabric_of(launch["address"], interface, launch, listing)
     available = available_gib(Path("/proc/meminfo").read_text(encoding="ascii"))
     needed = max(launch["memory_needed_gib"], launch["memory_floor_gib"])
     if available < needed:
@@ -211,7 +228,7 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
             f"MemAvailable is {available:.1f} GiB and the engine needs {needed:.1f} GiB on this node: "
             f"{needed - available:.1f} GiB short. What holds memory: ps -eo rss,comm --sort=-rss | head"
         )
-    return network_environment(launch["address"], interface, hcas)
+    return env
 
 
 def make_directories(launch: dict[str, Any]) -> Path:

@@ -71,7 +71,7 @@ def hcas(machine: Machine, record: Record) -> list[str]:
     every usable port counts.
     """
     ours = [netdev for netdev in machine.netdevs if not record.netdevs or netdev.name in record.netdevs]
-    return [netdev.hca.name for netdev in ours if netdev.hca is not None and usable(netdev)]
+    return sorted((netdev.hca.name for netdev in ours if netdev.hca and usable(netdev)), key=str.lower)
 
 
 def left_out(machine: Machine, record: Record) -> list[str]:

@@ -49,8 +49,3 @@ def devices(root: Path = SYSFS) -> list[RdmaDevice]:
         )
         for device in (sorted(root.iterdir()) if root.is_dir() else [])
     ]
-
-
-def active_devices(root: Path = SYSFS) -> list[str]:
-    """Return the names of the HCAs with an active port, sorted."""
-    return [device.name for device in devices(root) if any(port.active for port in device.ports)]

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils._engine import prestart
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.environment import Record, network_environment
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import parse_capture
 from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build
 
 HERE = Path(__file__).parent
@@ -26,6 +27,7 @@ PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "published.yml").r
 MODELS = sorted(PUBLISHED)
 
 #: The ports of the machines in [S2]: what the environment of a start is made from there.
+MACHINE = Path(__file__).resolve().parents[1] / "fixtures/fabric/ring.json"
 INTERFACE = "enp1s0f1np1"
 HCAS = ["rocep1s0f0", "rocep1s0f1", "roceP2p1s0f0", "roceP2p1s0f1"]
 
@@ -51,6 +53,7 @@ ENV_FILE = "Variables are in files that only root reads; the second is written a
 IMAGE = "Tags carry the fingerprint of all that an image is made of: `latest` may be another image on each node."
 RDMA = "Without it NCCL falls back to TCP in silence [S2]."
 AT_START = "Resolved on the node at every start: names and addresses differ between nodes."
+EXACT = 'With "=" the names match exactly; without it NCCL takes each as a prefix.'
 ONE_INTERFACE = "Control traffic takes the one interface with the fabric address; data goes by RDMA over every HCA."
 OFFLINE = "Weights are on every node and verified; nothing is fetched when an engine starts [S0]."
 LOG = "Log lines reach the journal as they are written."
@@ -95,7 +98,7 @@ NETWORK: dict[str, Deviation] = {
     "env GLOO_SOCKET_IFNAME": Deviation(None, INTERFACE, AT_START),
     "env NCCL_SOCKET_IFNAME": Deviation(None, INTERFACE, AT_START),
     "env OMPI_MCA_btl_tcp_if_include": Deviation(None, INTERFACE, AT_START),
-    "env NCCL_IB_HCA": Deviation(None, ",".join(HCAS), AT_START),
+    "env NCCL_IB_HCA": Deviation(None, "=" + ",".join(HCAS), AT_START),
     "env UCX_NET_DEVICES": Deviation(None, ",".join([*(f"{hca}:1" for hca in HCAS), INTERFACE]), AT_START),
 }
 FOUR = "enp1s0f0np0,enp1s0f1np1,enP2p1s0f0np0,enP2p1s0f1np1"
@@ -155,6 +158,7 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
         "env NCCL_SOCKET_IFNAME": Deviation(FOUR, INTERFACE, ONE_INTERFACE),
         "env GLOO_SOCKET_IFNAME": Deviation(FOUR, INTERFACE, ONE_INTERFACE),
         "env OMPI_MCA_btl_tcp_if_include": Deviation(FOUR, INTERFACE, ONE_INTERFACE),
+        "env NCCL_IB_HCA": Deviation(",".join(HCAS), "=" + ",".join(HCAS), EXACT),
         "env UCX_NET_DEVICES": Deviation(
             ",".join(f"{hca}:1" for hca in HCAS),
             ",".join([*(f"{hca}:1" for hca in HCAS), INTERFACE]),
@@ -287,7 +291,8 @@ def command_of(folder: Path, model: str) -> dict[str, Any]:
     launch = json.loads((folder / "etc" / "gb10" / "engine" / f"{model}.json").read_text(encoding="utf-8"))
     env_lines = (folder / "etc" / "gb10" / "engine" / f"{model}.env").read_text(encoding="utf-8").splitlines()
     env = dict(line.split("=", 1) for line in env_lines)
-    env |= prestart.network_environment(launch["address"], INTERFACE, HCAS)
+    machine = parse_capture(json.loads(MACHINE.read_text(encoding="utf-8")))
+    env |= network_environment(machine, Record(), launch["address"], INTERFACE)
     return {
         "docker": options(words[2:image], _SWITCHES),
         "env": env,

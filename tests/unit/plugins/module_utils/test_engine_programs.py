@@ -18,11 +18,18 @@ from ansible_collections.gb10.cluster.plugins.module_utils._engine import entry,
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import available_gib
 from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build
 
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "fabric"
+
 # `ip -json address` of a lab node, shortened.
 LINKS: list[dict[str, Any]] = [
-    {"ifname": "lo", "operstate": "UNKNOWN", "flags": ["LOOPBACK", "UP"], "addr_info": [{"local": "127.0.0.1"}]},
-    {"ifname": "eth0", "operstate": "UP", "flags": ["UP"], "addr_info": [{"local": "10.210.0.11"}]},
-    {"ifname": "eth1", "operstate": "UP", "flags": ["UP"], "addr_info": [{"local": "10.211.0.11"}]},
+    {
+        "ifname": "lo",
+        "operstate": "UNKNOWN",
+        "flags": ["LOOPBACK", "UP"],
+        "addr_info": [{"local": "127.0.0.1", "prefixlen": 24}],
+    },
+    {"ifname": "eth0", "operstate": "UP", "flags": ["UP"], "addr_info": [{"local": "10.210.0.11", "prefixlen": 24}]},
+    {"ifname": "eth1", "operstate": "UP", "flags": ["UP"], "addr_info": [{"local": "10.211.0.11", "prefixlen": 24}]},
 ]
 
 
@@ -41,16 +48,6 @@ def test_a_link_without_carrier_is_refused() -> None:
     links = [{**LINKS[2], "flags": ["NO-CARRIER", "UP"], "operstate": "DOWN"}]
     with pytest.raises(prestart.RefusedError, match="has no carrier"):
         prestart.interface_of("10.211.0.11", links)
-
-
-def test_the_network_is_named_per_node_and_the_gid_index_is_not() -> None:
-    env = prestart.network_environment("10.1.0.1", "enp1s0f0np0", ["rocep1s0f0", "roceP2p1s0f0"])
-    assert env["VLLM_HOST_IP"] == "10.1.0.1"
-    assert env["NCCL_IB_HCA"] == "rocep1s0f0,roceP2p1s0f0"
-    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
-        assert env[name] == "enp1s0f0np0"
-    assert not [name for name in env if "GID" in name]
-    assert "NCCL_IB_HCA" not in prestart.network_environment("10.1.0.1", "eth1", [])
 
 
 def test_holders_of_ports_are_named() -> None:
@@ -121,7 +118,7 @@ def test_a_stale_container_is_removed_by_its_exact_name(
             {"ss -Hltnp": (0, 'LISTEN 0 1 *:8000 *:* users:(("nginx",pid=5,fd=1))')},
             r"port 8000 is held by nginx \(pid 5\)",
         ),
-        ({"require_rdma": True}, {}, "no HCA is active"),
+        ({"require_rdma": True}, {}, "no HCA can be used: none of a linked port is active"),
         ({"memory_needed_gib": 1e6}, {}, r"the engine needs 1000000\.0 GiB on this node"),
         ({"memory_floor_gib": 2e6}, {}, r"the engine needs 2000000\.0 GiB on this node"),
     ],
@@ -132,9 +129,50 @@ def test_a_node_that_cannot_carry_the_engine_says_why(
     fake = node()
     fake.answers.update(answers)
     monkeypatch.setattr(prestart, "call", fake.call)
-    monkeypatch.setattr(prestart, "active_devices", list)
+    monkeypatch.setattr(prestart, "sysfs", dict)
     with pytest.raises(prestart.RefusedError, match=sentence):
         prestart.prepare({**launch, **changes})
+
+
+def machine_of(name: str) -> tuple[dict[str, str], str]:
+    """Return the sysfs of a captured machine, and the output of ip there."""
+    tree = json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+    return {key: text for key, text in tree.items() if key.startswith("class/")}, tree["ip"]
+
+
+def test_the_fabric_of_a_start(
+    launch: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, listing = machine_of("ring")
+    record = tmp_path / "fabric.json"
+    monkeypatch.setattr(prestart, "sysfs", lambda: tree)
+    monkeypatch.setattr(prestart, "RECORD_PATH", record)
+    launch = {**launch, "require_rdma": True, "nccl_env": {"NCCL_DEBUG": "INFO"}}
+
+    def env(**changes: Any) -> dict[str, str]:
+        return prestart.fabric_of("10.77.0.1", "gb10", {**launch, **changes}, listing)
+
+    # Without a record every port that works; with one the cluster's alone.
+    assert env()["NCCL_IB_HCA"] == "=rocep1s0f0,rocep1s0f1,roceP2p1s0f0,roceP2p1s0f1"
+    record.write_text('{"topology": "switch", "nodes": 2, "netdevs": ["enp1s0f0np0", "enP2p1s0f0np0"]}')
+    assert env()["NCCL_IB_HCA"] == "=rocep1s0f0,roceP2p1s0f0"
+    assert "not used by NCCL: rocep1s0f1 (enp1s0f1np1) is not a port of the cluster" in capsys.readouterr().out
+    record.write_text('{"topology": "ring", "nodes": 3, "netdevs": []}')
+    assert env()["NCCL_IB_SUBNET_AWARE_ROUTING"] == "1"
+    with pytest.raises(prestart.RefusedError, match="Ray does not work on a ring"):
+        env(engine="ray")
+    with pytest.raises(prestart.RefusedError, match="NCCL_NET_PLUGIN=aws"):
+        env(nccl_env={"NCCL_NET_PLUGIN": "aws"})
+
+
+def test_a_start_without_a_usable_hca_says_why(launch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, listing = machine_of("switch")
+    monkeypatch.setattr(prestart, "sysfs", lambda: tree)
+    links = [{**link, "addr_info": []} for link in json.loads(listing)]
+    with pytest.raises(
+        prestart.RefusedError, match=r"no HCA can be used: rocep1s0f0 \(enp1s0f0np0\) has no IPv4 address"
+    ):
+        prestart.fabric_of("10.0.0.1", "enp1s0f0np0", {**launch, "require_rdma": True}, json.dumps(links))
 
 
 def test_missing_environment_is_named() -> None:

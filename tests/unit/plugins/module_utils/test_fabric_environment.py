@@ -73,7 +73,7 @@ def test_a_port_outside_the_plan_is_not_used_although_it_works() -> None:
 def test_a_ring() -> None:
     env = network_environment(load("ring"), RING, "192.168.100.11", "gb10")
     assert env["NCCL_SOCKET_IFNAME"] == "gb10"
-    assert env["NCCL_IB_HCA"] == "=rocep1s0f0,roceP2p1s0f0,rocep1s0f1,roceP2p1s0f1"
+    assert env["NCCL_IB_HCA"] == "=rocep1s0f0,rocep1s0f1,roceP2p1s0f0,roceP2p1s0f1"
     assert {name: env[name] for name in ring_environment(RING)} == {
         "NCCL_IB_SUBNET_AWARE_ROUTING": "1",
         "NCCL_IB_MERGE_NICS": "0",
