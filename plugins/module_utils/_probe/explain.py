@@ -6,7 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import CAUSE, CONSEQUENCE, CONTEXT
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import (
+    BY_NAME,
+    CAUSE,
+    CONSEQUENCE,
+    CONTEXT,
+    USUAL,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.states import (
     ABSENT,
     DEAD,
@@ -35,8 +41,8 @@ def _unit_words(report: Mapping[str, Any]) -> str:
 
 def rank_diagnoses(reports: Sequence[Mapping[str, Any]], nodes_by_address: Mapping[str, str]) -> list[Diagnosis]:
     """The findings of all ranks: causes first, those that another rank's absence explains after the
-    others, those of gone ranks before living ones', then by time."""
-    keyed: list[tuple[tuple[int, int, int, float], Diagnosis]] = []
+    others, those of gone ranks before living ones', then by the rank of their signature, then by time."""
+    keyed: list[tuple[tuple[int, int, int, int, float], Diagnosis]] = []
     seen: set[tuple[str, str]] = set()
     unreachable = {str(report.get("node", "")) for report in reports if report.get("state") == UNREACHABLE}
     for report in reports:
@@ -60,6 +66,7 @@ def rank_diagnoses(reports: Sequence[Mapping[str, Any]], nodes_by_address: Mappi
                 _KIND_ORDER.get(diagnosis.kind, 3),
                 1 if name in TRANSIENT_CAUSES and node not in unreachable else 0,
                 0 if gone else 1,
+                BY_NAME[name].rank if name in BY_NAME else USUAL,
                 float(finding.get("time_s", 0.0)) or float(place),
             )
             keyed.append((order, diagnosis))

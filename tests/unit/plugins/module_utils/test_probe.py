@@ -389,3 +389,12 @@ def test_a_state_survives_the_way_through_plain_data() -> None:
 
 def test_wiring_travels_as_plain_data() -> None:
     assert EngineLog(mtp=MtpWiring("mtp", 3, detected=True)).as_dict()["mtp"]["num_spec_tokens"] == 3
+
+
+def test_a_line_that_names_the_thing_comes_before_an_earlier_one_that_many_failures_end_in() -> None:
+    findings = [
+        {**finding("gpu_fault", "cause"), "time_s": 1.0},
+        {**finding("kernel_image_missing", "cause"), "time_s": 2.0},
+    ]
+    state = merge([rank(node, probe.DEAD, findings=findings if node == HEAD else []) for node in NODES], None)
+    assert [each.name for each in state.diagnosis][:2] == ["kernel_image_missing", "gpu_fault"]
