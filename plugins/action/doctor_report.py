@@ -13,7 +13,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.files import wr
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED
 from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.diagnose import diagnose, tables
-from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.gather import node_limits, node_report
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.gather import FORMER, node_limits, node_report
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import FAIL, OK, WARN
 
 LEVELS = {"never": {OK, WARN, FAIL}, "fail": {OK, WARN}, "warn": {OK}}
@@ -39,6 +39,9 @@ class ActionModule(ControlNodeAction):
             return self._templar.template(known[variable]) if variable in known else None
 
         own = {node: known["hostvars"][node] for node in arguments["nodes"]}
+        for former in {former for each in own.values() for former in FORMER.values() if former in each}:
+            new = next(name for name, old in FORMER.items() if old == former)
+            Display().warning(f"The variable {former!r} is now named {new!r}; the former name is removed in 0.3.0.")
         report = diagnose(
             {node: node_report(each) for node, each in own.items()},
             {node: node_limits(each, of_this_run) for node, each in own.items()},

@@ -18,7 +18,7 @@ ROLES = Path(__file__).resolve().parents[3] / "roles"
 VARIABLES: dict[str, str] = {
     "memory_available_gib": "doctor_memory_available_gib",
     "disk_free_gib": "doctor_disk_free_gib",
-    "clock_skew_s": "doctor_clock_skew_s",
+    "clock_skew_s": "doctor_clock_skew_seconds",
     "mtu_bytes": "fabric_mtu",
     "speed_mbps": "fabric_speed_mbps",
     "rdma": "fabric_rdma",
@@ -28,6 +28,9 @@ VARIABLES: dict[str, str] = {
     "sysctl": "host_sysctl",
     "open_ports": "doctor_open_ports",
 }
+
+#: Former names of variables, which count until 0.3.0 where the present one is not set.
+FORMER = {"doctor_clock_skew_seconds": "doctor_clock_skew_s"}
 
 #: The register of each task of role doctor, and the key without which it holds no answer.
 _REGISTERS = {"fabric": ("__doctor_fabric", "machine"), "ping": ("__doctor_ping", "peers"),
@@ -52,7 +55,8 @@ def node_limits(own: Mapping[str, Any], run: Callable[[str], Any]) -> Limits:
     """
     found: dict[str, Any] = {}
     for limit, variable in VARIABLES.items():
-        value = own[variable] if variable in own else run(variable)
+        former = FORMER.get(variable, variable)
+        value = own[variable] if variable in own else own[former] if former in own else run(variable)
         found[limit] = role_defaults(variable.partition("_")[0])[variable] if value is None else value
     found["open_ports"] = tuple(int(port) for port in found["open_ports"])
     return Limits(**found)

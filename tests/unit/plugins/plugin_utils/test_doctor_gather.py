@@ -46,6 +46,11 @@ def test_a_node_wins_over_the_run_and_the_run_over_the_default(
     assert node_limits(own, run.get).mtu_bytes == mtu
 
 
+def test_a_former_name_counts_where_the_present_one_is_not_set() -> None:
+    assert node_limits({"doctor_clock_skew_s": 2.5}, nothing).clock_skew_s == 2.5
+    assert node_limits({"doctor_clock_skew_s": 2.5, "doctor_clock_skew_seconds": 1.0}, nothing).clock_skew_s == 1.0
+
+
 def test_ports_may_come_as_text() -> None:
     assert node_limits({"doctor_open_ports": ["22", 9100]}, nothing).open_ports == (22, 9100)
 
