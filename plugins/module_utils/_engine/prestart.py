@@ -254,6 +254,18 @@ def restarts_of(unit: str) -> int:
     return int(count) if count.isdigit() else 0
 
 
+def count_fault(launch: dict[str, Any]) -> int:
+    """Count a start that failed on a wrong description, which no time heals; return the exit status."""
+    try:
+        count_start(launch, restarts_of(launch["unit"]), time.clock_gettime(time.CLOCK_BOOTTIME))
+    except GaveUpError as end:
+        print(f"gb10: gave up: {end}", flush=True)
+        return GAVE_UP
+    except Exception:  # noqa: BLE001 - without a description there is nothing to count with
+        return REFUSED
+    return REFUSED
+
+
 def main(argv: Sequence[str]) -> int:
     """Prepare the start that the launch description asks for, then become the command.
 
@@ -263,9 +275,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("launch", type=Path, help="launch description of this rank, JSON")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="exec COMMAND", help="what to become")
     given = parser.parse_args(argv)
-    launch = json.loads(given.launch.read_text(encoding="utf-8"))
     command = given.command[1:]
+    launch: dict[str, Any] = {}
     try:
+        launch = json.loads(given.launch.read_text(encoding="utf-8"))
         env = prepare(launch)
         network_env = Path(launch["network_env"])
         network_env.parent.mkdir(parents=True, exist_ok=True)
@@ -283,6 +296,12 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"gb10: start refused: {error}; is a disk full? See df -h", flush=True)
         return REFUSED
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the description, it is named and counted
+        print(
+            f"gb10: start refused: {type(error).__name__}: {error}, in {given.launch}; run playbooks/serve.yml",
+            flush=True,
+        )
+        return count_fault(launch)
     print(f"gb10: {launch['container']} starts as rank {launch['rank']} on {env['GLOO_SOCKET_IFNAME']}", flush=True)
     if command:
         pid, seconds = os.getpid(), launch["drop_caches_seconds"]

@@ -128,12 +128,16 @@ def test_a_published_pair_with_a_known_risk_is_served_with_a_warning(addressed: 
 
 
 def test_an_override_reaches_the_rendered_command(site: Callable[[], Any], tmp_path: Path) -> None:
-    more = overrides(serve={"max-model-len": 524288, "max-cudagraph-capture-size": None})
+    env = {"RAY_memory_monitor_refresh_ms": "250", "NCCL_NET": "Socket"}
+    more = overrides(serve={"max-model-len": 524288, "max-cudagraph-capture-size": None}, env=env)
     run = site().run("render.yml", "-e", "model=nemotron-super", "-e", f"model_render_dir={tmp_path / 'out'}", *more)
     assert run.returncode == 0, run.output
     script = (tmp_path / "out" / "gx10-1" / "vllm-serve.sh").read_text(encoding="utf-8")
     assert "--max-model-len 524288" in script
     assert "--max-cudagraph-capture-size" not in script, "null takes an option out"
+    for node in ("gx10-1", "gx10-2"):
+        text = (tmp_path / "out" / node / "etc" / "gb10" / "engine" / "nemotron-super.env").read_text(encoding="utf-8")
+        assert {"RAY_memory_monitor_refresh_ms=250", "NCCL_NET=Socket", "NCCL_CROSS_NIC=1"} <= set(text.splitlines())
 
 
 def test_rendering_asks_no_node_and_gives_no_secret_away(rendered: Callable[[str], Any]) -> None:

@@ -249,10 +249,11 @@ def test_a_start_becomes_the_command(
 ) -> None:
     became: list[Any] = []
     (tmp_path / "m.json").write_text(json.dumps(launch))
-    monkeypatch.setattr(prestart, "call", node(systemctl_show_vllm_m_service=(0, "2\n")).call)
+    monkeypatch.setattr(prestart, "call", node().call)
     monkeypatch.setattr(os, "execvp", lambda name, argv: became.append((name, argv)))
-    prestart.main([str(tmp_path / "m.json"), "exec", "/bin/true", "--x"])
-    assert became == [("/bin/true", ["/bin/true", "--x"])]
+    command = ["/bin/true", "--x", "--", "--help", "-h"]
+    prestart.main([str(tmp_path / "m.json"), "exec", *command])
+    assert became == [("/bin/true", command)]
     assert "VLLM_HOST_IP=10.211.0.11\n" in Path(launch["network_env"]).read_text()
     assert Path(launch["network_env"]).with_suffix(".started").is_file()
     for path in (Path(launch["cache"]), *Path(launch["cache"]).parents[:2], Path(launch["progress"])):
@@ -508,3 +509,22 @@ def test_a_start_begins_without_the_serving_file_of_the_one_before(launch: dict[
     Path(launch["progress"]).mkdir(parents=True)
     (Path(launch["progress"]) / "serving").touch()
     assert not prestart.make_directories(launch).exists()
+
+
+def test_a_wrong_description_is_named_and_counted(
+    launch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = tmp_path / "m.json"
+    description.write_text(json.dumps({**launch, "memory_floor_gib": "1.5"}))
+    fake = node()
+    fake.answers["systemctl show vllm-m.service"] = (0, "2\n")
+    monkeypatch.setattr(prestart, "call", fake.call)
+    statuses = [prestart.main([str(description), "exec", "docker"]) for _start in range(4)]
+    assert statuses == [78, 78, 78, 75]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("gb10: start refused: TypeError: ")
+    assert said[0].endswith(f", in {description}; run playbooks/serve.yml")
+    assert said[-1].startswith("gb10: gave up: 3 starts in ")
+    description.write_text('{"unit": ')
+    assert prestart.main([str(description), "exec", "docker"]) == 78
+    assert "start refused: JSONDecodeError: " in capsys.readouterr().out
