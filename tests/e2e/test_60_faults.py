@@ -518,7 +518,7 @@ def leftovers(node: int) -> dict[str, str]:
         "mounts": on(node, "findmnt --raw --noheadings --output TARGET | sed 's#/[0-9a-f]\\{64\\}#/<id>#' | sort"),
         "ports": on(node, "ss -Hltn | awk '{print $4}' | sort"),
         "files": on(node, "find /tmp /run/gb10 /etc/gb10 /var/lib/gb10/engine /usr/local/lib/gb10 "
-                    "-not -path '*/systemd-private*' -not -name 'ansible*' | sort"),
+                    "-not -path '*/systemd-private*' -not -name 'ansible*' -not -name serving | sort"),
         "images": on(node, "docker images --quiet | sort"),
         "volumes": on(node, "docker volume ls --quiet | sort"),
     }  # fmt: skip
