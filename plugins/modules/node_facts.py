@@ -190,7 +190,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
 )
 
 #: Looks at the GPU within 1.5 s: a pause between two requests must not pass for an idle GPU.
-SMI_SAMPLES, SMI_INTERVAL_S = 4, 0.5
+SMI_SAMPLES = 4
+SMI_INTERVAL_S = 0.5
 TIME_SERVICES = ("chrony.service", "systemd-timesyncd.service", "ntpsec.service", "ntp.service", "openntpd.service")
 DISPLAY_PROCESSES = ("gnome-shell", "Xorg", "Xwayland", "gdm", "lightdm", "sddm", "plasmashell", "gnome-session-b")
 

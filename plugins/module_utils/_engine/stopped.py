@@ -18,6 +18,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._node.command import run
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import relevant
 
 OWN = re.compile(
     r"^gb10: ((?:start refused|stopped|gave up|missing environment|restarting with the others|only \d+ of): ?.*)"
@@ -44,12 +45,13 @@ def reason_of(lines: Sequence[str], result: str, code: str, status: str) -> str:
         own = OWN.match(line)
         if own:
             return own.group(1)
-    causes = [line for line in lines if not ECHO.search(line)]
+    able = relevant(lines)
+    causes = [line for line in able if not ECHO.search(line)]
     for pattern, among, words in (
         (EXCEPTION, causes, "{}"),
-        (DIED, causes, "{}"),
-        (RAY_DIED, causes, "Ray's {} ended"),
-        (EXCEPTION, lines, "{}"),
+        (DIED, lines, "{}"),
+        (RAY_DIED, lines, "Ray's {} ended"),
+        (EXCEPTION, able, "{}"),
         (DOCKER, lines, "{}"),
     ):
         found = next(filter(None, map(pattern.search, among)), None)

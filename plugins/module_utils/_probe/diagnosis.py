@@ -126,6 +126,13 @@ def _harmless(lines: Sequence[_Line]) -> set[int]:
     return found
 
 
+def relevant(texts: Iterable[str]) -> list[str]:
+    """Return the lines of an engine's log that can hold a cause: no client error, no warning, nothing before ready."""
+    parsed = _parsed(LogLine(text) for text in texts)
+    harmless = _harmless(parsed)
+    return [line.text for line in parsed if line.index not in harmless]
+
+
 def _finding(signature: Signature, found: re.Match[str], line: _Line) -> Finding:
     groups = _Groups({name: value.rstrip(". ") for name, value in found.groupdict().items() if value})
     return Finding(

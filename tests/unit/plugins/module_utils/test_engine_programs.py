@@ -417,6 +417,22 @@ def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.Monkey
         (["docker: Error response from daemon: no such runtime."], "Error response from daemon: no such runtime."),
         (["gb10: missing environment: A must be set"], "missing environment: A must be set"),
         (["nothing that is known"], "systemd: exit-code, exited 3"),
+        (
+            [
+                "(APIServer pid=1) INFO:     Application startup complete.",
+                "(APIServer pid=1) vllm.exceptions.VLLMValidationError: max_tokens=9000 cannot be greater than 4096",
+                "(EngineCore pid=2) ERROR 11-03 09:00:00 [core.py:9] RuntimeError: the core's own",
+            ],
+            "RuntimeError: the core's own",
+        ),
+        (
+            [
+                "(APIServer pid=1) INFO:     Application startup complete.",
+                "(APIServer pid=1) vllm.exceptions.VLLMValidationError: max_tokens=9000 cannot be greater than 4096",
+                "gb10: the engine exited unexpectedly: killed by signal 9",
+            ],
+            "the engine exited unexpectedly: killed by signal 9",
+        ),
     ],
 )
 def test_the_reason_of_an_end_is_the_likeliest_line(lines: list[str], reason: str) -> None:
