@@ -14,6 +14,7 @@ import jinja2
 from ansible.plugins.action import ActionBase
 from ansible.plugins.filter.core import quote
 
+from ansible_collections.gb10.cluster.plugins.module_utils._image import remote
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.plugin_utils._image import locks
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files
@@ -56,6 +57,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "mods": {"type": "list", "elements": "str", "default": []},
                 "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
                 "overlays_dir": {"type": "path", "default": str(_ROOT / "overlays")},
+                "digests": {"type": "dict", "default": {}},
                 "locks_dir": {"type": "path", "default": str(_ROOT / "locks")},
                 "wheels_dir": {"type": "path", "required": True},
                 "require_wheels": {"type": "bool", "default": True},
@@ -119,12 +121,26 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         archive = Path(recipe["base_archive"]).expanduser().resolve() if recipe["base_archive"] else None
         if archive is not None and not archive.is_file():
             missing.append(f"gb10_images.{args['name']}.base_archive {archive} does not exist on the control node.")
+        digest = ""
+        reference = remote.parse(recipe["base"])
+        if archive is None:
+            if reference is None:
+                errors.append(
+                    f"gb10_images.{args['name']}: '{recipe['base']}' is not an image reference such as "
+                    "nvidia/cuda:13.2.0-devel-ubuntu24.04."
+                )
+            else:
+                digest = reference.digest or str(args["digests"].get(recipe["base"], ""))
         if args["require_wheels"]:
             errors += missing
         if errors:
             return {}, errors
+        unresolved = archive is None and not digest
+        if unresolved and not args["require_wheels"]:
+            missing.append(f"The digest of {recipe['base']} is not recorded yet; the first run of site.yml records it.")
+        unbuilt = unresolved or bool(missing)
         # Wheels are gigabytes: hashing them is of use only when all of them are there.
-        to_hash = [] if missing else [*context.values(), *([archive] if archive else [])]
+        to_hash = [] if unbuilt else [*context.values(), *([archive] if archive else [])]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             digests = dict(zip(to_hash, pool.map(_sha256, to_hash), strict=True))
         hashes = {name: digests[path] for name, path in context.items() if path in digests}
@@ -136,7 +152,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return {}, errors
         base = recipe["base"]
         if archive is not None:
-            base = f"gb10/base:{_UNBUILT if missing else digests[archive][:12]}"
+            base = f"gb10/base:{_UNBUILT if unbuilt else digests[archive][:12]}"
+        elif reference is not None and digest:
+            base = remote.Reference(reference.host, reference.name, reference.tag, digest).pinned
         template = jinja2.Environment(
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
@@ -149,12 +167,12 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         mods_plan = mods_logic.plan_document(mods, str(recipe["vllm_version"])) if mods else ""
         variables = {**recipe, "base": base, "mods": args["mods"], "labels": mods_logic.plan_labels(mods)}
         mark = _UNBUILT
-        if not missing:
+        if not unbuilt:
             parts = {"dockerfile": source.render(**variables, fingerprint=""), "files": hashes, "mods": mods_plan}
             mark = image_recipe.fingerprint(parts)
         dockerfile = source.render(**variables, fingerprint=mark)
         context |= locked
-        if args["context_dir"] and not missing and not self._task.check_mode:
+        if args["context_dir"] and not unbuilt and not self._task.check_mode:
             texts = {"Dockerfile": dockerfile, **({"mods/plan.json": mods_plan} if mods else {})}
             folders = [f"wheels/{step['name']}" for step in recipe["steps"] if step["lock"]]
             self._lay_out(Path(args["context_dir"]), context, texts, folders)
@@ -164,6 +182,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "fingerprint": mark,
             "base": base,
             "base_archive": str(archive) if archive else None,
+            # The tag that has to keep its digest; empty when the recipe itself names a digest or an archive.
+            "reference": recipe["base"] if archive is None and reference is not None and not reference.digest else "",
+            "digest": digest,
             "python": f"{recipe['venv']}/bin/python" if recipe["venv"] else recipe["python"],
             "dockerfile": dockerfile,
             "files": hashes,

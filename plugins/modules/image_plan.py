@@ -32,6 +32,12 @@ options:
   overlays_dir:
     description: Directory of overlay files; the collection's own unless given.
     type: path
+  digests:
+    description:
+      - Image reference → digest. A base that is a tag is built from its digest.
+      - For a tag that is missing here, C(digest) is empty, and the image's tag and fingerprint are C(unbuilt).
+    type: dict
+    default: {}
   locks_dir:
     description:
       - Directory of the locks, the collection's own unless given. A step with C(lock=true) installs the wheels of
@@ -72,7 +78,7 @@ RETURN = r"""
 image_plan:
   description: >-
     Name, C(tag), C(fingerprint), C(dockerfile), C(files) with their sha256, C(assertions),
-    C(base), C(base_archive), C(context_mib) and C(download_mib) of the image, and C(missing),
+    C(base), C(base_archive), C(reference), C(digest), C(context_mib) and C(download_mib) of the image, and C(missing),
     a sentence for each file that is missing on the control node.
   returned: success
   type: dict

@@ -14,6 +14,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import ne
 
 _DEFAULTS: dict[str, Any] = {
     "base": None,
+    # An image of a registry in place of a build: a base whose own Python has vLLM.
+    "pull": None,
     "base_archive": None,
     "packages": [],
     "python": "python3",
@@ -69,7 +71,11 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
         for key, value in recipe.items():
             if key == "from":
                 continue
-            if key not in _DEFAULTS:
+            if key == "pull":
+                flat.update(pull=value, base=value, venv=recipe.get("venv", ""))
+                if recipe.get("base") or recipe.get("base_archive") or recipe.get("from"):
+                    errors.append(f"{where} has `pull` and one of `base`, `base_archive` and `from`: give one of them.")
+            elif key not in _DEFAULTS:
                 near = nearest(str(key), [*_DEFAULTS, "from"])
                 hint = f" Did you mean '{near}'?" if near else ""
                 errors.append(f"{where}.{key} is not a known key.{hint}")
@@ -84,7 +90,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     flat["name"] = name
     flat["lineage"] = list(reversed(lineage))
     if not flat["base"]:
-        errors.append(f"gb10_images.{name} has neither `base` nor `from`.")
+        errors.append(f"gb10_images.{name} has none of `base`, `pull` and `from`.")
     steps = []
     names: set[str] = set()
     for number, step in enumerate(flat["steps"]):

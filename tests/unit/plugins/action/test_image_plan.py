@@ -14,6 +14,7 @@ from ansible_collections.gb10.cluster.plugins.action import image_plan
 from ansible_collections.gb10.cluster.plugins.plugin_utils._image import locks
 
 WHEEL = "vllm-0.32.0-py3-none-any.whl"
+DIGEST = "sha256:" + "1" * 64
 IMAGES: dict[str, Any] = {
     "vllm-node": {
         "base": "ubuntu:24.04",
@@ -51,6 +52,7 @@ def plan(tmp_path: Path, images: dict[str, Any], check: bool = False, **more: An
         "mods_dir": str(Path(image_plan.__file__).parents[2] / "mods"),
         "overlays_dir": str(tmp_path / "overlays"),
         "locks_dir": str(tmp_path / "locks"),
+        "digests": {"ubuntu:24.04": DIGEST},
         "wheels_dir": str(tmp_path / "wheels"),
         "require_wheels": True,
         "context_dir": str(tmp_path / "context"),
@@ -260,3 +262,62 @@ def test_a_locked_step_is_nothing_else(tmp_path: Path, step: dict[str, Any], sen
     images = copy.deepcopy(LOCKED)
     images["vllm-node"]["steps"] = [{"name": "vllm", **step}]
     assert sentence in plan(tmp_path, images)[1][0]
+
+
+# --- what is pulled --------------------------------------------------------------------------------------------
+
+
+def pulled(reference: str, **more: Any) -> dict[str, Any]:
+    """Return a catalogue with an image of a registry."""
+    return {"vllm-node": {"pull": reference, "vllm_version": "0.30.0", "assertions": {"vllm": "0.30.0"}, **more}}
+
+
+def test_a_pulled_image_is_its_digest_with_our_labels(tmp_path: Path) -> None:
+    found, errors = plan(tmp_path, pulled("vllm/vllm-openai:v0.30.0"), digests={"vllm/vllm-openai:v0.30.0": DIGEST})
+    assert errors == []
+    lines = [line for line in found["dockerfile"].splitlines() if line and not line.startswith("#")]
+    assert lines[0] == f"FROM vllm/vllm-openai@{DIGEST}"
+    assert [line.split()[0] for line in lines[1:]] == ["LABEL"]
+    assert (found["reference"], found["digest"]) == ("vllm/vllm-openai:v0.30.0", DIGEST)
+    assert found["python"] == "python3"
+    other, _errors = plan(
+        tmp_path, pulled("vllm/vllm-openai:v0.30.0"), digests={"vllm/vllm-openai:v0.30.0": DIGEST[:-1] + "2"}
+    )
+    assert other["tag"] != found["tag"]
+
+
+def test_a_digest_in_the_recipe_needs_no_lock(tmp_path: Path) -> None:
+    found, errors = plan(tmp_path, pulled(f"nvcr.io/nvidia/vllm:26.05@{DIGEST}"), digests={})
+    assert (errors, found["reference"]) == ([], "")
+    assert f"FROM nvcr.io/nvidia/vllm@{DIGEST}\n" in found["dockerfile"]
+
+
+def test_a_tag_without_a_digest_is_unbuilt(tmp_path: Path) -> None:
+    found, errors = plan(tmp_path, pulled("vllm/vllm-openai:v0.30.0"), digests={})
+    assert (errors, found["tag"], found["digest"]) == ([], "gb10/vllm-node:unbuilt", "")
+    assert not (tmp_path / "context").exists()
+    shown, errors = plan(tmp_path, pulled("vllm/vllm-openai:v0.30.0"), digests={}, require_wheels=False)
+    assert (errors, len(shown["missing"])) == ([], 1)
+    assert "The digest of vllm/vllm-openai:v0.30.0 is not recorded yet" in shown["missing"][0]
+
+
+def test_layers_can_be_put_on_a_pulled_image(tmp_path: Path) -> None:
+    images = pulled(f"vllm/vllm-openai@{DIGEST}")
+    images["more"] = {"from": "vllm-node", "steps": [{"name": "nccl", "requirements": ["x==1"]}]}
+    found, errors = plan(tmp_path, images, name="more")
+    assert errors == []
+    assert "python3 -m pip install" in found["dockerfile"]
+    assert "-m venv" not in found["dockerfile"]
+
+
+@pytest.mark.parametrize(
+    ("images", "sentence"),
+    [
+        (pulled("x:1", base="y:1"), "has `pull` and one of `base`, `base_archive` and `from`"),
+        (pulled("Not A Reference"), "'Not A Reference' is not an image reference"),
+        ({"vllm-node": {"vllm_version": "1"}}, "has none of `base`, `pull` and `from`."),
+    ],
+)
+def test_a_reference_that_cannot_be_used_is_named(tmp_path: Path, images: dict[str, Any], sentence: str) -> None:
+    _found, errors = plan(tmp_path, images)
+    assert sentence in "\n".join(errors)

@@ -37,7 +37,7 @@ def test_lineage_is_flat_and_in_order() -> None:
         (IMAGES, "mimoo", "gb10_images has no image 'mimoo'. Did you mean 'mimo'?"),
         ({"a": {"from": "b"}, "b": {"from": "a"}}, "a", "gb10_images: 'a -> b -> a' is circular."),
         ({"a": {"from": "gone"}}, "a", "gb10_images has no image 'gone'."),
-        ({"a": {}}, "a", "gb10_images.a has neither `base` nor `from`"),
+        ({"a": {}}, "a", "gb10_images.a has none of `base`, `pull` and `from`"),
         (
             {"a": {"base": "x", "pakages": []}},
             "a",
