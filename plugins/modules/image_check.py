@@ -43,6 +43,17 @@ options:
     description: Directory of this collection on the node; V(images/) below it holds the records of verified images.
     type: path
     default: /var/lib/gb10
+  nccl_floor:
+    description:
+      - The lowest version of the NCCL that torch loads, as C(ncclGetVersion) returns it. Empty for a model of one
+        node. A torch without CUDA is not checked.
+    type: str
+    default: ""
+  nccl_below_floor:
+    description: What to do with an image whose NCCL is older.
+    type: str
+    choices: [refuse, warn]
+    default: refuse
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
 author:
@@ -82,7 +93,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import records
-from ansible_collections.gb10.cluster.plugins.module_utils._image.asserts import PROBE, verdict
+from ansible_collections.gb10.cluster.plugins.module_utils._image.asserts import PROBE, nccl_problem, verdict
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 
@@ -112,6 +123,8 @@ def main() -> None:
             "assertions": {"type": "dict", "required": True},
             "imports": {"type": "list", "elements": "str", "default": ["torch", "vllm", "vllm.engine.arg_utils"]},
             "probes": {"type": "dict", "default": {}},
+            "nccl_floor": {"type": "str", "default": ""},
+            "nccl_below_floor": {"type": "str", "choices": ["refuse", "warn"], "default": "refuse"},
             "state_dir": {"type": "path", "default": records.STATE_DIR},
         },
         supports_check_mode=True,
@@ -136,8 +149,15 @@ def main() -> None:
         "imports": module.params["imports"],
         "probes": sorted(module.params["probes"]),
     }
+    floor, tolerated = module.params["nccl_floor"], module.params["nccl_below_floor"] == "warn"
+    versions = known.get("versions", {})
     if all(known.get(key) == value for key, value in wanted.items()):
-        module.exit_json(changed=False, identity=mark, versions=known.get("versions", {}))
+        problem = nccl_problem(tag, versions, floor)
+        # A record of before that check does not know the version.
+        if not problem or (tolerated and "nccl" in versions):
+            if problem:
+                module.warn(problem)
+            module.exit_json(changed=False, identity=mark, versions=versions)
     if module.check_mode:
         module.exit_json(changed=True, identity=mark)
 
@@ -148,6 +168,11 @@ def main() -> None:
         module.fail_json(msg=f"{tag} does not run: exit code {code}: {(err or out).strip()[-1500:]}", errors=[err])
     answer = json.loads(answered.group(1) if answered else "{}")
     errors = verdict(tag, module.params["assertions"], answer["found"], answer["errors"])
+    problem = nccl_problem(tag, answer["found"], floor)
+    if problem and tolerated:
+        module.warn(problem)
+    elif problem:
+        errors.append(problem)
     for mod, source in module.params["probes"].items():
         code, out, err = inside(module, tag, module.params["python"], source)
         if code != 0:

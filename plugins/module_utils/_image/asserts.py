@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 #: Runs inside the image.  Prints one JSON line; an import that fails is an answer, not a crash.
 PROBE = """
-import importlib, importlib.metadata as md, json, sys
+import ctypes, importlib, importlib.metadata as md, json, sys
 found, errors = {"python": sys.version.split()[0]}, {}
 for name in sys.argv[1].split(","):
     if name == "torch_cuda" or not name:
@@ -23,6 +23,15 @@ for name in sys.argv[2].split(","):
         if name == "torch":
             found["torch"] = module.__version__
             found["torch_cuda"] = module.version.cuda
+            if module.version.cuda:
+                # The library that torch has loaded, whichever of those in the image that is.
+                with open("/proc/self/maps") as maps:
+                    paths = sorted({line.split()[-1] for line in maps if "/libnccl.so" in line})
+                found["nccl"] = None
+                if paths:
+                    number = ctypes.c_int()
+                    ctypes.CDLL(paths[0]).ncclGetVersion(ctypes.byref(number))
+                    found["nccl"] = f"{number.value // 10000}.{number.value // 100 % 100}.{number.value % 100}"
     except BaseException as error:
         errors[name] = f"{type(error).__name__}: {error}"
 print("gb10-image-probe " + json.dumps({"found": found, "errors": errors}))
@@ -94,3 +103,24 @@ def verdict(
             sentence += " " + _CPU_TORCH.format(wanted=assertions.get("torch", "a CUDA build"))
         wrong.append(sentence)
     return wrong
+
+
+def nccl_problem(tag: str, found: Mapping[str, str | None], floor: str) -> str:
+    """Return why an image must not serve a model of several nodes, or an empty string.
+
+    :param found: what the probe found; without ``torch_cuda`` torch is a CPU build and loads no NCCL.
+    :param floor: the lowest NCCL that does not deadlock on aarch64, NVIDIA/nccl#2353; empty for a model of one node.
+    """
+    version = found.get("nccl")
+    if not floor or not found.get("torch_cuda") or (version and _release(version) >= _release(floor)):
+        return ""
+    remedy = (
+        f"Put a step of its own with nvidia-nccl-cu13 {floor} or later on top of the image, as vllm-node has it, or "
+        "accept the risk with image_nccl_below_floor: warn."
+    )
+    if not version:
+        return f"{tag}: torch has loaded no libnccl, so its version is unknown; {floor} or later is needed. {remedy}"
+    return (
+        f"{tag}: torch loads NCCL {version}; below {floor} it deadlocks on aarch64 between nodes (NVIDIA/nccl#2353). "
+        f"{remedy}"
+    )

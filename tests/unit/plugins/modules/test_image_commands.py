@@ -40,6 +40,7 @@ class Module:
         self.answer = answer
         self.check_mode = check
         self.missing: set[str] = set()
+        self.warnings: list[str] = []
         self.calls: list[list[str]] = []
         self.run_command_environ_update: dict[str, str] = {}
 
@@ -50,6 +51,9 @@ class Module:
     def run_command(self, argv: list[str], **_options: Any) -> tuple[int, str, str]:
         self.calls.append(argv)
         return self.answer(argv) or (0, "", "")
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def exit_json(self, **result: Any) -> None:
         raise EndedError(False, result)
@@ -178,6 +182,8 @@ def check_params(tmp_path: Path) -> dict[str, Any]:
         "assertions": {"torch": "2.11.0+cu130", "torch_cuda": "13.0"},
         "imports": ["torch"],
         "probes": {"small": "assert True"},
+        "nccl_floor": "",
+        "nccl_below_floor": "refuse",
         "state_dir": str(tmp_path),
     }
 
@@ -228,6 +234,30 @@ def test_a_wrong_image_is_refused_and_loses_its_name(
     assert sentence in str(ended)
     assert ["docker", "rmi", TAG] in fake.calls
     assert not (tmp_path / "images").exists()
+
+
+def test_an_old_nccl_is_refused_for_several_nodes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {**GOOD, "nccl": "2.28.9"}
+    alone = Module(check_params(tmp_path), inside(found))
+    assert not run(image_check, monkeypatch, alone).failed
+    # The record of the model of one node does not let the image pass for one of several.
+    params = {**check_params(tmp_path), "nccl_floor": "2.29.3"}
+    ended = run(image_check, monkeypatch, Module(params, inside(found)))
+    assert ended.failed
+    assert "torch loads NCCL 2.28.9; below 2.29.3 it deadlocks on aarch64 between nodes" in str(ended)
+    # The owner may want it so; each run says it again.
+    for changed in (True, False):
+        fake = Module({**params, "nccl_below_floor": "warn"}, inside(found))
+        if changed:
+            (tmp_path / "images" / "gb10_probe@0123456789ab.json").unlink()
+        assert run(image_check, monkeypatch, fake).result["changed"] is changed
+        assert len(fake.warnings) == 1
+
+
+def test_a_record_that_does_not_know_its_nccl_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not run(image_check, monkeypatch, Module(check_params(tmp_path), inside(GOOD))).failed
+    fake = Module({**check_params(tmp_path), "nccl_floor": "2.29.3"}, inside({**GOOD, "nccl": "2.29.3"}))
+    assert run(image_check, monkeypatch, fake).result["versions"]["nccl"] == "2.29.3"
 
 
 # --- image_offer -----------------------------------------------------------------------------------------------
