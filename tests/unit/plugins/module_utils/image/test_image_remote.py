@@ -80,7 +80,7 @@ class Registry(BaseHTTPRequestHandler):
         asked = self.headers.get("Authorization", "")
         if self.scheme == "Bearer" and not asked.startswith("Bearer for service=registry&scope=repository"):
             self.send_response(401)
-            where = f"http://127.0.0.1:{self.server.server_address[1]}/token"
+            where = f"http://{self.headers['Host']}/token"
             self.send_header(
                 "WWW-Authenticate", f'Bearer realm="{where}",service="registry",scope="repository:a/b:pull"'
             )
