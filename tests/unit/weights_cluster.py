@@ -85,7 +85,7 @@ class Cluster:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"state": "none"}
         return found
 
-    def until(self, node: int, *states: str, seconds: float = 60) -> dict[str, Any]:
+    def until(self, node: int, *states: str, seconds: float = 600) -> dict[str, Any]:
         """Wait for a state and return the node's status."""
         deadline = time.monotonic() + seconds
         while (found := self.status(node))["state"] not in states:
@@ -95,7 +95,7 @@ class Cluster:
 
     def until_has(self, node: int, count: int) -> None:
         """Wait until a node has so many bytes."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 600
         while self.status(node).get("have_bytes", 0) < count:
             assert time.monotonic() < deadline, self.status(node)
             time.sleep(0.05)
