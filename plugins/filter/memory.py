@@ -10,6 +10,7 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import MemoryModelError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import tightest_of
+from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import device_of
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments as arguments_of
 
 
@@ -27,9 +28,7 @@ def tightest(results: Sequence[Mapping[str, Any]], nodes: Sequence[str]) -> dict
 def memory_arguments(spec: Mapping[str, Any], vllm_version: str) -> dict[str, Any]:
     """Return the module's arguments for a model; see memory_arguments.yml."""
     try:
-        # vLLM's builds for other hardware say so in the local part of their version (0.32.0+cpu).
-        device = "cpu" if vllm_version.partition("+")[2].split(".")[0] == "cpu" else "cuda"
-        return arguments_of(spec, vllm_version, device)
+        return arguments_of(spec, vllm_version, device_of(vllm_version))
     except MemoryModelError as error:
         raise AnsibleFilterError("gb10.cluster.memory_arguments: " + " ".join(error.problems)) from error
     except KeyError as error:

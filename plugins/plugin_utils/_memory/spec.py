@@ -117,6 +117,11 @@ def _limits(spec: Mapping[str, Any], arguments: Mapping[str, Any], problems: lis
     return found
 
 
+def device_of(vllm_version: str) -> str:
+    """Return the device of a build: vLLM's builds for other hardware say so in the local part of their version."""
+    return CPU if vllm_version.partition("+")[2].split(".")[0] == "cpu" else CUDA
+
+
 def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = CUDA) -> dict[str, Any]:
     """Return the arguments of ``gb10.cluster.memory_budget`` for a model.
 

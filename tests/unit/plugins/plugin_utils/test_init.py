@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inventory that is proposed for boxes: names, fabric addresses, cabling, models, and what an owner wrote stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.gb10.cluster.plugins.plugin_utils._init.propose import (
+    addresses_from,
+    as_dict,
+    document,
+    hosts_of,
+    models_that_fit,
+    propose,
+)
+
+
+def netdev(name: str, *addresses: str, carrier: bool = True) -> dict[str, Any]:
+    return {
+        "name": name, "driver": "mlx5_core", "pci": "0000:01:00.0", "mac": "02:00:00:00:00:01", "mtu_bytes": 9000,
+        "up": True, "carrier": carrier, "speed_mbps": 200000 if carrier else None, "lanes": 4, "lanes_max": 4,
+        "addresses": list(addresses), "hca": None, "manager": "",
+    }  # fmt: skip
+
+
+def box(
+    address: str, *fabric: str, name: str = "", other: str = "192.168.1.10/24", heard: Any = None
+) -> dict[str, Any]:
+    """A box with one port of two halves, and what it has off the fabric."""
+    return {
+        "address": address,
+        "name": name,
+        "hostname": f"spark-{address[-2:]}",
+        "memory_gib": 119.7,
+        "heard": heard or {},
+        "facts": {
+            "machine": {
+                "ports": [{"key": "0", "netdevs": [netdev("a", *fabric), netdev("b")]}],
+                "other": {other: "enP7s7"},
+                "backend": "netplan",
+            },
+            "control": {"client": "192.168.1.5", "server": address},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,b, c\nd", ["a", "b", "c", "d"]),
+        (["a", "b", "a"], ["a", "b"]),
+        ("", []),
+        (" , ", []),
+    ],
+)
+def test_addresses_are_split_and_each_counts_once(text: Any, expected: list[str]) -> None:
+    assert addresses_from(text) == expected
+
+
+def test_new_boxes_get_names_and_a_free_network() -> None:
+    found = propose([box("192.168.1.11"), box("192.168.1.12")], {})
+    assert [(each.name, each.ansible_host, each.fabric_address) for each in found.nodes] == [
+        ("gx10-1", "192.168.1.11", "192.168.100.1"),
+        ("gx10-2", "192.168.1.12", "192.168.100.2"),
+    ]
+    assert (found.topology, found.subnet, found.manage, found.problems) == (
+        "back_to_back", "192.168.100.0/24", True, []
+    )  # fmt: skip
+
+
+def test_a_network_that_a_box_uses_is_not_taken() -> None:
+    assert propose([box("h", other="192.168.100.7/23")], {}).subnet == "192.168.102.0/24"
+
+
+def test_addresses_that_the_boxes_have_already_are_kept_and_left_to_the_owner() -> None:
+    found = propose([box("h1", "10.0.0.4/24"), box("h2", "10.0.0.9/24")], {})
+    assert [each.fabric_address for each in found.nodes] == ["10.0.0.4", "10.0.0.9"]
+    assert (found.subnet, found.manage) == ("10.0.0.0/24", False)
+    assert "kept and only checked" in found.notes[0]
+
+
+@pytest.mark.parametrize("addresses", [("10.0.0.4/24", "10.0.1.9/24"), ("169.254.1.1/16", "169.254.1.2/16"), ("", "")])
+def test_addresses_that_are_no_common_network_are_not_kept(addresses: tuple[str, str]) -> None:
+    boxes = [box(f"h{number}", *([each] if each else [])) for number, each in enumerate(addresses)]
+    assert propose(boxes, {}).manage
+
+
+@pytest.mark.parametrize(
+    ("subnet", "problem"),
+    [
+        ("192.168.1.0/24", "init_fabric_subnet 192.168.1.0/24 overlaps 192.168.1.0/24, which a box uses already."),
+        ("10.0.0.0/33", "init_fabric_subnet is '10.0.0.0/33', which is no network:"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(subnet: str, problem: str) -> None:
+    assert propose([box("h")], {}, subnet).problems[0].startswith(problem)
+
+
+def test_boxes_without_a_cable_are_named() -> None:
+    boxes = [box("h1", heard={"neighbours": {"a": [], "b": []}}), box("h2", heard={"neighbours": {"a": [], "b": []}})]
+    assert propose(boxes, {}).problems == [
+        "gx10-1: none of its fabric ports hears any other node. Check its cable at both ends and the switch's port.",
+        "gx10-2: none of its fabric ports hears any other node. Check its cable at both ends and the switch's port.",
+    ]
+
+
+def test_two_boxes_of_one_name_are_refused() -> None:
+    found = propose([box("h1", name="desk"), box("h2", name="desk")], {})
+    assert found.problems == ["Two boxes would be called desk: give them names with init_names."]
+
+
+EARLIER = yaml.safe_load("""
+all:
+  vars: {model: old, ansible_user: me, edge_tls: true}
+  children:
+    monitor: {hosts: {desk: {}}}
+    gx10:
+      children:
+        head: {hosts: {desk: {ansible_host: h1, gb10_fabric_address: 10.9.0.7, host_hostname: ""}}}
+""")
+
+
+def test_a_rerun_keeps_names_addresses_and_what_the_owner_added() -> None:
+    found = propose([box("h1"), box("h2")], EARLIER)
+    assert [(each.name, each.fabric_address) for each in found.nodes] == [("desk", "10.9.0.7"), ("gx10-1", "10.9.0.1")]
+    written = document(as_dict(found), EARLIER, "me", "new")
+    assert written["all"]["vars"] == {"model": "new", "ansible_user": "me", "edge_tls": True}
+    assert written["all"]["children"]["monitor"] == {"hosts": {"desk": {}}}
+    assert hosts_of(written) == {
+        "desk": {"ansible_host": "h1", "gb10_fabric_address": "10.9.0.7", "host_hostname": ""},
+        "gx10-1": {"ansible_host": "h2", "gb10_fabric_address": "10.9.0.1"},
+    }
+
+
+def test_one_box_has_no_workers() -> None:
+    written = document(as_dict(propose([box("h1")], {})), {}, "me", "m")
+    assert list(written["all"]["children"]["gx10"]["children"]) == ["head"]
+
+
+def spec(name: str, nodes: int, size_gib: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name, "nodes": nodes, "size_gib": size_gib, "image": "some", "repo": f"org/{name}", "env": {},
+        "serve": {"tensor-parallel-size": nodes, "max-model-len": 4096, "gpu-memory-utilization": 0.8},
+        "geometry": {
+            "architecture": "Qwen3ForCausalLM", "layers": 4, "hidden_size": 64, "max_position_embeddings": 8192,
+            "attention": {"layers": 4, "heads": 4, "kv_heads": 4, "head_dim": 32},
+        },
+        **changes,
+    }  # fmt: skip
+
+
+IMAGES = {"some": {"base": "b", "python": "python3", "vllm_version": "0.22.1", "steps": [], "assertions": {}}}
+
+
+def test_models_are_judged_by_the_boxes_and_the_largest_that_fits_comes_first() -> None:
+    specs = [
+        spec("small", 1, 10), spec("large", 1, 500), spec("wide", 4, 20), spec("middle", 1, 40),
+        spec("shapeless", 1, 1, geometry={}), spec("imageless", 1, 1, image="other"),
+    ]  # fmt: skip
+    rows = models_that_fit(specs, IMAGES, [119.7, 119.7])
+    assert [(row["name"], row["verdict"]) for row in rows] == [
+        ("middle", "fits"), ("small", "fits"), ("shapeless", "unknown"), ("imageless", "unknown"),
+        ("large", "refused"), ("wide", "too few nodes"),
+    ]  # fmt: skip
+    assert rows[-1]["reason"] == "needs 4 nodes, here are 2"
