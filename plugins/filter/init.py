@@ -4,11 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import yaml
-from ansible.errors import AnsibleFilterError
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._init import propose
 
@@ -21,19 +17,6 @@ def init_addresses(text: str | Sequence[str]) -> list[str]:
 def init_proposal(boxes: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], subnet: str = "") -> dict[str, Any]:
     """Return the proposed inventory; see init_proposal.yml."""
     return propose.as_dict(propose.propose(boxes, earlier or {}, subnet))
-
-
-def init_specs(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the model_spec of each model file; see init_specs.yml."""
-    specs = []
-    for path in paths:
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise AnsibleFilterError(f"gb10.cluster.init_specs: {path} cannot be read: {error}") from error
-        if isinstance(content, dict) and isinstance(content.get("model_spec"), dict):
-            specs.append(content["model_spec"])
-    return specs
 
 
 def init_models(
@@ -56,7 +39,6 @@ class FilterModule:
         return {
             "init_addresses": init_addresses,
             "init_proposal": init_proposal,
-            "init_specs": init_specs,
             "init_models": init_models,
             "init_document": init_document,
         }

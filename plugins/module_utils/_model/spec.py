@@ -149,6 +149,12 @@ MODEL_SPEC: dict[str, dict[str, Any]] = {
         "description": "Published figures, each with its source, for bench and for a reader.",
         "example": {"sweep": [{"concurrency": 1, "decode_tokens_per_s": 19.3, "source": "[S0]"}]},
     },
+    "dynamo": {
+        "type": "dict",
+        "default": {},
+        "description": "The model's targets on Kubernetes with NVIDIA Dynamo; docs/dynamo.md.",
+        "example": {"targets": {"agg-b200-chat-mtp": {"gpu": "B200", "gpus": 4}}},
+    },
     "notes": {
         "type": "list",
         "elements": "str",

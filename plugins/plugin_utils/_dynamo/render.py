@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Kubernetes objects of one target: volume claim, jobs, graph.  Pure: a target in, dictionaries out.
+
+Secrets are named, never held: their objects are written from memory by the role.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import Target
+
+MANAGED = {"app.kubernetes.io/managed-by": "gb10.cluster"}
+MODELS, ARTIFACTS, SCRATCH = "model-cache", "artifact-root", "runtime-tmp"
+CUBINS = "/usr/local/lib/python3.12/dist-packages/flashinfer_cubin/cubins/flashinfer"
+#: Exit codes of the recipe's own checks [S3].
+EXITS = {42: "no model", 43: "no parser", 96: "too few GPUs", 97: "GPU memory in use", 98: "GPU processes"}
+
+
+def digest(template: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that change with a template: jobs cannot be changed, only be named anew."""
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def labels(target: Target) -> dict[str, str]:
+    """Return the labels of everything that belongs to a target."""
+    return {"app.kubernetes.io/name": target.graph, "app.kubernetes.io/part-of": target.part_of, **MANAGED}
+
+
+def claim(target: Target) -> dict[str, Any]:
+    """Return the claim of the volume that holds the model."""
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": f"{target.cache['size_gib']}Gi"}},
+    }
+    if target.settings.storage_class:
+        spec["storageClassName"] = target.settings.storage_class
+    return _object("v1", "PersistentVolumeClaim", target.cache["claim"], target, spec)
+
+
+def download_job(target: Target) -> dict[str, Any]:
+    """Return the job that brings the model's repository into the cache, at one revision, and checks its files."""
+    view = f"{target.cache['path']}/{target.cache['view']}"
+    script = "\n".join(
+        [
+            "set -eu",
+            f"pip install --quiet --disable-pip-version-check huggingface_hub=={target.cache['hub_version']}",
+            "python3 - <<'END'",
+            "import os, threading, time, pathlib",
+            "from huggingface_hub import HfApi, snapshot_download",
+            f"repo, view = {target.repo!r}, pathlib.Path({view!r})",
+            f"commit = HfApi().model_info(repo, revision={target.revision!r}).sha",
+            "def report():",
+            "    while True:",
+            "        time.sleep(30)",
+            "        done = sum(file.stat().st_size for file in view.rglob('*') if file.is_file())",
+            "        print(f'MODEL_DOWNLOAD_PROGRESS bytes={done}', flush=True)",
+            "threading.Thread(target=report, daemon=True).start()",
+            "snapshot_download(repo, revision=commit, local_dir=view)",
+            "(view / '.gb10-revision').write_text(commit + '\\n')",
+            "END",
+            *(f"test -r {shlex.quote(f'{view}/{file}')}" for file in target.cache["required"]),
+            "echo MODEL_DOWNLOAD_PASS",
+        ]
+    )
+    container = {
+        "name": "download",
+        "image": target.cache["image"],
+        "command": ["/bin/sh", "-c", script],
+        "env": [{"name": "HF_HOME", "value": "/tmp/hf"}],
+        "envFrom": [{"secretRef": {"name": target.settings.token_secret}}],
+        "volumeMounts": [{"name": MODELS, "mountPath": target.cache["path"]}],
+    }
+    return _job(target, "model-download", container, backoff=1)
+
+
+def validate_job(target: Target) -> dict[str, Any]:
+    """Return the job that checks the cached model: its files, every shard of the index, and each shard's length."""
+    view = f"{target.cache['path']}/{target.cache['view']}"
+    script = "\n".join(
+        [
+            "import json, pathlib, py_compile, struct, sys",
+            f"view = pathlib.Path({view!r})",
+            "def fail(code, words):",
+            "    print('MODEL_VALIDATE_FAIL ' + words, flush=True)",
+            "    sys.exit(code)",
+            "if not view.is_dir():",
+            "    fail(42, f'class=missing_directory path={view}')",
+            f"for name in {list(target.cache['required'])!r}:",
+            "    if not (view / name).is_file():",
+            "        fail(43, f'class=missing_file path={view / name}')",
+            "kind = json.loads((view / 'config.json').read_text())['model_type']",
+            "index = view / 'model.safetensors.index.json'",
+            "shards = sorted(set(json.loads(index.read_text())['weight_map'].values())) if index.is_file() else []",
+            "for name in shards or sorted(file.name for file in view.glob('*.safetensors')):",
+            "    file = view / name",
+            "    if not file.is_file():",
+            "        fail(43, f'class=missing_shard path={file}')",
+            "    with file.open('rb') as stream:",
+            "        (size,) = struct.unpack('<Q', stream.read(8))",
+            "        header = json.loads(stream.read(size))",
+            "    ends = [each['data_offsets'][1] for key, each in header.items() if key != '__metadata__']",
+            "    wanted = 8 + size + max(ends, default=0)",
+            "    if file.stat().st_size != wanted:",
+            "        fail(43, f'class=short_shard path={file} bytes={file.stat().st_size} expected={wanted}')",
+            "for file in view.glob('*.py'):",
+            "    py_compile.compile(str(file), cfile='/tmp/compiled', doraise=True)",
+            "print(f'MODEL_VALIDATE_PASS model_type={kind}', flush=True)",
+        ]
+    )
+    container = {
+        "name": "validate",
+        "image": target.cache["image"],
+        "command": ["python3", "-c", script],
+        "volumeMounts": [{"name": MODELS, "mountPath": target.cache["path"], "readOnly": True}],
+    }
+    return _job(target, "model-validate", container, backoff=0)
+
+
+def _job(target: Target, what: str, container: Mapping[str, Any], backoff: int) -> dict[str, Any]:
+    template = {
+        "metadata": {"labels": {**labels(target), "gb10.cluster/job": what}},
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [dict(container)],
+            "volumes": [_cache_volume(target, read_only=False)],
+        },
+    }
+    spec = {"backoffLimit": backoff, "template": template}
+    return _object("batch/v1", "Job", f"{target.part_of}-{what}-{digest(spec)}", target, spec)
+
+
+def graph(target: Target) -> dict[str, Any]:
+    """Return the DynamoGraphDeployment of a target."""
+    if target.disaggregated:
+        workers = [_worker(target, "prefill", "prefill"), _worker(target, "decode", "decode")]
+    else:
+        workers = [_worker(target, "worker", "worker")]
+    spec = {
+        "backendFramework": "vllm",
+        "env": [{"name": name, "value": value} for name, value in target.env],
+        "components": [_frontend(target), *workers],
+    }
+    made = _object("nvidia.com/v1beta1", "DynamoGraphDeployment", target.graph, target, spec)
+    own = f"{target.part_of}.nvidia.com"
+    made["metadata"]["labels"] |= {
+        f"{own}/backend": "vllm",
+        f"{own}/topology": target.label,
+        f"{own}/workload": target.workload,
+    }
+    made["metadata"]["annotations"] = {"gb10.cluster/target": target.target}
+    return made
+
+
+def _frontend(target: Target) -> dict[str, Any]:
+    port = int(target.frontend["port"])
+    command = [
+        "python3", "-m", "dynamo.frontend",
+        "--router-mode", str(target.frontend["router_mode"]),
+        *(["--router-kv-events"] if target.frontend["router_kv_events"] else []),
+        "--kv-cache-block-size", str(target.block_size),
+        "--http-host", "0.0.0.0",
+        "--http-port", str(port),
+    ]  # fmt: skip
+    probe = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10}
+    container = {
+        "name": "main",
+        "image": target.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/bin/bash", "-c", _logged("frontend", command)],
+        "ports": [{"name": "http", "containerPort": port}],
+        "startupProbe": {**probe, "timeoutSeconds": 10, "failureThreshold": 360},
+        "readinessProbe": {**probe, "timeoutSeconds": 3, "failureThreshold": 3},
+        "volumeMounts": _mounts(target),
+    }
+    pod = {"containers": [container], "volumes": _volumes(target), **_placement(target, frontend=True)}
+    return _component(target, "Frontend", "frontend", 1, "frontend", pod)
+
+
+def _worker(target: Target, name: str, kind: str) -> dict[str, Any]:
+    gpus = {"nvidia.com/gpu": str(target.gpus)}
+    if target.disaggregated:
+        rdma = target.settings.rdma
+        gpus[str(rdma["resource"])] = str(int(rdma["per_gpu"]) * target.gpus)
+    container: dict[str, Any] = {
+        "name": "main",
+        "image": target.image,
+        "imagePullPolicy": "IfNotPresent",
+        "workingDir": "/workspace",
+        "command": ["/bin/bash", "-c", _start(target, kind)],
+        "resources": {
+            "requests": {**gpus, "memory": target.workers["memory"], "ephemeral-storage": target.workers["storage"]},
+            "limits": dict(gpus),
+        },
+        "securityContext": {
+            "runAsUser": 0, "runAsGroup": 0, "capabilities": {"add": ["IPC_LOCK", "SYS_RESOURCE"]}
+        },
+        "volumeMounts": [*_mounts(target), {"name": "flashinfer-cubins", "mountPath": CUBINS}],
+    }  # fmt: skip
+    if target.settings.token_in_servers:
+        container["envFrom"] = [{"secretRef": {"name": target.settings.token_secret}}]
+    if target.disaggregated:
+        container["env"] = [{"name": key, "value": value} for key, value in _transfer_env(target).items()]
+    else:
+        container["startupProbe"] = {
+            "httpGet": {"path": "/live", "port": 9090},
+            "periodSeconds": 60,
+            "timeoutSeconds": 20,
+            "failureThreshold": 30,
+        }
+    pod = {
+        "containers": [container],
+        "volumes": [*_volumes(target), {"name": "flashinfer-cubins", "emptyDir": {"medium": "Memory"}}],
+        **_placement(target, frontend=False),
+    }
+    role = {"worker": "aggregate-worker"}.get(kind, kind)
+    made = _component(target, name, kind, target.settings.replicas, role, pod)
+    made["sharedMemorySize"] = target.workers["shared_memory"]
+    return made
+
+
+def _transfer_env(target: Target) -> dict[str, str]:
+    """Return what prefill and decode need to pass the cache over RDMA [S3, repository]."""
+    rdma = target.settings.rdma
+    return {
+        "UCX_TLS": "rc_x,rc,cuda_copy,cuda_ipc",
+        "UCX_NET_DEVICES": str(rdma["devices"]),
+        "UCX_IB_ADDR_TYPE": "eth",
+        "UCX_RNDV_SCHEME": "get_zcopy",
+        "UCX_RNDV_THRESH": "0",
+        "UCX_RC_TIMEOUT": "600s",
+        "UCX_KEEPALIVE_INTERVAL": "300s",
+        "NCCL_IB_DISABLE": "0",
+        "NCCL_SOCKET_IFNAME": str(rdma["interface"]),
+        "GLOO_SOCKET_IFNAME": str(rdma["interface"]),
+        "NCCL_STORE_TIMEOUT": "7200",
+        "NIXL_LOG_LEVEL": "INFO",
+    }
+
+
+def _start(target: Target, kind: str) -> str:
+    """Return the script that a worker begins with: the recipe's checks with its exit codes, then the engine."""
+    view = "$MODEL_PATH"
+    args = list(target.args)
+    if kind in ("prefill", "decode"):
+        args += ["--kv-transfer-config", json.dumps(target.workers["kv_transfer"], separators=(",", ":"))]
+        args += ["--disaggregation-mode", kind]
+    if kind == "prefill":
+        args += ["--kv-events-config", json.dumps(target.workers["kv_events"], separators=(",", ":"))]
+    used = "nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits"
+    apps = "nvidia-smi --query-compute-apps=pid --format=csv,noheader"
+    parser = next(file for file in target.cache["required"] if file.endswith(".py"))
+    lines = [
+        f'test -r "{view}/config.json" || {{ echo "no model at {view}" >&2; exit 42; }}',
+        f'test -r "{view}/{parser}" || {{ echo "no {parser} at {view}" >&2; exit 43; }}',
+        f'[ "$(nvidia-smi -L | wc -l)" -eq {target.gpus} ] || {{ nvidia-smi -L >&2; exit 96; }}',
+        f'for mib in $({used}); do [ "$mib" -le 1024 ] || {{ {used} >&2; exit 97; }}; done',
+        f'[ -z "$({apps})" ] || {{ {apps} >&2; exit 98; }}',
+        "ulimit -l unlimited",
+    ]
+    return "\n".join([*lines, _logged(kind, ["python3", "-m", "dynamo.vllm", *args])])
+
+
+def _logged(name: str, command: list[str]) -> str:
+    """Return shell lines that write the command beside the logs and become it; $NAME in it is filled in there."""
+    words = " ".join(f'"{word}"' if word.startswith("$") else shlex.quote(word) for word in command)
+    status = '"$LOG_DIR/status"'
+    line = shlex.quote(" ".join(command))
+    return f"mkdir -p {status}\necho {line} >{status}/{name}.command\nexec {words}"
+
+
+def _component(
+    target: Target, name: str, kind: str, replicas: int, role: str, pod: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = f"{target.part_of}.nvidia.com"
+    found = {"app.kubernetes.io/part-of": target.part_of, f"{own}/role": role}
+    if target.disaggregated:
+        found |= {f"{own}/topology": target.label, f"{own}/recipe": target.graph}
+    else:
+        found[f"{own}/workload"] = target.workload
+    made: dict[str, Any] = {
+        "name": name,
+        "type": kind,
+        "replicas": replicas,
+        "podTemplate": {"metadata": {"labels": found}, "spec": dict(pod)},
+    }
+    if target.settings.runtime_version:
+        made["runtimeVersionOverride"] = target.settings.runtime_version
+    return made
+
+
+def _placement(target: Target, frontend: bool) -> dict[str, Any]:
+    settings = target.settings
+    made: dict[str, Any] = {}
+    if settings.pull_secret:
+        made["imagePullSecrets"] = [{"name": settings.pull_secret}]
+    if frontend:
+        return made
+    made["nodeSelector"] = {"nvidia.com/gpu.product": f"NVIDIA-{target.gpu}", **settings.node_selector}
+    made["tolerations"] = [
+        {"key": "nvidia.com/gpu", "operator": "Equal", "value": "true", "effect": "NoSchedule"},
+        *(dict(each) for each in settings.tolerations),
+    ]
+    if target.runtime_class:
+        made["runtimeClassName"] = target.runtime_class
+    return made
+
+
+def _mounts(target: Target) -> list[dict[str, Any]]:
+    return [
+        {"name": MODELS, "mountPath": target.cache["path"], "readOnly": True},
+        {"name": ARTIFACTS, "mountPath": "/artifacts"},
+        {"name": SCRATCH, "mountPath": "/tmp"},
+    ]
+
+
+def _cache_volume(target: Target, read_only: bool) -> dict[str, Any]:
+    source: dict[str, Any] = {"claimName": target.cache["claim"]}
+    if read_only:
+        source["readOnly"] = True
+    return {"name": MODELS, "persistentVolumeClaim": source}
+
+
+def _volumes(target: Target) -> list[dict[str, Any]]:
+    artifacts: dict[str, Any] = {"name": ARTIFACTS, "emptyDir": {}}
+    if target.settings.artifacts != "emptyDir":
+        artifacts = {"name": ARTIFACTS, "persistentVolumeClaim": {"claimName": target.settings.artifacts}}
+    return [_cache_volume(target, read_only=True), artifacts, {"name": SCRATCH, "emptyDir": {}}]
+
+
+def _object(version: str, kind: str, name: str, target: Target, spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": target.settings.namespace, "labels": labels(target)},
+        "spec": dict(spec),
+    }
+
+
+def objects(target: Target) -> dict[str, dict[str, Any]]:
+    """Return every object of a target by the name of its file; secrets are not among them."""
+    made = {} if target.settings.existing_claim else {"10-model-cache.yaml": claim(target)}
+    if not target.settings.existing_claim:
+        made["20-model-download.yaml"] = download_job(target)
+    made["30-model-validate.yaml"] = validate_job(target)
+    made["40-graph.yaml"] = graph(target)
+    return made
