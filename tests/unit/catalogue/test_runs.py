@@ -94,7 +94,10 @@ def test_a_placeholder_is_never_contacted(site: Callable[[], Any], playbook: str
 
 def test_every_playbook_checks_the_addresses_first() -> None:
     for path in sorted((GROUP_VARS.parent).glob("*.yml")):
-        first = yaml.safe_load(path.read_text(encoding="utf-8"))[0]
+        plays = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if all(play.get("hosts") in ("localhost", "gb10_init_boxes") for play in plays):
+            continue  # it contacts no node of the inventory
+        first = plays[0]
         imported = first.get("ansible.builtin.import_playbook")
         roles = [task.get("ansible.builtin.import_role") for task in first.get("tasks", [])[:1]]
         # What renders or plans does not contact a node; the others begin with one that plans.

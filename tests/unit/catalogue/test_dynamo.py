@@ -27,7 +27,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import (
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
 
-REPO = Path(__file__).resolve().parents[4]
+REPO = Path(__file__).resolve().parents[3]
 TABLES = serve_files.load_tables()
 PUBLISHED = yaml.safe_load((REPO / "tests/unit/fixtures/dynamo/targets.yml").read_text(encoding="utf-8"))
 NAMES = [row["target"] for row in PUBLISHED]
