@@ -93,7 +93,7 @@ def _memory_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
     checks = [
         Check(
             "memory",
-            f"{memory['available']:.1f} of {memory['total']:.1f} GiB available, least {limits.memory_available_gib:g}",
+            f"{memory['available']:.1f} of {memory['total']:.1f} GiB available (at least {limits.memory_available_gib:g})",
             (FAIL if not serving else WARN) if short else OK,
             (
                 "Lower the model's memory budget: a node without memory stops answering."
