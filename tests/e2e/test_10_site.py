@@ -100,16 +100,7 @@ def test_the_environment_file_is_roots_alone() -> None:
         ]
 
 
-def test_a_second_run_changes_nothing_and_restarts_nothing() -> None:
-    before = {node: harness.unit_state(node, UNIT)["ExecMainStartTimestampMonotonic"] for node in NODES}
-
-    harness.assert_converged(harness.run("site.yml"))
-
-    after = {node: harness.unit_state(node, UNIT)["ExecMainStartTimestampMonotonic"] for node in NODES}
-    assert after == before
-
-
-def test_the_installed_collection_finds_the_cluster_converged(tmp_path: Path) -> None:
+def test_a_second_run_from_the_installed_collection_changes_nothing_and_restarts_nothing(tmp_path: Path) -> None:
     """Without the clone's ansible.cfg and playbooks, as after `ansible-galaxy collection install`."""
     env = install(build(tmp_path), tmp_path / "installed")
     restarts = {node: harness.unit_state(node, UNIT)["ExecMainStartTimestampMonotonic"] for node in NODES}
