@@ -87,6 +87,10 @@ class PlainLines:
             self.say(f"play {self._state.play_number}{total}  {self._state.play}")
         if closed is not None and closed.outcome in ("failed", "unreachable"):
             self.say(f"{closed.outcome.upper()} on {closed.host}: {closed.title}", closed.message)
+        if event.get("event") == "verbose" and self._state.task is not None and self._state.task.progress:
+            for line in clean(str(event.get("stdout", ""))).splitlines():
+                if line.strip() in self._state.task.progress:
+                    self.say(f"    {line.strip()}")
         if self._state.warnings and event.get("event") in OUTPUT_EVENTS:
             text = " ".join(clean(str(event.get("stdout", ""))).split())
             if text and text == self._state.warnings[-1]:

@@ -96,9 +96,14 @@ class LiveScreen:
         now = state.clock()
         rows_left = max(0, self._console.size.height - len(state.hosts) - 8)
         warnings = state.warnings[-min(3, rows_left) :] if rows_left else []
-        recent = list(state.finished_tasks)[-min(8, rows_left - len(warnings)) :] if rows_left > len(warnings) else []
+        rows_left -= len(warnings)
+        progress = list(state.task.progress)[-rows_left:] if state.task is not None and rows_left else []
+        rows_left -= len(progress)
+        recent = list(state.finished_tasks)[-min(8, rows_left) :] if rows_left > 0 else []
 
         parts: list[RenderableType] = [self._nodes(now)]
+        if state.task is not None:
+            parts += [Text(f"  {line}", no_wrap=True, overflow="ellipsis") for line in progress]
         if recent:
             tasks = Table(expand=True, box=None, pad_edge=False, show_header=False)
             tasks.add_column("task", no_wrap=True, ratio=1, overflow="ellipsis", style="dim")

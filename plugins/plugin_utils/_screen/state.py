@@ -24,6 +24,8 @@ OUTCOMES = {
     "runner_on_skipped": "skipped",
     "runner_on_unreachable": "unreachable",
 }
+#: How many lines of a running task's own progress are kept.
+PROGRESS_LINES = 6
 OUTPUT_EVENTS = ("verbose", "debug", "error", "warning", "system_warning", "deprecated")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -119,6 +121,8 @@ class TaskRow:
     outcomes: dict[str, list[str]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
     messages: dict[str, list[str]] = field(default_factory=dict)
+    #: What the task prints while it runs: phases of an engine's start, bytes of a transfer.
+    progress: deque[str] = field(default_factory=lambda: deque(maxlen=PROGRESS_LINES))
     ended: float | None = None
 
     def seconds(self, now: float) -> float:
@@ -192,6 +196,8 @@ class RunState:
                 self.warnings.append(words)
         elif kind == "error" or words.startswith(("[ERROR]", "ERROR!")):
             self.errors.append(text.strip())
+        elif kind == "verbose" and self.task is not None:
+            self.task.progress.extend(line.strip() for line in text.splitlines() if line.strip())
 
     def _start_host(self, host: str) -> None:
         row = self.hosts.setdefault(host, HostRow())

@@ -134,6 +134,23 @@ def test_a_run_is_told_in_lines_and_keeps_nothing_secret(here: Path) -> None:
     assert ["a", "Write a file", "changed"] in [task[:3] for task in summary["tasks"]]
 
 
+def test_what_an_action_prints_while_it_runs_is_shown(here: Path) -> None:
+    (here / "action_plugins").mkdir()
+    (here / "action_plugins" / "speak.py").write_text(
+        "from ansible.plugins.action import ActionBase\n"
+        "from ansible.utils.display import Display\n"
+        "class ActionModule(ActionBase):\n"
+        "    def run(self, tmp=None, task_vars=None):\n"
+        "        Display().display('  rank 1 loads weights, 3 of 12')\n"
+        "        return {'changed': False}\n"
+    )
+    (here / "book.yml").write_text("- hosts: a\n  gather_facts: false\n  tasks:\n    - name: Speak\n      speak:\n")
+    text = io.StringIO()
+    result = run(here, quiet=False, console=Console(file=text, width=200))
+    assert result.rc == 0, result.describe()
+    assert "rank 1 loads weights, 3 of 12" in text.getvalue()
+
+
 def test_a_failure_names_host_and_reason(here: Path) -> None:
     result = run(here, {"refuse": True}, tags="refuse")
     assert result.rc == 2

@@ -188,6 +188,41 @@ def test_plain_lines_show_failures_at_once_and_whole() -> None:
     assert "free 3 GiB [of] 4" in text.getvalue()
 
 
+def progress(text: str) -> Event:
+    return {"event": "verbose", "stdout": text, "event_data": {}}
+
+
+def test_what_a_task_prints_while_it_runs_is_shown() -> None:
+    text = plain_output(
+        [
+            progress("Using ansible.cfg"),
+            event("playbook_on_task_start", task="Wait for the engine"),
+            event("runner_on_start", host="gx10-1"),
+            progress("\x1b[0m  gx10-1 loads weights, 3 of 12\r\n"),
+            closing("runner_on_ok", "gx10-1", "Wait for the engine"),
+        ]
+    )
+    assert "gx10-1 loads weights, 3 of 12" in text
+    assert "ansible.cfg" not in text
+
+
+def test_the_screen_shows_the_newest_progress_of_the_running_task_alone() -> None:
+    state = RunState(clock=Clock())
+    feed(state, event("playbook_on_task_start", task="Wait"), event("runner_on_start", host="a"))
+    feed(state, *(progress(f"shard {number} of 40") for number in range(40)))
+    text = io.StringIO()
+    console = Console(file=text, width=100, height=24, force_terminal=True, color_system=None)
+    screen = LiveScreen(state, console, "site.yml")
+    console.print(screen.render())
+    assert "shard 39 of 40" in text.getvalue()
+    assert "shard 33 of 40" not in text.getvalue()
+    assert len(text.getvalue().splitlines()) <= 24
+    feed(state, closing("runner_on_ok", "a", "Wait"), event("playbook_on_task_start", task="Next"))
+    text.truncate(0)
+    console.print(screen.render())
+    assert "shard" not in text.getvalue()
+
+
 def test_plain_lines_give_signs_of_life() -> None:
     state = RunState()
     text = io.StringIO()
