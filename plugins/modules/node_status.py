@@ -26,6 +26,10 @@ options:
     description: Ask for a completion.
     type: bool
     default: true
+  canary_tokens:
+    description: Tokens of that completion.
+    type: int
+    default: 8
   silence_seconds:
     description: Seconds without a byte after which a completion counts as wedged.
     type: int
@@ -151,7 +155,12 @@ def ask(params: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any],
         after, ended_s = client.get("/metrics"), time.monotonic()
         if after.status == 200:
             load = load_of(parse_metrics(before.body), parse_metrics(after.body), ended_s - began_s)
-    wanted = Wanted(served_name=str(record.get("served_name", "")), canary=params["canary"], metrics=False)
+    wanted = Wanted(
+        served_name=str(record.get("served_name", "")),
+        canary=params["canary"],
+        canary_tokens=params["canary_tokens"],
+        metrics=False,
+    )
     return {**probe_api(client, url, wanted), "canary_wanted": params["canary"]}, load
 
 
@@ -161,6 +170,7 @@ def main() -> None:
             "node": {"type": "str", "required": True},
             "api_key": {"type": "str", "no_log": True},
             "canary": {"type": "bool", "default": True},
+            "canary_tokens": {"type": "int", "default": 8, "no_log": False},
             "silence_seconds": {"type": "int", "default": 30},
             "window_seconds": {"type": "float", "default": 2},
             "record_path": {"type": "path", "default": "/etc/gb10/engine/active.json"},

@@ -89,11 +89,12 @@ def _system_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
 def _memory_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
     memory = node["memory_gib"]
     serving = bool(node["engines"])
-    short = memory["available"] < limits.memory_available_gib
+    least = limits.memory_available_gib
+    short = memory["available"] < least
     checks = [
         Check(
             "memory",
-            f"{memory['available']:.1f} of {memory['total']:.1f} GiB available (at least {limits.memory_available_gib:g})",
+            f"{memory['available']:.1f} of {memory['total']:.1f} GiB available, {least:g} required",
             (FAIL if not serving else WARN) if short else OK,
             (
                 "Lower the model's memory budget: a node without memory stops answering."
