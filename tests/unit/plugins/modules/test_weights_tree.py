@@ -229,11 +229,13 @@ def test_what_is_not_ours_is_never_removed(full: Path, name: str, sentence: str)
     assert (full / "lab/owners").is_dir()
 
 
-def test_a_stamped_tree_is_intact_until_a_file_was_written_or_is_gone(tmp_path: Path) -> None:
+def test_a_stamped_tree_is_intact_until_a_file_is_wrong_or_gone(tmp_path: Path) -> None:
     args = {"root": str(tmp_path), "repo": "org/model"}
     put(tmp_path / "org/model", stamped=True)
     assert run_module(weights_tree, args)["intact"]
     os.utime(tmp_path / "org/model/config.json", (1, 1))
+    assert run_module(weights_tree, args)["intact"], "touched, and as it was"
+    (tmp_path / "org/model/config.json").write_bytes(b"[]")
     assert not run_module(weights_tree, args)["intact"]
     put(tmp_path / "org/model", stamped=True)
     (tmp_path / "org/model/model.safetensors").unlink()
