@@ -135,9 +135,10 @@ def why_left(name: str, size: int, modules: bool) -> str | None:
     if _TRAINING.search(name):
         return "a state of training"
     if _WEIGHTS.search(name) and not module:
+        if fnmatchcase(name, CONSOLIDATED):
+            return "the same weights for load-format mistral"
         if fnmatchcase(name, "*.safetensors"):
-            small = size <= SMALL_BYTES and not fnmatchcase(name, CONSOLIDATED)
-            return None if small else "a shard that the index does not name"
+            return None if size <= SMALL_BYTES else "a shard that the index does not name"
         # Some models read a tensor from a file of its own (vLLM's qwen3_dflash: mask_embedding.pt).
         small = size <= SMALL_BYTES and name.endswith(".pt")
         return None if small else "the same weights in another format"
