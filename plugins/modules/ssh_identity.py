@@ -25,6 +25,11 @@ options:
     description: Comment of the key.
     type: str
     default: ""
+  state:
+    description: V(absent) removes the key pair.
+    type: str
+    choices: [present, absent]
+    default: present
 extends_documentation_fragment:
   - gb10.cluster.attributes
 author:
@@ -98,6 +103,7 @@ def main() -> None:
             "user": {"type": "str", "default": ""},
             "name": {"type": "str", "default": "gb10_fabric"},
             "comment": {"type": "str", "default": ""},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,
     )
@@ -108,6 +114,11 @@ def main() -> None:
         module.fail_json(msg=f"There is no user {user} on this node to own the fabric's SSH key.")
     path = Path(account.pw_dir) / ".ssh" / module.params["name"]
     public_path = path.with_name(path.name + ".pub")
+    if module.params["state"] == "absent":
+        there = [each for each in (path, public_path) if os.path.lexists(each)]
+        for each in there if not module.check_mode else ():
+            files.remove(each)
+        module.exit_json(changed=bool(there), user=user, path=str(path), public_key="", host_keys=[])
     try:
         found, found_public = files.read(path), files.read(public_path)
         private, public = (each[0] if each else None for each in (found, found_public))

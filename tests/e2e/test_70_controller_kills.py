@@ -28,7 +28,7 @@ MODEL = "tiny-qwen3"
 STEPS = (
     ("host : Install configuration files", 0.5),
     ("host : Install missing packages", 4.0),
-    ("fabric : Exchange keys and host keys between the nodes", 0.3),
+    ("fabric : Record the ports of the cluster for the engine", 0.3),
     ("edge : Load the nftables table with automatic rollback", 0.7),
     ("edge : Confirm the table", 0.5),
     ("image : Copy the build context", 10.0),

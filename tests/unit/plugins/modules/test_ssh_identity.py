@@ -81,3 +81,14 @@ def test_a_link_to_roots_keys_is_refused(home: Path, tmp_path: Path, run_module:
     os.lchown(home / ".ssh", 4321, 4321)
     assert "refusing to follow the symbolic link '.ssh'" in run_module(ssh_identity, user="ann")["msg"]
     assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_the_key_is_removed(home: Path, run_module: Run) -> None:
+    run_module(ssh_identity, user="ann")
+    (home / ".ssh" / "id_ed25519").write_text("hers\n", encoding="utf-8")
+    assert run_module(ssh_identity, check=True, user="ann", state="absent")["changed"] is True
+    assert (home / ".ssh" / "gb10_fabric").exists()
+    assert run_module(ssh_identity, user="ann", state="absent")["changed"] is True
+    assert [path.name for path in (home / ".ssh").iterdir()] == ["id_ed25519"]
+    gone = run_module(ssh_identity, user="ann", state="absent")
+    assert (gone["changed"], gone["user"]) == (False, "ann")
