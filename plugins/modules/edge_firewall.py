@@ -20,7 +20,7 @@ description:
 options:
   state:
     description:
-      - V(read) returns the node's fabric devices, its addresses there and its SSH ports.
+      - V(read) returns the node's fabric devices, its addresses there, its SSH ports, and the owner's listeners.
       - V(applied) loads the table and arms the rollback; V(confirmed) makes it permanent; V(rolled_back) rolls back at
         once; V(absent) removes the table.
     type: str
@@ -60,9 +60,15 @@ options:
     elements: int
     default: []
   bridges:
-    description: Devices of this node's own containers, as nftables names them; traffic from them is accepted.
+    description: >-
+      Devices of this node's own containers, as nftables names them. Those of Docker's networks are found and added.
     type: list
     elements: str
+    default: []
+  bridge_ports:
+    description: TCP ports that are open to this node's own containers.
+    type: list
+    elements: int
     default: []
   mdns:
     description: Whether queries for names ending in C(.local) are accepted.
@@ -107,6 +113,14 @@ fabric:
   returned: when O(state=read) or O(state=applied)
   type: dict
   sample: {devices: [enp1s0f0np0], closed: [enp1s0f0np0], addresses: [192.168.100.1], ssh_ports: [22]}
+owner:
+  description: >-
+    What the owner of the node has. C(firewalls), units of other firewalls that are active; they continue to apply.
+    C(closed), listeners that the table closes to everything except members; empty when the
+    table is loaded already.
+  returned: when O(state=read)
+  type: dict
+  sample: {firewalls: [ufw.service], closed: ["445/tcp (smbd)"]}
 pending:
   description: Whether a table now waits for its confirmation.
   returned: success
@@ -138,6 +152,12 @@ from ansible_collections.gb10.cluster.plugins.module_utils._edge.firewall import
     rollback_commands,
     table_text,
     unit_text,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._edge.owner import (
+    FIREWALLS,
+    closed,
+    docker_bridges,
+    parse_listeners,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._node.renamed import renamed
@@ -210,6 +230,24 @@ class Node:
             pid = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:")), 0)
         return ports
 
+    def docker_bridges(self) -> list[str]:
+        """Return the devices of Docker's own networks; none without Docker."""
+        docker = self.module.get_bin_path("docker")
+        if docker is None:
+            return []
+        ids = self.run(docker, "network", "ls", "--quiet", "--no-trunc", "--filter", "driver=bridge")[1].split()
+        return docker_bridges(self.run(docker, "network", "inspect", *ids)[1]) if ids else []
+
+    def owner(self, ssh_ports: set[int]) -> dict[str, list[str]]:
+        """Return which firewalls of the owner's are active, and which listeners the table is about to close."""
+        params = self.module.params
+        active = [unit for unit in FIREWALLS if self.run("systemctl", "is-active", unit)[1].strip() == "active"]
+        shut = []
+        if not self.loaded():
+            listeners = parse_listeners(self.run("ss", "-Hltunp")[1])
+            shut = closed(listeners, ssh_ports, params["open_ports"], params["mdns"])
+        return {"firewalls": active, "closed": [each.phrase() for each in shut]}
+
     def loaded(self) -> str:
         """Return the table as the kernel has it, in a comparable form; empty when it has none."""
         if not self.nft:
@@ -249,7 +287,8 @@ class Node:
                     fabric=fabric.devices,
                     closed=fabric.closed,
                     members=params["members"],
-                    bridges=params["bridges"],
+                    bridges=sorted({*params["bridges"], *self.docker_bridges()}) if params["bridge_ports"] else [],
+                    bridge_ports=params["bridge_ports"],
                     mdns=params["mdns"],
                     rules=params["rules"],
                 )
@@ -337,6 +376,7 @@ def main() -> None:
             "open_ports": {"type": "list", "elements": "int", "default": []},
             "ssh_ports": {"type": "list", "elements": "int", "default": []},
             "bridges": {"type": "list", "elements": "str", "default": []},
+            "bridge_ports": {"type": "list", "elements": "int", "default": []},
             "mdns": {"type": "bool", "default": True},
             "rules": {"type": "list", "elements": "str", "default": []},
             "rollback_after_seconds": {"type": "int", "default": 60, **renamed("rollback_after_s")},
@@ -347,7 +387,12 @@ def main() -> None:
     state = module.params["state"]
     try:
         if state == "read":
-            result = {"changed": False, "fabric": fabric_result(node.fabric(), node.ssh_ports())}
+            ssh_ports = node.ssh_ports()
+            result = {
+                "changed": False,
+                "fabric": fabric_result(node.fabric(), ssh_ports),
+                "owner": node.owner(ssh_ports),
+            }
         elif state == "applied":
             result = node.apply()
         elif state == "absent":

@@ -43,7 +43,11 @@ class Fabric:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Who may reach what. ``closed``: devices on which the open ports are open to members alone."""
+    """Who may reach what.
+
+    ``closed``: devices on which the open ports are open to members only; ``bridges``: devices of the node's containers,
+    from which ``bridge_ports`` are open.
+    """
 
     ssh_ports: Sequence[int]
     open_ports: Sequence[int] = ()
@@ -51,6 +55,7 @@ class Wanted:
     closed: Sequence[str] = ()
     members: Sequence[str] = ()
     bridges: Sequence[str] = ()
+    bridge_ports: Sequence[int] = ()
     mdns: bool = True
     rules: Sequence[str] = field(default=())
 
@@ -177,7 +182,10 @@ def table_text(wanted: Wanted) -> str:
     ]
     if wanted.mdns:
         rules.append("udp dport 5353 accept")
-    rules += [f"iifname {_names([name])} accept" for name in wanted.bridges]
+    if wanted.bridge_ports:
+        ports = _ports(wanted.bridge_ports, "the ports of containers")
+        # One rule each: a set of names cannot hold a pattern.
+        rules += [f"iifname {_names([name])} tcp dport {{ {ports} }} accept" for name in wanted.bridges]
     by_family = _by_family(wanted.members)
     if wanted.fabric:
         inside = f"iifname {{ {_names(wanted.fabric)} }}"

@@ -127,7 +127,8 @@ def test_the_table_in_full() -> None:
             fabric=BOTH,
             closed=BOTH,
             members=["192.168.100.10", "192.168.100.9", "fd00::1", "192.168.100.9"],
-            bridges=["docker0", "br-*"],
+            bridges=["docker0", "br-0123456789ab"],
+            bridge_ports=[8000],
             rules=["ip saddr 10.0.0.9 tcp dport 9100 accept"],
         )
     )
@@ -142,8 +143,8 @@ def test_the_table_in_full() -> None:
         "udp sport 67 udp dport 68 accept",
         "udp sport 547 udp dport 546 accept",
         "udp dport 5353 accept",
-        'iifname "docker0" accept',
-        'iifname "br-*" accept',
+        'iifname "docker0" tcp dport { 8000 } accept',
+        'iifname "br-0123456789ab" tcp dport { 8000 } accept',
         'iifname { "enP2p1s0f0np0", "enp1s0f0np0" } ip saddr { 192.168.100.9, 192.168.100.10 } accept',
         'iifname { "enP2p1s0f0np0", "enp1s0f0np0" } ip6 saddr { fd00::1 } accept',
         'iifname != { "enP2p1s0f0np0", "enp1s0f0np0" } tcp dport { 443, 8000 } accept',
@@ -174,7 +175,7 @@ def test_a_node_by_itself_has_ssh_and_what_is_open() -> None:
             "'CHANGE_ME' is not an IP address of a cluster member",
         ),
         (Wanted(ssh_ports=[22], fabric=['e"; accept']), "cannot be the name of a network device"),
-        (Wanted(ssh_ports=[22], bridges=["a b"]), "'a b' cannot be the name of a network device"),
+        (Wanted(ssh_ports=[22], bridges=["a b"], bridge_ports=[1]), "'a b' cannot be the name of a network device"),
     ],
 )
 def test_what_cannot_be_a_table_is_refused(wanted: Wanted, said: str) -> None:

@@ -40,6 +40,7 @@ class Machine:
         self.no_timer = False
         self.ssh = 'LISTEN 0 128 0.0.0.0:2222 0.0.0.0:* users:(("sshd",pid=7,fd=3))'
         self.enabled = False
+        self.listening = 'tcp LISTEN 0 50 *:445 *:* users:(("smbd",pid=9,fd=2))\ntcp LISTEN 0 5 *:8000 *:*\n'
 
     def run(self, command: list[str]) -> tuple[int, str, str]:
         """Answer a command."""
@@ -48,7 +49,12 @@ class Machine:
         if words[0] == "ip":
             return 0, ADDRESSES if "address" in words else '[{"dev": "eth0"}]', ""
         if words[0] == "ss":
-            return 0, self.ssh, ""
+            return 0, self.ssh if words[1] == "-Hltnp" else self.listening, ""
+        if words[0] == "docker":
+            network = {"Id": "0123456789abcdef", "Driver": "bridge"}
+            return 0, "0123456789abcdef\n" if words[2] == "ls" else json.dumps([network]), ""
+        if words == ["systemctl", "is-active", "ufw.service"]:
+            return 0, "active\n", ""
         if words[0] == "nft" and "list" in words:
             return (0, self.table, "") if self.table else (1, "", "No such file or directory")
         if words[0] == "nft" and words[1] in ("--check", "-f"):
@@ -222,3 +228,25 @@ def test_taking_it_away(machine: Machine, capsys: pytest.CaptureFixture[str]) ->
     assert not edge_firewall.KEPT.exists()
     assert not edge_firewall.UNIT.exists()
     assert call(capsys, state="absent")["changed"] is False
+
+
+def test_containers_reach_the_apis_port_alone(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, **ARGUMENTS, bridge_ports=[8000], bridges=["lxdbr0"])
+    assert 'iifname "br-0123456789ab" tcp dport { 8000 } accept' in machine.table
+    assert 'iifname "lxdbr0" tcp dport { 8000 } accept' in machine.table
+    # A worker has no API, so Docker is not even asked.
+    call(capsys, state="rolled_back")
+    machine.asked.clear()
+    call(capsys, **ARGUMENTS)
+    assert "br-" not in machine.table
+    assert not any(said.startswith("docker") for said in machine.asked)
+
+
+def test_what_the_owner_has_is_named_before_it_is_closed(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    read = call(capsys, **ARGUMENTS, state="read")
+    assert read["owner"] == {"firewalls": ["ufw.service"], "closed": ["445/tcp (smbd)"]}
+    call(capsys, **ARGUMENTS)
+    call(capsys, state="confirmed")
+    # The table is loaded; that the port is closed is no news.
+    assert call(capsys, **ARGUMENTS, state="read")["owner"]["closed"] == []
+    assert machine.table
