@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.action import clock_skew
 
@@ -15,7 +16,7 @@ def run(monkeypatch: pytest.MonkeyPatch, answers: list[str], samples: int = 4) -
     """Run the action on a node that answers `date` in this way."""
     action = clock_skew.ActionModule.__new__(clock_skew.ActionModule)
     left = iter(answers)
-    monkeypatch.setattr(clock_skew.ActionBase, "run", lambda *_given: {})
+    monkeypatch.setattr(ActionBase, "run", lambda *_given: {})
     monkeypatch.setattr(
         clock_skew.ActionModule, "validate_argument_spec", lambda _self, **_spec: (None, {"samples": samples})
     )
