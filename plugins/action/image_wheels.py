@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controller side of gb10.cluster.image_wheels: download the wheels that the locks of an image name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB
+from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.plugin_utils._image import download, locks
+
+_LOCKS = Path(__file__).parents[2] / "locks"
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Compare a directory with the locks of an image, and download what is missing."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return which files were downloaded, or one sentence for each problem."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        _unused, args = self.validate_argument_spec(
+            argument_spec={
+                "name": {"type": "str", "required": True},
+                "images": {"type": "dict", "required": True},
+                "locks_dir": {"type": "path", "default": str(_LOCKS)},
+                "wheels_dir": {"type": "path", "required": True},
+                "mirror": {"type": "str", "default": ""},
+            }
+        )
+        wheels, errors = self._wheels(args)
+        folder = Path(args["wheels_dir"])
+        missing = download.missing(wheels, folder)
+        result.update(changed=bool(missing), files=[wheel.file for wheel in missing], mib=self._mib(missing))
+        if not errors and missing and not self._task.check_mode:
+            folder.mkdir(parents=True, exist_ok=True)
+            problem = download.room_problem(missing, folder)
+            errors = [problem] if problem else []
+            errors = errors or download.download_all(missing, folder, args["mirror"], Display().display)
+        if errors:
+            result.update(failed=True, errors=errors, msg="\n".join(errors))
+        return result
+
+    @staticmethod
+    def _wheels(args: dict[str, Any]) -> tuple[list[locks.Wheel], list[str]]:
+        recipe, errors = image_recipe.resolve(args["images"], args["name"])
+        wheels: list[locks.Wheel] = []
+        for step in recipe.get("steps", []):
+            path = Path(args["locks_dir"]) / locks.lock_name(step)
+            try:
+                wheels += locks.parse(path.read_text(encoding="utf-8")) if step.get("lock") else []
+            except (OSError, locks.LockError) as problem:
+                errors.append(f"{path}: {problem}")
+        return wheels, errors
+
+    @staticmethod
+    def _mib(wheels: list[locks.Wheel]) -> float:
+        return round(sum(wheel.size for wheel in wheels) / MIB, 1)
