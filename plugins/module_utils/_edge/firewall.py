@@ -25,7 +25,7 @@ class FirewallError(ValueError):
 
 @dataclass(frozen=True)
 class Device:
-    """A network device: its name, driver and addresses, link-local ones left out."""
+    """A network device: its name, driver and addresses, without IPv6 ones of scope link."""
 
     name: str
     driver: str
@@ -69,7 +69,9 @@ def parse_devices(addresses_json: str, drivers: Mapping[str, str]) -> list[Devic
             addresses=tuple(
                 str(each["local"])
                 for each in link.get("addr_info", [])
-                if "local" in each and each.get("scope") not in ("link", "host")
+                if "local" in each
+                # IPv4 of scope link (169.254.0.0/16) counts: the fabric may have such addresses.
+                and (each.get("scope") not in ("link", "host") or str(each["local"]).startswith("169.254."))
             ),
         )
         for link in json.loads(addresses_json or "[]")

@@ -441,13 +441,17 @@ def _ring_node(
 
 
 def is_live(planned: NodePlan, node: Node) -> bool:
-    """Return whether a node's linked devices already have what is planned for them, and nothing else."""
+    """Return whether a node's linked devices already have what is planned for them, and no other fixed address."""
     devices = {netdev.name: netdev for netdev in node.machine.netdevs}
     for link in planned.links:
         netdev = devices.get(link.netdev)
         if netdev is None or not netdev.up:
             return False
-        have = {cidr for cidr in netdev.addresses if ":" not in cidr}
+        have = {
+            cidr
+            for cidr in netdev.addresses
+            if ":" not in cidr and (cidr in link.addresses or not ipaddress.ip_interface(cidr).is_link_local)
+        }
         if netdev.carrier and (netdev.mtu_bytes != link.mtu_bytes or have != set(link.addresses)):
             return False
     return not planned.own_address or planned.own_address in node.machine.other

@@ -86,6 +86,14 @@ def test_which_devices_are_the_fabric(
     assert find_fabric(devices, named, drivers, address, management) == expected
 
 
+def test_a_fabric_with_link_local_addresses() -> None:
+    link = {"ifname": "enp1s0f1np1", "addr_info": [{"local": "169.254.28.198", "scope": "link"},
+                                                   {"local": "fe80::1", "scope": "link"}]}  # fmt: skip
+    assert find_fabric(parse_devices(json.dumps([link]), {}), [], [], "169.254.28.198", set()) == Fabric(
+        ("enp1s0f1np1",), ("enp1s0f1np1",), ("169.254.28.198",)
+    )
+
+
 SS = """\
 LISTEN 0      128          0.0.0.0:22         0.0.0.0:*    users:(("sshd",pid=71,fd=3))
 LISTEN 0      128             [::]:2222          [::]:*    users:(("sshd",pid=71,fd=4))

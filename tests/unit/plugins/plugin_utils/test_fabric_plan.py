@@ -284,6 +284,8 @@ def test_is_live() -> None:
         return replace(nodes[0], machine=replace(nodes[0].machine, ports=(port, nodes[0].machine.ports[1])))
 
     assert is_live(plan.node("n1"), with_addresses(("192.168.100.11/24",), ("192.168.101.11/24", "fe80::1/64")))
+    # What the link gives itself is no other address.
+    assert is_live(plan.node("n1"), with_addresses(("192.168.100.11/24",), ("192.168.101.11/24", "169.254.7.9/16")))
     assert not is_live(
         plan.node("n1"), with_addresses(("192.168.100.11/24", "192.168.100.12/32"), ("192.168.101.11/24",))
     )
