@@ -55,7 +55,7 @@ options:
     elements: int
     default: []
   ssh_ports:
-    description: Ports of SSH beside those that are found.
+    description: SSH ports besides those that are found.
     type: list
     elements: int
     default: []

@@ -107,7 +107,7 @@ def serve(module: AnsibleModule) -> None:
     if given["tool"] == "iperf3":
         command += ["iperf3", "--server", "--bind", given["address"], "--port", str(given["port"])]
     else:
-        # perftest's receiver serves one sender and ends; systemd starts it anew.
+        # perftest's receiver serves one sender and ends; systemd restarts it.
         command += ["ib_write_bw", "-d", given["hca"], "-p", str(given["port"]), "-F", "--report_gbits",
                     "-q", str(given["streams"]), "-D", str(given["seconds"])]  # fmt: skip
     code, _out, err = module.run_command(command)

@@ -94,7 +94,7 @@ def drift(
 ) -> list[str]:
     """Return a phrase for each way in which the live devices differ from the plan.
 
-    A device without carrier cannot get its address from networkd; that it lacks it is no difference.
+    A device without carrier cannot get its address from networkd; a missing one there is no difference.
     """
     differences = []
     for link in links:
@@ -105,20 +105,20 @@ def drift(
         if not device.carrier:
             continue
         wanted, have = set(link["addresses"]), {cidr for cidr in device.addresses if ":" not in cidr}
-        differences += [f"{link['netdev']} lacks {cidr}" for cidr in sorted(wanted - have)]
+        differences += [f"{link['netdev']} is missing {cidr}" for cidr in sorted(wanted - have)]
         differences += [f"{link['netdev']} has {cidr}, which is not planned" for cidr in sorted(have - wanted)]
         if device.mtu_bytes != link["mtu_bytes"]:
             differences.append(f"{link['netdev']} has an MTU of {device.mtu_bytes} instead of {link['mtu_bytes']}")
         have_routes = {_target(route) for route in device.routes}
         differences += [
-            f"{link['netdev']} lacks the route to {route['to']}"
+            f"{link['netdev']} is missing the route to {route['to']}"
             for route in link.get("routes", ())
             if (route["to"].removesuffix("/32"), route["via"]) not in have_routes
         ]
     if own_address:
         device = now.get(own_device)
         if device is None or own_address not in device.addresses:
-            differences.append(f"{own_device} lacks {own_address}")
+            differences.append(f"{own_device} is missing {own_address}")
     return differences
 
 
@@ -126,7 +126,7 @@ def flush_commands(netdevs: Sequence[str]) -> list[list[str]]:
     """Return the commands that take all addresses off.
 
     networkd 252 floods itself with requests, and then gives the device up ("Numerical result out of range"), when
-    it is told to configure an address that it is just removing; what is gone already it need not remove.
+    it is told to configure an address that it is just removing; what is already gone need not be removed.
     """
     return [["ip", "address", "flush", "dev", name, "scope", "global"] for name in netdevs]
 

@@ -16,7 +16,7 @@ EXPECTED_LANES = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a machine's fabric: ``level`` is WARN or FAIL; ``remedy`` says what to do."""
+    """A fault of a machine's fabric: ``level`` is WARN or FAIL; ``remedy`` is what to do."""
 
     level: str
     what: str
@@ -146,7 +146,7 @@ def _netdev_findings(port: Port, netdev: Netdev, mtu_bytes: int, speed_mbps: int
 
 
 def _unused_findings(machine: Machine, mtu_bytes: int) -> list[Finding]:
-    """Return a warning for each linked device that lacks what the others have: an address on the fabric."""
+    """Return a warning for each linked device without an address while others have one."""
     if not any(netdev.ipv4() for netdev in machine.netdevs):
         return []  # nothing is configured yet
     found = []

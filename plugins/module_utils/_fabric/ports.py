@@ -4,7 +4,7 @@
 A GB10 machine has two QSFP ports. Behind each are two network devices, one on either of two
 PCIe domains (``0000:01:00.0`` and ``0002:01:00.0`` for the first port): its *twin*. Each half
 has four lanes of PCIe 5 and carries about 112 Gb/s, both together about 195 Gb/s. Names differ
-between machines and kernels, so ports are told apart by driver and PCI address alone.
+between machines and kernels, so ports are identified by driver and PCI address only.
 
 Everything here is pure. A machine comes in as a *capture*: a dictionary from paths of files
 under ``/sys`` (and a few other sources) to their text, as ``gb10.cluster.fabric_facts`` collects it.
@@ -79,7 +79,7 @@ class Netdev:
 
 @dataclass(frozen=True)
 class Port:
-    """A QSFP port and its network devices, ordered by PCI domain. ``key`` tells ports of a machine apart."""
+    """A QSFP port and its network devices, ordered by PCI domain. ``key`` is unique on a machine."""
 
     key: str
     netdevs: tuple[Netdev, ...]
@@ -91,7 +91,7 @@ class Port:
 
     @property
     def up(self) -> bool:
-        """Whether any of its devices is switched on; one that is off cannot tell whether a cable is there."""
+        """Whether any of its devices is switched on; one that is off cannot detect a cable."""
         return any(netdev.up for netdev in self.netdevs)
 
 
@@ -119,7 +119,7 @@ def parse_pci(address: str) -> tuple[int, int, int, int] | None:
 
 
 def parse_rate(text: str) -> float:
-    """Return Gb/s from an InfiniBand port's rate such as ``200 Gb/sec (4X HDR)``; 0 when it says nothing."""
+    """Return Gb/s from an InfiniBand port's rate such as ``200 Gb/sec (4X HDR)``; 0 when it is not stated."""
     found = re.match(r"\s*([0-9.]+)\s*Gb/sec", text)
     return float(found.group(1)) if found else 0.0
 

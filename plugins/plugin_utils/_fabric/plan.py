@@ -71,7 +71,7 @@ class Route:
 
 @dataclass(frozen=True)
 class LinkPlan:
-    """What one device shall be set to. ``peer`` says, for people, what is at the other end."""
+    """Settings of one device. ``peer`` describes what is at the other end, for the reader."""
 
     netdev: str
     mac: str
@@ -188,7 +188,7 @@ def detect(nodes: Sequence[Node]) -> tuple[str, list[str]]:
 
 
 def _guess(nodes: Sequence[Node]) -> tuple[str, list[str]]:
-    # A device that is switched off cannot tell whether a cable is in its port.
+    # A device that is switched off cannot detect a cable.
     cabled = {node.name: sum(port.carrier or not port.up for port in node.machine.ports) for node in nodes}
     dark = [name for name, count in cabled.items() if not count]
     if dark:
@@ -234,7 +234,7 @@ def make_plan(nodes: Sequence[Node], settings: Settings) -> Plan:
                 BACK_TO_BACK,
             }
         ):
-            draft.notes.append(f"The cables look like {topology}, fabric_topology says {settings.topology}.")
+            draft.notes.append(f"The cabling looks like {topology}, but fabric_topology is {settings.topology}.")
         dark = [problem for problem in obstacles if "carrier" in problem or "hears any" in problem]
         topology, obstacles = settings.topology, dark
     draft.problems += obstacles
@@ -497,5 +497,5 @@ def _check_management(nodes: Sequence[Node], planned: Sequence[NodePlan], settin
 def _covers(subnet: ipaddress.IPv4Network | ipaddress.IPv6Network, address: str) -> bool:
     try:
         return ipaddress.ip_address(address) in subnet
-    except ValueError:  # a host name: nothing can be said of it here
+    except ValueError:  # a host name: it cannot be checked here
         return False

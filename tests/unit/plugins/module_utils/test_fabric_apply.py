@@ -98,7 +98,7 @@ def test_lost() -> None:
     [
         (device(), []),
         (device(mtu_bytes=1500), ["eth1 has an MTU of 1500 instead of 9000"]),
-        (device(addresses=()), ["eth1 lacks 10.213.0.11/24"]),
+        (device(addresses=()), ["eth1 is missing 10.213.0.11/24"]),
         (
             device(addresses=("10.213.0.11/24", "10.213.0.12/32", "fd00::1/64")),
             ["eth1 has 10.213.0.12/32, which is not planned"],
@@ -113,9 +113,9 @@ def test_drift(now: Device, expected: list[str]) -> None:
 def test_drift_of_routes_own_address_and_missing_devices() -> None:
     route = {"to": "10.9.0.2/32", "via": "10.213.0.12"}
     plan = [{**PLAN[0], "routes": [route]}]
-    assert drift(plan, "", "gb10", {"eth1": device()}) == ["eth1 lacks the route to 10.9.0.2/32"]
+    assert drift(plan, "", "gb10", {"eth1": device()}) == ["eth1 is missing the route to 10.9.0.2/32"]
     with_route = device(routes=("10.9.0.2 via 10.213.0.12 dev eth1 proto static src 10.9.0.1",))
-    assert drift(plan, "10.9.0.1/32", "gb10", {"eth1": with_route}) == ["gb10 lacks 10.9.0.1/32"]
+    assert drift(plan, "10.9.0.1/32", "gb10", {"eth1": with_route}) == ["gb10 is missing 10.9.0.1/32"]
     own = device("gb10", addresses=("10.9.0.1/32",))
     assert drift(plan, "10.9.0.1/32", "gb10", {"eth1": with_route, "gb10": own}) == []
     assert drift(PLAN, "", "gb10", {}) == ["there is no device eth1"]
