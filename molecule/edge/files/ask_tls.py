@@ -49,8 +49,10 @@ def main() -> None:
         "models with the key": (status(trust, "/v1/models", key=True), 200),
         "models without the key": (status(trust, "/v1/models", key=False), 401),
         "health": (status(trust, "/health", key=False), 200),
-        "metrics, which need no key": (status(trust, "/metrics", key=True), 404),
-        "what is below a closed path": (status(trust, "/health/../metrics", key=True), 404),
+        "metrics, which the engine gives without a key": (status(trust, "/metrics", key=True), 200),
+        "metrics without the key": (status(trust, "/metrics", key=False), 401),
+        "what is not passed on": (status(trust, "/pause", key=True), 404),
+        "what is below a closed path": (status(trust, "/health/../pause", key=True), 404),
     }
     wrong = [f"{what}: {got} instead of {wanted}" for what, (got, wanted) in asked.items() if got != wanted]
     times = arrivals(trust)
