@@ -225,15 +225,8 @@ def make_plan(nodes: Sequence[Node], settings: Settings) -> Plan:
         ]
     topology, obstacles = detect(nodes)
     if settings.topology != "auto":
-        if (
-            topology
-            and topology not in (settings.topology, SINGLE)
-            and {topology, settings.topology}
-            != {
-                SWITCH,
-                BACK_TO_BACK,
-            }
-        ):
+        alike = {topology, settings.topology} == {SWITCH, BACK_TO_BACK}
+        if topology and topology not in (settings.topology, SINGLE) and not alike:
             draft.notes.append(f"The cabling looks like {topology}, but fabric_topology is {settings.topology}.")
         dark = [problem for problem in obstacles if "carrier" in problem or "hears any" in problem]
         topology, obstacles = settings.topology, dark
