@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -57,7 +58,7 @@ def test_an_old_result_does_not_survive_a_crash_of_the_runner(tmp_path: Path) ->
     part(tmp_path, "twice", "true")
     process = subprocess.Popen([str(REPO / ".ci" / "part"), "twice", "sleep", "60"], cwd=tmp_path)
     result = tmp_path / ".ansible" / "reports" / "twice.result"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while result.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
@@ -71,7 +72,7 @@ def test_a_part_that_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> No
     shown = part(
         tmp_path, "hang", f"echo 'TASK [Build it] ****'; ./{mark} 600 & ./{mark} 600", HEARTBEAT="1", STALL="1"
     )
-    assert "... hang (1 s) TASK [Build it]\n" in shown
+    assert re.search(r"\.\.\. hang \(\d+ s\) TASK \[Build it\]\n", shown), shown
     assert "FAILED" in shown
     assert "hang printed nothing for" in (tmp_path / ".ansible" / "reports" / "hang.log").read_text()
     assert total(tmp_path, "hang") == 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -229,11 +230,11 @@ def test_plain_lines_give_signs_of_life() -> None:
     view = PlainLines(state, lambda line: print(line, file=text), heartbeat_seconds=0.05)
     feed(state, event("playbook_on_task_start", task="Pull"), event("runner_on_start", host="gx10-3"))
     view.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while "so far" not in text.getvalue() and time.monotonic() < deadline:
         time.sleep(0.02)
     view.stop()
-    assert "... Pull: 0 s so far, waiting for gx10-3" in text.getvalue()
+    assert re.search(r"\.\.\. Pull: \d+ s so far, waiting for gx10-3", text.getvalue())
 
 
 def test_live_screen_fits_its_terminal() -> None:
