@@ -9,6 +9,8 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.owner import harms, owner_plan, text_lines
+
 
 def docker_client_files(users: Sequence[str], settings: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the files (for gb10.cluster.node_files) that merge settings into each user's Docker client.
@@ -37,4 +39,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by their names."""
-        return {"docker_client_files": docker_client_files}
+        return {
+            "docker_client_files": docker_client_files,
+            "owner_harms": harms,
+            "owner_lines": text_lines,
+            "owner_plan": owner_plan,
+        }

@@ -10,14 +10,14 @@ short_description: Merge settings into Docker's daemon.json and make them effect
 version_added: 0.1.0
 description:
   - Merges O(config) into the file that is there, so that the owner's entries (the NVIDIA runtime, a
-    data-root, mirrors) stay. Dictionaries merge, lists gain what they lack, V(null) takes a key out.
+    data-root, mirrors) stay. Dictionaries are merged, missing entries of lists are added, V(null) removes a key.
   - Validates the result with C(dockerd --validate) where this dockerd has that option.
   - When only keys changed that a running daemon takes over on SIGHUP, it is reloaded. Other keys need
-    a restart, which ends every container, so while a unit matching O(protect_units) is active the
-    restart is put off, said so, and made up for by the first run that finds none active.
+    a restart, which ends every container. While a unit matching O(protect_units) is active, or a container of the owner
+    runs and C(live-restore) is off, the restart is deferred, reported, and done by the first run that finds none.
 options:
   config:
-    description: Settings in daemon.json's own words.
+    description: Settings under the names that daemon.json uses.
     type: dict
     required: true
   path:
@@ -31,8 +31,8 @@ options:
     default: ["vllm-*.service"]
   restart:
     description: >-
-      V(auto) puts a restart off while a protected unit is active, V(always) restarts all the same,
-      V(never) leaves every restart to the owner.
+      V(auto) defers a restart while a protected unit is active or a container of the owner runs, V(always) restarts
+      regardless, V(never) leaves every restart to the owner.
     type: str
     choices: [auto, always, never]
     default: auto
@@ -54,7 +54,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 action:
-  description: What made the file effective; V(deferred) means that a restart is still owed.
+  description: What made the file effective; V(deferred) means that a restart is pending.
   returned: success
   type: str
   choices: [none, reload, restart, deferred]
@@ -80,6 +80,7 @@ protected:
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._node.docker_config import changed_keys, needs_restart
 from ansible_collections.gb10.cluster.plugins.module_utils._node.json_merge import JsonMergeError, merge, parse, render
+from ansible_collections.gb10.cluster.plugins.module_utils._node.owner import is_ours
 
 #: Holds the id of the dockerd that owes the restart; a boot, or a restart by hand, settles the debt.
 OWED = Path("/run/gb10/docker-restart-owed")
@@ -99,6 +101,15 @@ def active_units(module: AnsibleModule, patterns: list[str]) -> list[str]:
         ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,reloading", *patterns]
     )
     return [line.split()[0] for line in out.splitlines() if line.strip()]
+
+
+def owner_containers(module: AnsibleModule, config: Mapping[str, Any]) -> list[str]:
+    """Return the running containers of the owner that a restart of Docker would end; none with live-restore."""
+    docker = module.get_bin_path("docker")
+    if docker is None or config.get("live-restore") is True:
+        return []
+    _code, out, _err = module.run_command([docker, "container", "ls", "--format", "{{.Names}}"])
+    return sorted(f"container {name}" for name in out.split() if not is_ours(name))
 
 
 def daemon_pid(module: AnsibleModule) -> str:
@@ -175,7 +186,9 @@ def main() -> None:
     restart_keys = needs_restart(keys)
     pid = daemon_pid(module)
     owed = restart_owed(pid)
-    protected = active_units(module, module.params["protect_units"]) if restart_keys or owed else []
+    protected: list[str] = []
+    if restart_keys or owed:
+        protected = active_units(module, module.params["protect_units"]) + owner_containers(module, before)
     action = "none"
     if restart_keys or owed:
         allowed = module.params["restart"] == "always" or (module.params["restart"] == "auto" and not protected)
@@ -202,7 +215,7 @@ def main() -> None:
         module.warn(
             f"Docker must be restarted before {', '.join(restart_keys) or 'an earlier change'} in {path} takes "
             f"effect. Not done now: it would end {', '.join(protected) or 'all containers'}. "
-            "The next run that finds no engine active does it, or set host_docker_restart: always."
+            "The next run that finds none of them running does it, or set host_docker_restart: always."
         )
     result: dict[str, Any] = {
         "changed": bool(keys) or action in ("reload", "restart"),

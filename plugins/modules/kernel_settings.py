@@ -53,14 +53,10 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import sysctl_path
 
 PROC_SYS = Path("/proc/sys")
 HEADER = "# Managed by gb10.cluster; changes made here are overwritten.\n"
-
-
-def proc_path(name: str) -> Path:
-    """Return the file of a setting; a slash inside a name stands for a dot in an interface's name."""
-    return PROC_SYS / name.replace(".", "\0").replace("/", ".").replace("\0", "/")
 
 
 def main() -> None:
@@ -79,11 +75,11 @@ def main() -> None:
     live: dict[str, str] = {}
     for name in wanted:
         try:
-            live[name] = " ".join(proc_path(name).read_text(encoding="utf-8").split())
+            live[name] = " ".join((PROC_SYS / sysctl_path(name)).read_text(encoding="utf-8").split())
         except OSError as error:
             module.fail_json(
                 msg=(
-                    f"This kernel has no setting {name} ({error.strerror}: {proc_path(name)}). "
+                    f"This kernel has no setting {name} ({error.strerror}: {PROC_SYS / sysctl_path(name)}). "
                     "Load the kernel module that adds it, or remove it from the settings."
                 )
             )
@@ -93,8 +89,9 @@ def main() -> None:
             files.make_directories(path.parent)
             files.write(path, text)
         for name in stale:
+            files.keep("sysctls", name, live[name])
             try:
-                proc_path(name).write_text(wanted[name], encoding="utf-8")
+                (PROC_SYS / sysctl_path(name)).write_text(wanted[name], encoding="utf-8")
             except OSError as error:
                 module.fail_json(
                     msg=(

@@ -41,7 +41,7 @@ options:
         type: str
         default: root
       group:
-        description: Owning group; root unless given.
+        description: Owning group; root unless given, and the owner's own when empty.
         type: str
         default: root
       state:
@@ -153,8 +153,12 @@ def ids(module: AnsibleModule, item: dict[str, Any]) -> tuple[int, int]:
     if module.params["root"]:
         return os.geteuid(), os.getegid()
     try:
-        return pwd.getpwnam(item["owner"]).pw_uid, grp.getgrnam(item["group"]).gr_gid
+        account = pwd.getpwnam(item["owner"])
+        return account.pw_uid, grp.getgrnam(item["group"]).gr_gid if item["group"] else account.pw_gid
     except KeyError as error:
+        if module.check_mode:
+            # An account that an earlier task would have created.
+            return -1, -1
         module.fail_json(msg=f"{item['path']}: {error.args[0]} on this node")
         raise
 
@@ -228,11 +232,15 @@ def main() -> None:
     if not module.check_mode:
         for path, text, (mode, uid, gid) in work:
             try:
-                if text is None:
+                data = None if text is None else text.encode("utf-8", "surrogateescape")
+                on_node = not module.params["root"]
+                if on_node:
+                    files.keep_file(path, data, anywhere=True)
+                if data is None:
                     files.remove(path)
                 else:
-                    files.make_directories(path.parent)
-                    files.write(path, text.encode("utf-8", "surrogateescape"), mode, uid, gid)
+                    files.make_directories(path.parent, anywhere=on_node)
+                    files.write(path, data, mode, uid, gid)
             except OSError as error:
                 module.fail_json(msg=f"{path} could not be written: {error.strerror}")
     module.exit_json(changed=bool(work), changed_paths=[str(path) for path, _text, _want in work], diff=diffs)

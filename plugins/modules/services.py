@@ -90,6 +90,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files as node_files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.owner import is_ours
 from ansible_collections.gb10.cluster.plugins.module_utils._node.services import (
     PROPERTIES,
     STOPPED,
@@ -166,6 +167,9 @@ def main() -> None:
         done[name] = " + ".join(verbs) or "none"
         if module.check_mode:
             continue
+        if verbs and wanted != "current" and not is_ours(name):
+            before = {"enabled": unit.get("UnitFileState", ""), "active": unit.get("ActiveState", "")}
+            node_files.keep("units", name, before)
         for verb in verbs:
             call(module, verb, name)
         if wanted == STOPPED:

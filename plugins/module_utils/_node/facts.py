@@ -60,6 +60,11 @@ def unit_names(text: str) -> list[str]:
     return [line.split()[0] for line in text.splitlines() if line.strip()]
 
 
+def sysctl_path(name: str) -> str:
+    """Return the file of a kernel setting below /proc/sys; a slash in a name is a dot in an interface's name."""
+    return name.replace(".", "\0").replace("/", ".").replace("\0", "/")
+
+
 @dataclass(frozen=True)
 class Listener:
     """A TCP socket that waits for connections; ``inode`` tells whose it is."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -19,6 +21,15 @@ from typing import Any
 
 #: As many symbolic links in one path as the kernel itself follows.
 MAX_LINKS = 40
+
+
+#: What stood below these before its first change by this project is kept, for the teardown to give back.
+KEPT_ROOTS = ("/etc/", "/usr/local/")
+#: State and run-time files of this project alone.
+OWN_ROOTS = ("/run/", "/var/lib/gb10/", "/var/cache/gb10/")
+BEFORE = Path("/var/lib/gb10/before")
+#: The beginning of a file of this project.
+OUR_FILE = rb".*(Managed|Rendered|Written) by gb10\.cluster"
 
 
 class UnsafeLinkError(OSError):
@@ -104,6 +115,12 @@ def write(
     :raises OSError: as the operating system reports it; no temporary file is left behind.
     """
     data = content.encode() if isinstance(content, str) else content
+    keep_file(path, data)
+    replace(path, data, mode, uid, gid)
+
+
+def replace(path: Path | str, data: bytes, mode: int, uid: int, gid: int) -> None:
+    """Replace a file's content as `write` does, without keeping what was there before."""
     with directory_of(path) as (directory, name):
         temporary = f".{name[:200]}.{secrets.token_hex(6)}.tmp"
         handle = os.open(
@@ -128,6 +145,77 @@ def write(
         os.fsync(directory)
 
 
+def sha256(data: bytes) -> str:
+    """Return the digest of some bytes in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def keep(kind: str, name: str, value: Any) -> None:
+    """Note in the manifest of `BEFORE` what there was before the first change; a later call changes nothing.
+
+    :param kind: ``sysctls``, ``units``, ``packages``, ``links``, ``accounts``, ``directories`` or ``names``.
+    :param value: anything that JSON can hold; None where there was nothing.
+    """
+    manifest = read_json(BEFORE / "manifest.json")
+    noted = manifest.setdefault(kind, {})
+    if name not in noted:
+        noted[name] = value
+        _write_manifest(manifest)
+
+
+def _is_kept(name: str, anywhere: bool) -> bool:
+    return name.startswith(KEPT_ROOTS) or (anywhere and not name.startswith(OWN_ROOTS))
+
+
+def keep_file(path: Path | str, data: bytes | None, anywhere: bool = False) -> None:
+    """Keep a file as it was before its first change, and note the digest of what replaces it.
+
+    :param data: the new content; None where the file is removed.
+    :param anywhere: not only below `KEPT_ROOTS`, for instance in a home.
+    """
+    name = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links)
+    if not _is_kept(name, anywhere):
+        return
+    manifest = read_json(BEFORE / "manifest.json")
+    entries = manifest.setdefault("files", {})
+    entry = entries.get(name)
+    fresh = "" if data is None else sha256(data)
+    if entry is None:
+        found = read(name)
+        # A file of ours from before there was a manifest is no file of the owner's.
+        if found is None or re.match(OUR_FILE, found[0][:200], re.DOTALL):
+            entry = {"existed": False}
+            if data is None and found is None:
+                return
+        else:
+            content, status = found
+            copy = f"{sha256(name.encode())[:16]}-{Path(name).name}"
+            entry = {
+                "existed": True,
+                "kept": copy,
+                "sha256": sha256(content),
+                "mode": stat.S_IMODE(status.st_mode),
+                "uid": status.st_uid,
+                "gid": status.st_gid,
+            }
+            _make_before()
+            replace(BEFORE / copy, content, 0o600, -1, -1)
+    elif entry.get("written") == fresh:
+        return
+    entries[name] = {**entry, "written": fresh}
+    _write_manifest(manifest)
+
+
+def _make_before() -> None:
+    make_directories(BEFORE)
+    BEFORE.chmod(0o700)
+
+
+def _write_manifest(manifest: dict[str, Any]) -> None:
+    _make_before()
+    replace(BEFORE / "manifest.json", (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode(), 0o600, -1, -1)
+
+
 def read(path: Path | str) -> tuple[bytes, os.stat_result] | None:
     """Return a file's content and status; None when the file or its directory does not exist.
 
@@ -146,10 +234,12 @@ def read(path: Path | str) -> tuple[bytes, os.stat_result] | None:
         return stream.read(), status
 
 
-def make_directories(path: Path | str) -> None:
+def make_directories(path: Path | str, anywhere: bool = False) -> None:
     """Create a directory and those above it that are missing, each owned as the one above it.
 
     A new directory has the mode 0755; below one that belongs to another user than root, 0700.
+
+    :param anywhere: note new directories for the teardown also outside of `KEPT_ROOTS`.
 
     :raises UnsafeLinkError: another user's symbolic link stands in the path.
     :raises OSError: as the operating system reports it.
@@ -172,6 +262,8 @@ def make_directories(path: Path | str) -> None:
             finally:
                 os.close(made)
             os.fsync(above)
+        if _is_kept(str(directory), anywhere):
+            keep("directories", str(directory), None)
 
 
 def write_json(path: Path | str, value: Any, mode: int = 0o644) -> None:
@@ -185,6 +277,12 @@ def remove(path: Path | str) -> bool:
     :raises UnsafeLinkError: another user's symbolic link stands in the path.
     :raises OSError: as the operating system reports it, but not for a file that does not exist.
     """
+    keep_file(path, None)
+    return delete(path)
+
+
+def delete(path: Path | str) -> bool:
+    """Remove a file as `remove` does, without keeping what was there before."""
     try:
         with directory_of(path) as (directory, name):
             os.unlink(name, dir_fd=directory)

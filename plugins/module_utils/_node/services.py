@@ -52,7 +52,10 @@ def read_files(paths: Iterable[str]) -> Files:
 
 
 def parse_show(text: str) -> list[dict[str, str]]:
-    """Return the properties of each unit, in the order asked, from the output of ``systemctl show UNIT…``."""
+    """Return the properties of each unit, in the order asked, from the output of ``systemctl show UNIT…``.
+
+    ``loginctl show-session`` prints sessions in the same form.
+    """
     return [
         dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         for block in text.strip().split("\n\n")

@@ -11,6 +11,15 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+
+
+@pytest.fixture(autouse=True)
+def _before(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what a module replaces below a directory of the test, not of this machine."""
+    monkeypatch.setattr(files, "BEFORE", tmp_path_factory.mktemp("before") / "kept")
+
+
 Run = Callable[..., dict[str, Any]]
 
 

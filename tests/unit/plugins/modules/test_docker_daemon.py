@@ -25,6 +25,7 @@ class Node:
         self.pid, self.engines, self.refuses, self.fails = "100", "", "", False
         self.asked: list[str] = []
         self.warned: list[str] = []
+        self.containers = ["vllm-a", "gb10-keep-x"]
         self.path = folder / "docker" / "daemon.json"
         self.path.parent.mkdir()
         self.path.write_text(json.dumps(OWNERS), encoding="utf-8")
@@ -40,6 +41,8 @@ class Node:
             return 0, f"ActiveState={'active' if self.pid else 'inactive'}\nMainPID={self.pid or 0}\n", ""
         if command[1] == "list-units":
             return 0, self.engines, ""
+        if command[1] == "container":
+            return 0, "\n".join(self.containers), ""
         self.asked.append(command[1])
         if command[1] in ("restart", "reload") and self.fails:
             self.fails = False
@@ -92,6 +95,20 @@ def test_another_key_waits_for_the_engine_and_is_owed_until_then(node: Node, run
     node.engines = ""
     assert call(node, run_module, config={"log-opts": {"max-file": "3"}})["action"] == "restart"
     assert call(node, run_module, config={"log-opts": {"max-file": "3"}})["changed"] is False
+
+
+def test_an_owners_container_is_not_ended_without_a_word(node: Node, run_module: Run) -> None:
+    node.containers.append("db")
+    result = call(node, run_module, config={"log-opts": {"max-file": "3"}})
+    assert (result["action"], result["protected"], node.asked) == ("deferred", ["container db"], [])
+    assert "would end container db" in node.warned[0]
+    assert call(node, run_module, config={"log-opts": {"max-file": "3"}}, restart="always")["action"] == "restart"
+
+
+def test_containers_that_outlive_docker_do_not_defer(node: Node, run_module: Run) -> None:
+    node.containers.append("db")
+    node.path.write_text(json.dumps({**OWNERS, "live-restore": True}), encoding="utf-8")
+    assert call(node, run_module, config={"log-opts": {"max-file": "3"}})["action"] == "restart"
 
 
 def test_a_restart_by_hand_settles_the_debt(node: Node, run_module: Run) -> None:
