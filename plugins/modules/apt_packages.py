@@ -6,13 +6,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: apt_packages
-short_description: Install the Debian packages that a node lacks
+short_description: Install missing Debian packages
 version_added: 0.1.0
 description:
   - Asks C(dpkg-query) which of the named packages are missing and installs exactly those,
     without recommended ones, keeping the configuration files that are there.
-  - Unlike M(ansible.builtin.apt) it needs no C(python3-apt) on the node, so that check mode
-    also answers on a machine that has nothing but sshd and Python.
+  - Unlike M(ansible.builtin.apt) it needs no C(python3-apt) on the node, so that check mode also answers on a machine
+    that has nothing but sshd and Python, and it notes every package that came with an installation, for
+    M(gb10.cluster.owner_state) to remove exactly those.
   - The package lists are fetched only when something is missing and they are older than
     O(cache_valid_s), or when a missing package is not in them.
 options:
@@ -22,6 +23,13 @@ options:
     type: list
     elements: str
     required: true
+  manual:
+    description: >-
+      Regular expressions, matched from the start. Installed packages that match are marked as installed by hand, for
+      C(apt autoremove) to spare them.
+    type: list
+    elements: str
+    default: []
   cache_valid_s:
     description: Age in seconds up to which the package lists are taken as they are.
     type: int
@@ -52,17 +60,25 @@ missing:
   type: list
   elements: str
   sample: [earlyoom, iperf3]
+marked:
+  description: Packages that were (or in check mode would be) marked as installed by hand.
+  returned: success
+  type: list
+  elements: str
 cache_updated:
   description: Whether the package lists were fetched.
   returned: success
   type: bool
 """
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 LISTS = Path("/var/lib/apt/lists")
 
@@ -74,6 +90,16 @@ def installed(module: AnsibleModule) -> set[str]:
         module.fail_json(msg=f"dpkg-query failed, so the node's packages are unknown: {err.strip()}")
     # The first letter is what the owner wants (held packages say h), the second what is there.
     return {line.split()[1] for line in out.splitlines() if line[1:2] == "i"}
+
+
+def to_mark(module: AnsibleModule, present: set[str]) -> list[str]:
+    """Return the installed packages that O(manual) matches and that count as automatically installed, sorted."""
+    patterns = [re.compile(pattern) for pattern in module.params["manual"]]
+    names = {name for name in present if any(pattern.match(name) for pattern in patterns)}
+    if not names:
+        return []
+    _code, out, _err = module.run_command(["apt-mark", "showauto"], check_rc=True)
+    return sorted(names & set(out.split()))
 
 
 def lists_age_s() -> float:
@@ -110,6 +136,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "names": {"type": "list", "elements": "str", "required": True},
+            "manual": {"type": "list", "elements": "str", "default": []},
             "cache_valid_s": {"type": "int", "default": 86400},
             "lock_timeout_s": {"type": "int", "default": 600},
         },
@@ -122,18 +149,27 @@ def main() -> None:
         for alternatives in [[word.strip() for word in name.split("|")]]
         if not present.intersection(alternatives)
     ]
+    marked = to_mark(module, present)
     result: dict[str, Any] = {
-        "changed": bool(missing),
+        "changed": bool(missing or marked),
         "missing": missing,
+        "marked": marked,
         "cache_updated": False,
         "diff": {
             "before": "",
-            "after": "".join(f"{name}\n" for name in missing),
+            "after": "".join(f"{name}\n" for name in missing)
+            + "".join(f"{name} (marked as installed by hand)\n" for name in marked),
             "before_header": "installed packages",
             "after_header": "installed packages",
         },
     }
-    if not missing or module.check_mode:
+    if module.check_mode:
+        module.exit_json(**result)
+    if marked:
+        for name in marked:
+            files.keep("automatic", name, None)
+        module.run_command(["apt-mark", "manual", *marked], check_rc=True)
+    if not missing:
         module.exit_json(**result)
 
     fresh = lists_age_s() < module.params["cache_valid_s"]
@@ -153,7 +189,10 @@ def main() -> None:
             ),
             **result,
         )
-    still = [name for name in missing if name not in installed(module)]
+    after = installed(module)
+    for name in sorted(after - present):
+        files.keep("packages", name, None)
+    still = [name for name in missing if name not in after]
     if still:
         module.fail_json(
             msg=f"apt-get reported success, but these packages are not installed: {', '.join(still)}",

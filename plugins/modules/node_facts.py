@@ -76,7 +76,8 @@ node:
       returned: always
     gpu:
       description: >-
-        C(present), C(driver), C(container_toolkit) (whether nvidia-ctk or nvidia-container-runtime is there).
+        C(present), C(driver), C(container_toolkit) (whether nvidia-ctk or nvidia-container-runtime is there),
+        C(clock_cap_mhz) that role host has set, or 0.
       type: dict
       returned: always
     docker:
@@ -163,6 +164,7 @@ node:
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -178,16 +180,15 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     parse_meminfo,
     parse_os_release,
     parse_systemctl_show,
-    parse_tcp_listeners,
     unit_names,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
     SMI_QUERY,
     busiest,
-    container_id,
     library_version,
     parse_smi,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._node.listeners import listeners
 
 #: Looks at the GPU within 1.5 s: a pause between two requests must not pass for an idle GPU.
 SMI_SAMPLES = 4
@@ -288,33 +289,16 @@ def docker() -> dict[str, Any]:
     }
 
 
+def clock_cap_mhz() -> int:
+    """Return the highest clock that role host has set for the GPU, in MHz; 0 without one."""
+    found = re.search(r"--lock-gpu-clocks=0,(\d+)", read("/etc/systemd/system/gb10-clock-cap.service"))
+    return int(found[1]) if found and active("gb10-clock-cap.service") else 0
+
+
 def container_names() -> dict[str, str]:
     """Return the names of the running containers by id."""
     rows = (line.split() for line in run("docker", "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}").splitlines())
     return {row[0]: row[1] for row in rows if len(row) == 2}
-
-
-def listeners() -> list[dict[str, Any]]:
-    """Return the sockets that other machines can reach, with the names of their processes and containers."""
-    found = [
-        each for name in ("tcp", "tcp6") for each in parse_tcp_listeners(read(f"/proc/net/{name}")) if not each.loopback
-    ]
-    wanted = {f"socket:[{each.inode}]": ("", "") for each in found}
-    names = container_names()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            target = str(link.readlink())
-            if target in wanted:
-                process = link.parent.parent
-                container = names.get(container_id((process / "cgroup").read_text(encoding="utf-8")), "")
-                wanted[target] = ((process / "comm").read_text(encoding="utf-8").strip(), container)
-        except OSError:
-            continue
-    rows = {(each.address, each.port): wanted[f"socket:[{each.inode}]"] for each in found}
-    return [
-        {"address": address, "port": port, "process": process, "container": container}
-        for (address, port), (process, container) in sorted(rows.items())
-    ]
 
 
 def images() -> dict[str, str]:
@@ -371,7 +355,7 @@ def detail(units: list[str]) -> dict[str, Any]:
             "swappiness": int(read("/proc/sys/vm/swappiness") or -1),
             "dirty_bytes": int(read("/proc/sys/vm/dirty_bytes") or 0),
         },
-        "listeners": listeners(),
+        "listeners": listeners(container_names(), read),
         "images": images(),
         "docker_version": str(engine.get("ServerVersion") or ""),
         "docker_runtimes": sorted(engine.get("Runtimes") or {}),
@@ -429,6 +413,7 @@ def main() -> None:
                 "present": bool(driver) or Path("/dev/nvidia0").exists(),
                 "driver": driver,
                 "container_toolkit": bool(shutil.which("nvidia-ctk") or shutil.which("nvidia-container-runtime")),
+                "clock_cap_mhz": clock_cap_mhz(),
             },
             "docker": engine,
             "systemd": {

@@ -99,10 +99,14 @@ def _containers(node: Mapping[str, Any]) -> Check:
 def _clock(node: Mapping[str, Any]) -> list[Check]:
     sample = node.get("gpu_sample") or {}
     clock, highest, busy = sample.get("sm_mhz"), sample.get("sm_max_mhz"), sample.get("busy_percent")
+    cap = int(node["gpu"].get("clock_cap_mhz") or 0)
     if clock is None:
-        return []
+        return [Check("GPU clock", f"capped at {cap} MHz (host_gpu_max_clock_mhz)")] if cap else []
+    if cap and highest:
+        highest = min(highest, float(cap))
     parts = [
         f"{clock:.0f} MHz" + (f" of {highest:.0f}" if highest else ""),
+        f"capped at {cap} MHz (host_gpu_max_clock_mhz)" if cap else "",
         "" if busy is None else f"{busy:.0f} % busy",
         "" if sample.get("power_w") is None else f"{sample['power_w']:.0f} W",
         "" if sample.get("power_limit_w") is None else f"limit {sample['power_limit_w']:.0f} W",

@@ -186,3 +186,15 @@ def test_the_kind_of_container(
 ) -> None:
     node[0][path] = text
     assert facts(capsys)["container"] == kind
+
+
+def test_a_clock_cap_counts_while_its_unit_is_active(
+    node: tuple[dict[str, str], dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, commands = node
+    assert facts(capsys)["gpu"]["clock_cap_mhz"] == 0
+    files["/etc/systemd/system/gb10-clock-cap.service"] = "ExecStart=/usr/bin/nvidia-smi --lock-gpu-clocks=0,2000\n"
+    assert facts(capsys)["gpu"]["clock_cap_mhz"] == 0
+    unit = "gb10-clock-cap.service"
+    commands[f"systemctl list-units --plain --no-legend --state=active {unit}"] = f"{unit} loaded active exited\n"
+    assert facts(capsys)["gpu"]["clock_cap_mhz"] == 2000

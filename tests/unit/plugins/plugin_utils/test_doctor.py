@@ -387,3 +387,14 @@ def test_best_takes_the_fastest_answer() -> None:
     skew_s, error_s = best([slow, fast])
     assert skew_s == pytest.approx(1.0)
     assert error_s == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("cap", "level"), [(0, WARN), (900, OK)])
+def test_a_clock_that_is_capped_is_reported_and_judged_by_its_cap(cap: int, level: str) -> None:
+    data = reports()
+    place = data["n2"]["node"]
+    place["gpu"]["clock_cap_mhz"] = cap
+    place["gpu_sample"].update(sm_mhz=850.0, busy_percent=98.0)
+    found = {check.name: check for where, check in report(data).checks() if where == "n2"}["GPU clock"]
+    assert found.level == level
+    assert ("capped at 900 MHz (host_gpu_max_clock_mhz)" in found.value) is bool(cap)
