@@ -233,13 +233,10 @@ def main() -> None:
         for path, text, (mode, uid, gid) in work:
             try:
                 data = None if text is None else text.encode("utf-8", "surrogateescape")
-                on_node = not module.params["root"]
-                if on_node:
-                    files.keep_file(path, data, anywhere=True)
                 if data is None:
                     files.remove(path)
                 else:
-                    files.make_directories(path.parent, anywhere=on_node)
+                    files.make_directories(path.parent)
                     files.write(path, data, mode, uid, gid)
             except OSError as error:
                 module.fail_json(msg=f"{path} could not be written: {error.strerror}")

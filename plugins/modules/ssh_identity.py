@@ -125,12 +125,10 @@ def main() -> None:
         missing = [str(each) for each, content in ((public_path, public), (path, private)) if content is None]
         if missing and not module.check_mode:
             private, public = key_pair(module, private)
-            files.make_directories(path.parent, anywhere=True)
+            files.make_directories(path.parent)
             # The private key last: a run that is killed in between makes a new pair.
-            files.keep_file(public_path, public, anywhere=True)
             files.write(public_path, public, 0o644, account.pw_uid, account.pw_gid)
             if found is None:
-                files.keep_file(path, private, anywhere=True)
                 files.write(path, private, 0o600, account.pw_uid, account.pw_gid)
     except OSError as error:
         module.fail_json(msg=f"The SSH key {path} could not be read or written: {error.strerror} ({error.filename})")

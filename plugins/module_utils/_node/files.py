@@ -25,8 +25,8 @@ MAX_LINKS = 40
 
 #: What stood below these before its first change by this project is kept, for the teardown to give back.
 KEPT_ROOTS = ("/etc/", "/usr/local/")
-#: State and run-time files of this project alone.
-OWN_ROOTS = ("/run/", "/var/lib/gb10/", "/var/cache/gb10/")
+#: So is what root changes in these directories of a home.
+KEPT_IN_HOMES = re.compile(r"^/(?:root|home/[^/]+)/\.(?:ssh|docker)/")
 BEFORE = Path("/var/lib/gb10/before")
 #: The beginning of a file of this project.
 OUR_FILE = rb".*(Managed|Rendered|Written) by gb10\.cluster"
@@ -163,18 +163,17 @@ def keep(kind: str, name: str, value: Any) -> None:
         _write_manifest(manifest)
 
 
-def _is_kept(name: str, anywhere: bool) -> bool:
-    return name.startswith(KEPT_ROOTS) or (anywhere and not name.startswith(OWN_ROOTS))
+def _is_kept(name: str) -> bool:
+    return name.startswith(KEPT_ROOTS) or (os.geteuid() == 0 and KEPT_IN_HOMES.search(f"{name}/") is not None)
 
 
-def keep_file(path: Path | str, data: bytes | None, anywhere: bool = False) -> None:
+def keep_file(path: Path | str, data: bytes | None) -> None:
     """Keep a file as it was before its first change, and note the digest of what replaces it.
 
     :param data: the new content; None where the file is removed.
-    :param anywhere: not only below `KEPT_ROOTS`, for instance in a home.
     """
     name = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow links)
-    if not _is_kept(name, anywhere):
+    if not _is_kept(name):
         return
     manifest = read_json(BEFORE / "manifest.json")
     entries = manifest.setdefault("files", {})
@@ -234,12 +233,10 @@ def read(path: Path | str) -> tuple[bytes, os.stat_result] | None:
         return stream.read(), status
 
 
-def make_directories(path: Path | str, anywhere: bool = False) -> None:
+def make_directories(path: Path | str) -> None:
     """Create a directory and those above it that are missing, each owned as the one above it.
 
     A new directory has the mode 0755; below one that belongs to another user than root, 0700.
-
-    :param anywhere: note new directories for the teardown also outside of `KEPT_ROOTS`.
 
     :raises UnsafeLinkError: another user's symbolic link stands in the path.
     :raises OSError: as the operating system reports it.
@@ -262,7 +259,7 @@ def make_directories(path: Path | str, anywhere: bool = False) -> None:
             finally:
                 os.close(made)
             os.fsync(above)
-        if _is_kept(str(directory), anywhere):
+        if _is_kept(str(directory)):
             keep("directories", str(directory), None)
 
 

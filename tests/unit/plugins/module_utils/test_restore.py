@@ -99,12 +99,21 @@ def test_a_shared_file_with_our_block_first_is_the_owners(etc: Path) -> None:
 
 
 def test_state_of_our_own_and_other_places_is_not_kept(etc: Path, tmp_path: Path) -> None:
-    files.write(tmp_path / "state", "x")
-    files.keep_file("/run/gb10/x", b"x", anywhere=True)
+    # Such as the inventory of the control node, which an ordinary user owns.
+    files.write(tmp_path / "image_lock.json", "x")
+    files.make_directories(tmp_path / "a" / "b")
+    for name in ("/run/gb10/x", "/home/ann/project/x", "/srv/home/ann/.ssh/x"):
+        files.keep_file(name, b"x")
     assert not files.BEFORE.exists()
-    files.keep_file(tmp_path / "home", b"x", anywhere=True)
-    assert list(manifest()["files"]) == [str(tmp_path / "home")]
     assert etc.is_dir()
+
+
+@pytest.mark.parametrize(("uid", "kept"), [(0, ["/home/no-such/.ssh/authorized_keys"]), (1000, [])])
+@pytest.mark.usefixtures("etc")
+def test_what_root_changes_in_a_home_is_kept(monkeypatch: pytest.MonkeyPatch, uid: int, kept: list[str]) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    files.keep_file("/home/no-such/.ssh/authorized_keys", b"x")
+    assert list(manifest().get("files", {})) == kept
 
 
 def test_new_directories_are_noted_and_removed_when_empty(etc: Path) -> None:
