@@ -101,7 +101,7 @@ def propose(boxes: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], subn
 
 def _names(boxes: Sequence[Mapping[str, Any]], kept: Mapping[str, tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Return a name for each box: the one given or kept, else the next free gx10-<number>."""
-    taken = {name for name, _ in kept.values()} | {str(box["name"]) for box in boxes if box.get("name")}
+    taken = {name for name, _rest in kept.values()} | {str(box["name"]) for box in boxes if box.get("name")}
     names, number = [], 0
     for box in boxes:
         name = str(box.get("name") or "") or kept.get(str(box["address"]), ("", {}))[0]
@@ -137,7 +137,7 @@ def _fabric_addresses(
             network = ipaddress.IPv4Network(subnet)
         except ValueError as error:
             proposal.problems.append(f"init_fabric_subnet is {subnet!r}, which is no network: {error}.")
-            return ["" for _ in boxes]
+            return ["" for _rest in boxes]
         clash = next((each for each in used if each.overlaps(network)), None)
         if clash is not None:
             proposal.problems.append(f"init_fabric_subnet {network} overlaps {clash}, which a box uses already.")

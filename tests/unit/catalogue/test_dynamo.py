@@ -171,7 +171,7 @@ def pods() -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-@pytest.mark.parametrize("pod", [pod for _, pod in pods()], ids=[where for where, _ in pods()])
+@pytest.mark.parametrize("pod", [pod for _rest, pod in pods()], ids=[where for where, _rest in pods()])
 def test_every_pod_template_is_strictly_valid(pod: dict[str, Any]) -> None:
     kubernetes_validate.validate(pod, "1.30", strict=True)
 

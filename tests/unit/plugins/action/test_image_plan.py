@@ -189,7 +189,11 @@ def write_lock(tmp_path: Path, text: str = "") -> Path:
     """Write the lock of the step of LOCKED."""
     wheels = [
         locks.Wheel(
-            file.split("-")[0], file.split("-")[1], hashlib.sha256(data).hexdigest(), f"https://x.org/{file}", len(data)
+            file.split("-", maxsplit=1)[0],
+            file.split("-")[1],
+            hashlib.sha256(data).hexdigest(),
+            f"https://x.org/{file}",
+            len(data),
         )
         for file, data in CONTENT.items()
     ]
