@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Let a vLLM's own planner lay out the cache of given geometries; the memory model is compared with what it prints.
 

@@ -1,19 +1,8 @@
-# SPDX-License-Identifier: Apache-2.0
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Leave standard output to the JSON document that a playbook was asked for."""
 
 from __future__ import annotations
-
-import functools
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from ansible import context
-from ansible.plugins.callback import CallbackBase
-from ansible.utils.display import Display
-from ansible.utils.vars import load_extra_vars
-
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED
 
 DOCUMENTATION = r"""
 name: json_only
@@ -27,6 +16,18 @@ description:
 requirements:
   - Enabled in C(callbacks_enabled).
 """
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible import context
+from ansible.plugins.callback import CallbackBase
+from ansible.utils.display import Display
+from ansible.utils.vars import load_extra_vars
+
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED
 
 #: What asks for a document on standard output; the last is the former name of the first.
 VARIABLES = ("status_json", "doctor_json", "json")

@@ -20,7 +20,14 @@ SPECS = [
     yaml.safe_load(path.read_text(encoding="utf-8"))["model_spec"] for path in sorted(GROUP_VARS.glob("model_*.yml"))
 ]
 MODELS = [spec["name"] for spec in SPECS if spec["nodes"] > 1]
-WATCH = {"api_host": "0.0.0.0", "tether_port": 29600, "silence_seconds": 30, "stall_seconds": 900, "same_env": ["A"]}
+WATCH = {
+    "api_host": "0.0.0.0",
+    "tether_port": 29600,
+    "tether_key": "/etc/gb10/engine/tether.key",
+    "silence_seconds": 30,
+    "stall_seconds": 900,
+    "same_env": ["A"],
+}
 
 
 def plan_of(written: dict[str, Any], engine: str) -> dict[str, Any]:
