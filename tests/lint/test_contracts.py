@@ -82,8 +82,8 @@ def test_adding_a_model_is_adding_a_file() -> None:
 
 # --- everything documented and tested -------------------------------------------------------------------
 
-#: Roles whose molecule scenario is still to be written, and `rollback`, which runs in those of edge and fabric.
-NO_SCENARIO = frozenset({"rollback", "watch"})
+#: `rollback` runs in the scenarios of edge and fabric.
+NO_SCENARIO = frozenset({"rollback"})
 
 
 def test_every_role_has_a_scenario() -> None:
