@@ -6,34 +6,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._image import download, locks
 
 _LOCKS = Path(__file__).parents[2] / "locks"
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
-    """Compare a directory with the locks of an image, and download what is missing."""
+_SPEC: dict[str, dict[str, Any]] = {
+    "name": {"type": "str", "required": True},
+    "images": {"type": "dict", "required": True},
+    "locks_dir": {"type": "path", "default": str(_LOCKS)},
+    "wheels_dir": {"type": "path", "required": True},
+    "mirror": {"type": "str", "default": ""},
+}
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
+
+class ActionModule(ControlNodeAction):
+    """Compare a directory with the locks of an image, and download what is missing."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return which files were downloaded, or one sentence for each problem."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        _unused, args = self.validate_argument_spec(
-            argument_spec={
-                "name": {"type": "str", "required": True},
-                "images": {"type": "dict", "required": True},
-                "locks_dir": {"type": "path", "default": str(_LOCKS)},
-                "wheels_dir": {"type": "path", "required": True},
-                "mirror": {"type": "str", "default": ""},
-            }
-        )
+        result, args = self.begin(tmp, task_vars, _SPEC)
         wheels, errors = self._wheels(args)
         folder = Path(args["wheels_dir"])
         missing = download.missing(wheels, folder)

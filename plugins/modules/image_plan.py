@@ -13,14 +13,6 @@ description:
     name and hash, renders the Dockerfile and computes the fingerprint of all inputs.
   - Runs on the control node alone. All errors are reported at once.
 options:
-  name:
-    description: Key of O(images).
-    type: str
-    required: true
-  images:
-    description: The image catalogue.
-    type: dict
-    required: true
   mods:
     description: The mods to apply as the last layer, in order.
     type: list
@@ -59,6 +51,7 @@ options:
     description: Where to lay out the build context, as links. Nothing is written in check mode.
     type: path
 extends_documentation_fragment:
+  - gb10.cluster.image
   - gb10.cluster.attributes.controller
 author:
   - The gb10.cluster developers (@gb10-cluster)

@@ -15,14 +15,6 @@ description:
     and gets its name after its hash was checked.
   - Progress is shown every few seconds.
 options:
-  name:
-    description: Key of O(images).
-    type: str
-    required: true
-  images:
-    description: The image catalogue.
-    type: dict
-    required: true
   locks_dir:
     description: Directory of the locks, the collection's own unless given.
     type: path
@@ -35,6 +27,7 @@ options:
     type: str
     default: ""
 extends_documentation_fragment:
+  - gb10.cluster.image
   - gb10.cluster.attributes.controller
 author:
   - The gb10.cluster developers (@gb10-cluster)
