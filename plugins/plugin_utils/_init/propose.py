@@ -122,7 +122,7 @@ def _fabric_addresses(
 ) -> list[str]:
     """Return an address for each box: the kept ones, those that the boxes have already, or new ones."""
     earlier = [str(kept.get(str(box["address"]), ("", {}))[1].get("gb10_fabric_address") or "") for box in boxes]
-    owners = _common_subnet(machines) if not subnet and not any(earlier) else None
+    owners = None if subnet else _common_subnet(machines, earlier)
     if owners is not None:
         network, found = owners
         proposal.manage, proposal.subnet = False, str(network)
@@ -153,8 +153,13 @@ def _fabric_addresses(
     return [each or next(host for host in hosts if host not in taken) for each in earlier]
 
 
-def _common_subnet(machines: Sequence[Machine]) -> tuple[ipaddress.IPv4Network, list[str]] | None:
-    """Return the network in which every machine has one fabric address already, and those addresses."""
+def _common_subnet(
+    machines: Sequence[Machine], earlier: Sequence[str]
+) -> tuple[ipaddress.IPv4Network, list[str]] | None:
+    """Return the network in which every machine has one fabric address already, and those addresses.
+
+    :param earlier: addresses of an earlier inventory, or empty texts; a network that contradicts one is not taken.
+    """
     by_network: dict[ipaddress.IPv4Network, dict[int, str]] = {}
     for index, machine in enumerate(machines):
         for netdev in machine.netdevs:
@@ -163,11 +168,17 @@ def _common_subnet(machines: Sequence[Machine]) -> tuple[ipaddress.IPv4Network, 
                     continue
                 network = ipaddress.IPv4Interface(cidr).network
                 by_network.setdefault(network, {}).setdefault(index, cidr.split("/")[0])
-    complete = [(network, found) for network, found in by_network.items() if len(found) == len(machines)]
-    if not complete:
-        return None
-    network, found = min(complete, key=lambda each: int(each[0].network_address))
-    return network, [found[index] for index in range(len(machines))]
+    complete = [
+        (network, [found[index] for index in range(len(machines))])
+        for network, found in by_network.items()
+        if len(found) == len(machines)
+    ]
+    fitting = [
+        (network, found)
+        for network, found in complete
+        if all(before in ("", now) for before, now in zip(earlier, found, strict=True))
+    ]
+    return min(fitting, key=lambda each: int(each[0].network_address)) if fitting else None
 
 
 def _used_networks(boxes: Sequence[Mapping[str, Any]], machines: Sequence[Machine]) -> list[ipaddress.IPv4Network]:
@@ -182,10 +193,16 @@ def _used_networks(boxes: Sequence[Mapping[str, Any]], machines: Sequence[Machin
 
 def _cabling(boxes: Sequence[Mapping[str, Any]], machines: Sequence[Machine], proposal: Proposal) -> None:
     """Find the topology of the cables, or what is wrong with them."""
+    # While they were read the boxes went by their addresses.
+    called = {str(box["address"]): each.name for box, each in zip(boxes, proposal.nodes, strict=True)}
     nodes = []
     for box, machine, each in zip(boxes, machines, proposal.nodes, strict=True):
         heard = (box.get("heard") or {}).get("neighbours")
-        neighbours = {name: [(peer[0], peer[1]) for peer in peers] for name, peers in heard.items()} if heard else None
+        neighbours = (
+            {name: [(called[peer[0]], peer[1]) for peer in peers if peer[0] in called] for name, peers in heard.items()}
+            if heard
+            else None
+        )
         nodes.append(Node(each.name, each.fabric_address, machine, neighbours))
     plan = make_plan(nodes, FabricSettings(allow_overlap=True))
     proposal.topology = plan.topology

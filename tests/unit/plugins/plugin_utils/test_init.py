@@ -107,6 +107,24 @@ def test_boxes_without_a_cable_are_named() -> None:
     ]
 
 
+def test_boxes_that_hear_one_another_are_back_to_back_or_on_a_switch() -> None:
+    def heard(*others: str) -> dict[str, Any]:
+        return {"neighbours": {"a": [[other, "a"] for other in others], "b": [[other, "b"] for other in others]}}
+
+    two = [box("h1", heard=heard("h2")), box("h2", heard=heard("h1"))]
+    assert (propose(two, {}).topology, propose(two, {}).problems) == ("back_to_back", [])
+    names = ("h1", "h2", "h3")
+    three = [box(name, heard=heard(*(each for each in names if each != name))) for name in names]
+    assert (propose(three, {}).topology, propose(three, {}).problems) == ("switch", [])
+
+
+def test_a_rerun_leaves_the_owners_addresses_to_the_owner() -> None:
+    boxes = [box("h1", "10.0.0.4/24"), box("h2", "10.0.0.9/24")]
+    first = propose(boxes, {})
+    again = propose(boxes, document(as_dict(first), {}, "me", "m"))
+    assert (again.manage, again.nodes, again.problems) == (False, first.nodes, [])
+
+
 def test_two_boxes_of_one_name_are_refused() -> None:
     found = propose([box("h1", name="desk"), box("h2", name="desk")], {})
     assert found.problems == ["Two boxes would be called desk: give them names with init_names."]
