@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
@@ -46,3 +48,63 @@ def run_module(
         except ModuleEnd as end:
             return end.result
     raise AssertionError(f"{module.__name__} ended without a result")
+
+
+#: Answers a command with exit code, stdout and stderr; None stands for success without output.
+Answer = Callable[[list[str]], "tuple[int, str, str] | None"]
+
+
+class EndedError(Exception):
+    """The result of a module."""
+
+    def __init__(self, failed: bool, result: dict[str, Any]) -> None:
+        """Take what the module would have printed, and whether it failed."""
+        super().__init__(result.get("msg", ""))
+        self.failed = failed
+        self.result = result
+
+
+class NodeModule:
+    """Stands for AnsibleModule on a node whose commands a function of the test answers."""
+
+    def __init__(self, params: dict[str, Any], answer: Answer = lambda _argv: None, check: bool = False) -> None:
+        """Take the module's options, the answers and whether this is check mode."""
+        self.params = params
+        self.answer = answer
+        self.check_mode = check
+        self.missing: set[str] = set()
+        self.warnings: list[str] = []
+        self.calls: list[list[str]] = []
+        self.data: list[str | None] = []
+        self.run_command_environ_update: dict[str, str] = {}
+
+    def get_bin_path(self, name: str, required: bool = False) -> str | None:
+        """Return the name, unless the test listed it in ``missing``."""
+        del required
+        return None if name in self.missing else name
+
+    def run_command(self, argv: list[str], data: str | None = None, **_options: Any) -> tuple[int, str, str]:
+        """Record the command and its standard input, and return the test's answer."""
+        self.calls.append(argv)
+        self.data.append(data)
+        return self.answer(argv) or (0, "", "")
+
+    def warn(self, text: str) -> None:
+        """Record a warning."""
+        self.warnings.append(text)
+
+    def exit_json(self, **result: Any) -> None:
+        """End the module."""
+        raise EndedError(False, result)
+
+    def fail_json(self, **result: Any) -> None:
+        """End the module with a failure."""
+        raise EndedError(True, result)
+
+
+def ended(module: Any, monkeypatch: pytest.MonkeyPatch, fake: NodeModule) -> EndedError:
+    """Run a module's `main` with a stand-in for AnsibleModule and return how it ended."""
+    monkeypatch.setattr(module, "AnsibleModule", lambda **_spec: fake)
+    with pytest.raises(EndedError) as end:
+        module.main()
+    return end.value

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +18,11 @@ from ansible_collections.gb10.cluster.plugins.modules import (
     image_offer,
     image_room,
 )
+from tests.unit.helper import Answer, EndedError
+from tests.unit.helper import NodeModule as Module
+from tests.unit.helper import ended as run
 
 TAG = "gb10/probe:0123456789ab"
-Answer = Callable[[list[str]], "tuple[int, str, str] | None"]
-
-
-class EndedError(Exception):
-    """The result of a module."""
-
-    def __init__(self, failed: bool, result: dict[str, Any]) -> None:
-        super().__init__(result.get("msg", ""))
-        self.failed = failed
-        self.result = result
-
-
-class Module:
-    """Stands for AnsibleModule; commands are answered by a function of the test, else they succeed without output."""
-
-    def __init__(self, params: dict[str, Any], answer: Answer = lambda _argv: None, check: bool = False) -> None:
-        self.params = params
-        self.answer = answer
-        self.check_mode = check
-        self.missing: set[str] = set()
-        self.warnings: list[str] = []
-        self.calls: list[list[str]] = []
-        self.run_command_environ_update: dict[str, str] = {}
-
-    def get_bin_path(self, name: str, required: bool = False) -> str | None:
-        del required
-        return None if name in self.missing else name
-
-    def run_command(self, argv: list[str], **_options: Any) -> tuple[int, str, str]:
-        self.calls.append(argv)
-        return self.answer(argv) or (0, "", "")
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def exit_json(self, **result: Any) -> None:
-        raise EndedError(False, result)
-
-    def fail_json(self, **result: Any) -> None:
-        raise EndedError(True, result)
-
-
-def run(module: Any, monkeypatch: pytest.MonkeyPatch, fake: Module) -> EndedError:
-    """Run a module's main() with a stand-in for AnsibleModule."""
-    monkeypatch.setattr(module, "AnsibleModule", lambda **_spec: fake)
-    with pytest.raises(EndedError) as ended:
-        module.main()
-    return ended.value
 
 
 # --- image_build -----------------------------------------------------------------------------------------------

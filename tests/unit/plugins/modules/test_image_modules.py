@@ -20,35 +20,21 @@ from ansible_collections.gb10.cluster.plugins.modules import (
     image_pull,
     image_room,
 )
+from tests.unit.helper import EndedError, NodeModule
+from tests.unit.helper import ended as run
 
 TAG = "gb10/probe:0123456789ab"
 IMAGE = {"Id": "sha256:1", "Architecture": "arm64", "RootFS": {"Layers": ["sha256:a"]}, "Config": {"Env": ["A=1"]}}
 
 
-class EndedError(Exception):
-    """A module's last word."""
-
-    def __init__(self, failed: bool, result: dict[str, Any]) -> None:
-        super().__init__(result.get("msg", ""))
-        self.failed = failed
-        self.result = result
-
-
-class Module:
+class Module(NodeModule):
     """Stands for AnsibleModule: given parameters, and a docker with images by name."""
 
-    check_mode = False
-
     def __init__(self, params: dict[str, Any], images: dict[str, Any] | None = None) -> None:
-        self.params = params
+        super().__init__(params, self.docker)
         self.images = images or {}
-        self.calls: list[list[str]] = []
 
-    def get_bin_path(self, name: str) -> str:
-        return name
-
-    def run_command(self, argv: list[str], **_options: Any) -> tuple[int, str, str]:
-        self.calls.append(argv)
+    def docker(self, argv: list[str]) -> tuple[int, str, str]:
         if argv[1:3] == ["image", "ls"]:
             return 0, "\n".join(str(image["Id"]) for image in self.images.values()), ""
         if argv[1:3] == ["image", "inspect"]:
@@ -63,20 +49,6 @@ class Module:
         if argv[1] == "rmi":
             self.images.pop(argv[2], None)
         return 0, "", ""
-
-    def exit_json(self, **result: Any) -> None:
-        raise EndedError(False, result)
-
-    def fail_json(self, **result: Any) -> None:
-        raise EndedError(True, result)
-
-
-def run(module: Any, monkeypatch: pytest.MonkeyPatch, fake: Module) -> EndedError:
-    """Run a module's main() with a stand-in for AnsibleModule."""
-    monkeypatch.setattr(module, "AnsibleModule", lambda **_spec: fake)
-    with pytest.raises(EndedError) as ended:
-        module.main()
-    return ended.value
 
 
 # --- image_pull ----------------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gb10.cluster.plan: one word becomes one plan, from the catalogue, an owner's overrides and the inventory."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.plugins.action import ActionBase
+
+from ansible_collections.gb10.cluster.plugins.action import plan
+
+REPO = Path(plan.__file__).parents[2]
+GROUP_VARS = REPO / "playbooks" / "group_vars"
+IMAGES: dict[str, Any] = yaml.safe_load((GROUP_VARS / "all" / "images.yml").read_text(encoding="utf-8"))["gb10_images"]
+#: Any model of the catalogue that takes more than one node.
+FILE = next(
+    path
+    for path in sorted(GROUP_VARS.glob("model_*.yml"))
+    if yaml.safe_load(path.read_text(encoding="utf-8"))["model_spec"].get("nodes", 1) > 1
+)
+SPEC: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["model_spec"]
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, *, nodes: int = 8, groups: dict[str, list[str]] | None = None, **given: Any
+) -> dict[str, Any]:
+    """Return the task's result for an inventory of some nodes."""
+    names = [f"node{number}" for number in range(1, nodes + 1)]
+    found = {"gx10": names, "head": names[:1], "workers": names[1:]} if groups is None else groups
+    hostvars = {
+        name: {"ansible_host": f"10.20.0.{number}", "gb10_fabric_address": f"10.30.0.{number}"}
+        for number, name in enumerate(names, 1)
+    }
+    arguments = {"model": SPEC["name"], "spec": copy.deepcopy(SPEC), "images": IMAGES, **given}
+    monkeypatch.setattr(ActionBase, "run", lambda *_given: {})
+
+    def checked(_self: object, argument_spec: dict[str, Any], **_more: Any) -> tuple[None, dict[str, Any]]:
+        unknown = set(arguments) - set(argument_spec)
+        assert not unknown, f"no such argument: {unknown}"
+        return None, {name: arguments.get(name, rule.get("default")) for name, rule in argument_spec.items()}
+
+    monkeypatch.setattr(plan.ActionModule, "validate_argument_spec", checked)
+    plugin = plan.ActionModule.__new__(plan.ActionModule)
+    result: dict[str, Any] = plugin.run(task_vars={"groups": found, "hostvars": hostvars})
+    return result
+
+
+def test_the_members_are_the_head_and_as_many_workers_as_the_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(monkeypatch)["plan"]
+    assert found["members"] == [f"node{number}" for number in range(1, SPEC["nodes"] + 1)]
+    assert found["idle"] == [f"node{number}" for number in range(SPEC["nodes"] + 1, 9)]
+    assert (found["head"], found["head_address"]) == ("node1", "10.30.0.1")
+    assert found["api_url"] == f"http://10.20.0.1:{found['spec']['ports']['api']}"
+    assert (found["unit"], found["multi_node"]) == (f"vllm-{SPEC['name']}.service", True)
+    assert found["vllm_version"] == str(found["vllm_version"])
+
+
+def test_too_few_nodes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(monkeypatch, nodes=1)
+    assert found["failed"] is True
+    assert "plan" not in found
+    assert str(SPEC["nodes"]) in found["msg"]
+
+
+def test_an_empty_inventory_says_where_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(monkeypatch, groups={"gx10": [], "head": [], "workers": []})
+    assert "Group 'gx10' is empty" in found["errors"][0]
+
+
+def test_an_unknown_model_names_its_neighbours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model_of_the_owner.yml").touch()
+    found = run(monkeypatch, model="of_the_ownr", spec=None, catalogue=[str(tmp_path)])
+    assert found["failed"] is True
+    assert "of-the-owner" in found["msg"]
+    assert "of-the-owner" in run(monkeypatch, model="", spec=None, catalogue=[str(tmp_path)])["msg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image": "vllm-nod"}, "model_spec.image 'vllm-nod' is not in gb10_images. Did you mean 'vllm-node'?"),
+        ({"mods": ["no-such-mod"]}, "model_spec.mods has 'no-such-mod', which is no mod."),
+        ({"name": "another"}, f"model_spec.name is 'another', but model '{SPEC['name']}' was asked for."),
+        ({"nodes": "many"}, "nodes"),
+    ],
+)
+def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str) -> None:
+    found = run(monkeypatch, spec={**copy.deepcopy(SPEC), **change})
+    assert found["failed"] is True
+    assert words in found["msg"]
+
+
+def test_every_error_comes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {**copy.deepcopy(SPEC), "image": "vllm-nod", "mods": ["no-such-mod"]}
+    found = run(monkeypatch, nodes=1, spec=spec)
+    assert len(found["errors"]) == 3
+
+
+def test_an_image_without_a_version_cannot_be_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {SPEC["image"]: {"base": "ubuntu:24.04", "steps": [], "assertions": {}}}
+    found = run(monkeypatch, images=images)
+    assert f"gb10_images.{SPEC['image']}.vllm_version is missing" in found["msg"]
+
+
+def test_overrides_are_shown_and_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = copy.deepcopy(SPEC)
+    spec["serve"]["max-num-seqs"] = 6
+    found = run(monkeypatch, spec=spec, overrides={"serve": {"max-num-seqs": 1}})
+    assert found["overridden"] == ["serve.max-num-seqs: 6 -> 1"]
+    assert found["plan"]["spec"]["serve"]["max-num-seqs"] == 1
+    assert '"max-num-seqs": 6' in found["diff"]["before"]
+    assert '"max-num-seqs": 1' in found["diff"]["after"]
+
+
+def test_the_lines_of_a_change() -> None:
+    assert plan.changes({"a": 1, "b": {"c": 2}, "d": 3}, {"a": 1, "b": {"c": 4}, "e": None}) == [
+        "b.c: 2 -> 4",
+        "d: 3 -> nothing",
+    ]
