@@ -31,7 +31,9 @@ options:
     type: bool
     default: false
   record:
-    description: With O(state=started) or O(state=stopped), what to record as the active model; an empty one removes it.
+    description: >-
+      With O(state=started) or O(state=stopped), what to record as the active model, and as the one that was last
+      verified; an empty one removes the active record alone.
     type: dict
   units_dir:
     description: Where units are rendered.
@@ -91,6 +93,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import record as record_of_model
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.started import stale
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import parse_systemctl_show
@@ -195,11 +198,7 @@ def main() -> None:
         for name in to_start:
             start(module, name)
         if new_record != record:
-            if new_record:
-                files.make_directories(record_path.parent)
-                files.write_json(record_path, new_record)
-            else:
-                files.remove(record_path)
+            record_of_model.write(record_path, new_record)
 
     def lines(states: dict[str, Any], model: dict[str, Any]) -> str:
         text = "".join(f"{name}: {state}\n" for name, state in sorted(states.items()))

@@ -11,7 +11,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils._engine import started
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import record, started
 from ansible_collections.gb10.cluster.plugins.modules import engine_units
 
 A, B, FOREIGN = "vllm-a.service", "vllm-b.service", "vllm-foreign.service"
@@ -136,3 +136,22 @@ def test_an_engine_that_runs_with_older_files_is_stale(node: Node, capsys: pytes
     assert call(node, capsys)["units"][A]["stale"] is False
     node.reload_needed = "yes"
     assert call(node, capsys)["units"][A]["stale"] is True
+
+
+def test_a_stop_keeps_the_record_of_what_was_last_verified(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    active = node.folder / "etc" / "active.json"
+    first, second = {"model": "a", "unit": A}, {"model": "b", "unit": B}
+    assert record.last_verified(active) == {}
+    call(node, capsys, state="started", unit=A, record=first)
+    call(node, capsys, state="started", unit=B, record=second)
+    call(node, capsys, state="stopped", record={})
+    assert not active.exists()
+    assert record.last_verified(active) == second
+
+
+def test_a_node_of_an_earlier_release_has_the_active_record_alone(tmp_path: Path) -> None:
+    active = tmp_path / "active.json"
+    active.write_text(json.dumps({"model": "a"}), encoding="utf-8")
+    assert record.last_verified(active) == {"model": "a"}
+    record.verified_path(active).write_text('{"mod', encoding="utf-8")
+    assert record.last_verified(active) == {"model": "a"}
