@@ -25,10 +25,10 @@ def tightest(results: Sequence[Mapping[str, Any]], nodes: Sequence[str]) -> dict
         raise AnsibleFilterError(f"gb10.cluster.tightest: {error}") from error
 
 
-def memory_arguments(spec: Mapping[str, Any], vllm_version: str) -> dict[str, Any]:
+def memory_arguments(spec: Mapping[str, Any], vllm_version: str, weights_root: str = "") -> dict[str, Any]:
     """Return the module's arguments for a model; see memory_arguments.yml."""
     try:
-        return arguments_of(spec, vllm_version, device_of(vllm_version))
+        return arguments_of(spec, vllm_version, device_of(vllm_version), weights_root)
     except MemoryModelError as error:
         raise AnsibleFilterError("gb10.cluster.memory_arguments: " + " ".join(error.problems)) from error
     except KeyError as error:

@@ -27,7 +27,8 @@ options:
     description:
       - Path on the node to the C(config.json) of the model's repository, or to the directory with it.
         The shape is read from it for the architectures that C(docs/memory.md) lists.
-      - Any other architecture gives the verdict V(unknown), or the one that follows from O(measured).
+      - A file that is not there and any other architecture give the verdict V(unknown), or the one that follows from
+        O(measured).
     type: path
   measured:
     description:
@@ -235,7 +236,7 @@ notes:
   type: list
   elements: str
 missing:
-  description: What would have to be known. Empty unless the verdict is V(unknown).
+  description: What would have to be known. Empty unless the verdict is V(unknown) or rests on O(measured).
   returned: always
   type: list
   elements: str
@@ -416,13 +417,14 @@ _APART = ("geometry", "config_json", "measured", "mem_total_gib", "mem_available
 def read_config(path: Path) -> dict[str, Any]:
     """Return the ``config.json`` at a path, or in the directory at that path.
 
+    :raises UnknownGeometryError: it is not there, or may not be read
     :raises ValueError: a sentence that says what is wrong with it
     """
-    file = path / "config.json" if path.is_dir() else path
+    file = path if path.suffix == ".json" else path / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"config_json: {file} cannot be read on this node: {error.strerror}.") from error
+        raise UnknownGeometryError([f"{file} cannot be read on this node: {error.strerror}."]) from error
     except ValueError as error:
         raise ValueError(f"config_json: {file} is not JSON: {error}.") from error
     if not isinstance(values, dict):

@@ -57,7 +57,7 @@ def verdict_from_points(points: Sequence[Point], missing: Sequence[str], asked: 
     """Return the verdict for one node from measured caches.
 
     :param points: at least one.
-    :param missing: why the memory model cannot size this cache; stated as notes.
+    :param missing: why the memory model cannot size this cache.
     :param asked: the module's arguments (see gb10.cluster.memory_budget), with mem_total_gib set.
     :raises MemoryModelError: nothing says how much memory the engine gets
     """
@@ -105,4 +105,4 @@ def verdict_from_points(points: Sequence[Point], missing: Sequence[str], asked: 
         )
     measured = f"measured were {near.tokens} tokens in {gib(near.pool_gib)} a rank ({near.source})"
     held = f"A pool of {gib(pool)} a rank holds about {tokens} tokens: {measured}. The activations are not known."
-    return Budget(verdict=REFUSED if reasons else TIGHT, reasons=reasons or [held], notes=list(missing))
+    return Budget(verdict=REFUSED if reasons else TIGHT, reasons=reasons or [held], missing=list(missing))

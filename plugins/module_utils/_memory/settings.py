@@ -143,7 +143,7 @@ class Budget:
     suggestions: list[Suggestion] = field(default_factory=list)
     #: Assumptions and remarks that do not change the verdict.
     notes: list[str] = field(default_factory=list)
-    #: What would have to be known (verdict ``unknown`` only).
+    #: What would have to be known: why the verdict is ``unknown``, or rests on a measured cache.
     missing: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:

@@ -70,6 +70,23 @@ def evaluate(settings: Settings) -> Budget:
     )
 
 
+def _report(result: Mapping[str, Any], sentence: str) -> str:
+    """Return what a person reads after the model's name: the verdict, then what to do, one line each."""
+    lines = [f"fits on this cluster. {sentence}"]
+    if result["verdict"] == UNKNOWN:
+        lines = [
+            f"cannot be sized. {sentence}",
+            "A cache that was measured makes an estimate possible: expected.kv_cache of the model's file "
+            "(docs/memory.md). -e model_memory_check=false continues without this check.",
+        ]
+    elif result["verdict"] == REFUSED:
+        lines = [f"does not fit on this cluster. {sentence}"]
+    for each in result.get("suggestions") or []:
+        enough = " This alone is enough." if each["resolves"] and result["verdict"] == REFUSED else ""
+        lines.append(f"{each['order']}. {each['action']}{enough}")
+    return "\n".join(lines)
+
+
 def tightest_of(per_node: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Do the same for results of ``gb10.cluster.memory_budget``, which are plain data.
 
@@ -90,9 +107,11 @@ def tightest_of(per_node: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     result = per_node[node]
     reason = " ".join([*result["reasons"], *result["missing"]])
     which = f"{node} is the tightest of {len(per_node)} nodes" if len(per_node) > 1 else node
+    sentence = f"{which} ({result['verdict']}): {reason}"
     return {
         "verdict": result["verdict"],
         "node": node,
-        "reason": f"{which} ({result['verdict']}): {reason}",
+        "reason": sentence,
+        "report": _report(result, sentence),
         "per_node": {name: per_node[name]["verdict"] for name in sorted(per_node)},
     }

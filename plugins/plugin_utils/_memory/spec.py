@@ -122,18 +122,42 @@ def device_of(vllm_version: str) -> str:
     return CPU if vllm_version.partition("+")[2].split(".")[0] == "cpu" else CUDA
 
 
-def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = CUDA) -> dict[str, Any]:
+def measured_points(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the caches that a model's file says were measured, as M(gb10.cluster.memory_budget) takes them.
+
+    They stand in ``expected.kv_cache``, or beside other figures in the rows of ``expected.memory``.
+    """
+    expected = spec.get("expected") or {}
+    rows = [
+        {
+            "pool_gib": row["kv_cache_gb"],
+            "tokens": row["kv_cache_tokens"],
+            "source": str(row.get("source", "no source")),
+        }
+        for row in expected.get("memory") or []
+        if isinstance(row, Mapping) and "kv_cache_gb" in row and "kv_cache_tokens" in row
+    ]
+    return [*(expected.get("kv_cache") or []), *rows]
+
+
+def memory_arguments(
+    spec: Mapping[str, Any], vllm_version: str, device: str = CUDA, weights_root: str = ""
+) -> dict[str, Any]:
     """Return the arguments of ``gb10.cluster.memory_budget`` for a model.
 
     :param spec: a validated ``model_spec``
     :param vllm_version: of the model's image
     :param device: ``cuda``, or ``cpu`` for vLLM's CPU build
+    :param weights_root: of the node, where config.json is read when the model's file has no geometry
     :raises MemoryModelError: with every problem at once, one sentence each
     """
     problems: list[str] = []
     serve, env = spec.get("serve") or {}, spec.get("env") or {}
-    # Without a geometry the caller adds config_json, the path of the model on the node, or a measured point counts.
-    arguments: dict[str, Any] = {"geometry": dict(spec["geometry"])} if spec.get("geometry") else {}
+    arguments: dict[str, Any] = {}
+    if spec.get("geometry"):
+        arguments["geometry"] = dict(spec["geometry"])
+    elif weights_root:
+        arguments["config_json"] = f"{weights_root}/{spec['repo']}"
     arguments |= {
         "weights_gib": float(spec["size_gib"]),
         "vllm_version": vllm_version,
@@ -145,9 +169,8 @@ def memory_arguments(spec: Mapping[str, Any], vllm_version: str, device: str = C
     arguments.update(_numbers(spec, problems))
     if serve.get("disable-hybrid-kv-cache-manager") is True:
         arguments["hybrid_kv_cache_manager"] = False
-    measured = (spec.get("expected") or {}).get("kv_cache")
-    if measured:
-        arguments["measured"] = list(measured)
+    if measured := measured_points(spec):
+        arguments["measured"] = measured
     speculation = serve.get("speculative-config")
     if isinstance(speculation, Mapping):
         tokens = speculation.get("num_speculative_tokens")

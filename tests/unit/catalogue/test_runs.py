@@ -225,6 +225,23 @@ def test_memory_refuses_with_figures_and_what_to_change(addressed: Any) -> None:
 
 
 def test_memory_does_not_guess_a_shape(addressed: Any) -> None:
-    run = addressed.run("memory.yml", "-e", "model=nemotron-nano", *LOCAL, *overrides(geometry=None))
+    # Neither a geometry, nor config.json on the node, nor a measured cache.
+    gone = overrides(geometry=None, expected={"memory": None})
+    run = addressed.run("memory.yml", "-e", "model=nemotron-nano", *LOCAL, *gone)
     assert run.returncode != 0
-    assert "model_spec.geometry of 'nemotron-nano' is empty" in sentences(run.output), run.output
+    assert "nemotron-nano cannot be sized. gx10-1 is the tightest of" in sentences(run.output) or (
+        "nemotron-nano cannot be sized. gx10-1 (unknown)" in sentences(run.output)
+    ), run.output
+    assert "config.json cannot be read on this node: No such file" in sentences(run.output), run.output
+
+
+def test_memory_goes_on_with_a_measured_cache_and_says_what_is_not_known(addressed: Any) -> None:
+    # The pool is small, so that the machine of the test has room for it, whatever its size.
+    point = {"pool_gib": 0.125, "tokens": 65536, "source": "measured for the test"}
+    serve = {"gpu-memory-utilization": None, "kv-cache-memory-bytes": 2**27, "max-model-len": 8192}
+    more = overrides(geometry=None, size_gib=0.01, serve=serve, expected={"memory": None, "kv_cache": [point]})
+    run = addressed.run("memory.yml", "-e", "model=nemotron-nano", *LOCAL, *more)
+    text = sentences(run.output)
+    assert "holds about 65536 tokens: measured were 65536 tokens in 0.12 GiB a rank (measured for the test)" in text
+    assert "config.json cannot be read on this node" in text
+    assert run.returncode == 0, run.output

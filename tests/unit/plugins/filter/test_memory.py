@@ -25,12 +25,30 @@ def test_the_tightest_node() -> None:
         "verdict": "tight",
         "node": "b",
         "reason": "b is the tightest of 3 nodes (tight): Because.",
+        "report": "fits on this cluster. b is the tightest of 3 nodes (tight): Because.",
         "per_node": {"a": "tight", "b": "tight", "c": "fits"},
     }
 
 
 def test_a_refusal_without_figures_is_the_tightest() -> None:
     assert tightest([result("refused", 1.0), result("refused", None)], ["a", "b"])["node"] == "b"
+
+
+def test_the_report_of_a_refusal_says_what_to_do() -> None:
+    first = {"order": 1, "action": "Drop MTP: frees 3.00 GiB a node.", "resolves": True}
+    found = tightest([result("refused", 1.0) | {"suggestions": [first]}], ["a"])
+    assert found["report"] == (
+        "does not fit on this cluster. a (refused): Because.\n1. Drop MTP: frees 3.00 GiB a node. This alone is enough."
+    )
+
+
+def test_the_report_of_an_unknown_shape_says_how_to_go_on() -> None:
+    found = tightest([result("unknown", None) | {"missing": ["No rule for it."]}], ["a"])
+    assert found["report"].splitlines() == [
+        "cannot be sized. a (unknown): Because. No rule for it.",
+        "A cache that was measured makes an estimate possible: expected.kv_cache of the model's file (docs/memory.md). "
+        "-e model_memory_check=false continues without this check.",
+    ]
 
 
 def test_wrong_input() -> None:
@@ -46,6 +64,9 @@ def test_arguments_of_a_model() -> None:
     found = memory_arguments({"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}}, "0.32.0+cpu")
     assert found["max_model_len"] == 2048
     assert found["device"] == "cpu"
+    assert "config_json" not in found
+    spec = {"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}}
+    assert memory_arguments(spec, "0.32.0", "/srv/models")["config_json"] == "/srv/models/a/b"
     with pytest.raises(AnsibleFilterError, match=r"memory_arguments: model_spec\.serve has no max-model-len"):
         memory_arguments({"repo": "a/b", "size_gib": 1, "serve": {}}, "0.32.0")
     with pytest.raises(AnsibleFilterError, match="memory_arguments: model_spec has no 'size_gib'"):

@@ -173,20 +173,27 @@ def test_an_unknown_architecture_is_honestly_unknown(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (None, "config_json: {file} cannot be read on this node: No such file or directory."),
         ("{", "config_json: {file} is not JSON: Expecting property name"),
         ("[]", "config_json: {file} holds no JSON object."),
     ],
 )
-def test_a_file_that_is_no_config(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, sentence: str
-) -> None:
+def test_a_file_that_is_no_config(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, sentence: str) -> None:
     file = tmp_path / "config.json"
-    if text is not None:
-        file.write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     result = call(capsys, **{**NANO, "geometry": None, "config_json": str(file)})
     assert result["failed"] is True
     assert result["msg"].startswith(sentence.format(file=file))
+
+
+def test_a_config_that_is_not_there_yet_is_unknown_and_a_measured_cache_counts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sentence = f"{tmp_path / 'config.json'} cannot be read on this node: No such file or directory."
+    asked = {**NANO, "geometry": None, "config_json": str(tmp_path / "config.json")}
+    result = call(capsys, **asked)
+    assert (result["verdict"], result["missing"]) == ("unknown", [sentence])
+    result = call(capsys, **asked, measured=[{"pool_gib": 4.2, "tokens": 292000, "source": "a report"}])
+    assert (result["verdict"], result["missing"]) == ("tight", [sentence])
 
 
 def test_wrong_settings_fail_with_every_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +257,7 @@ def test_a_measured_cache_stands_in_for_an_unknown_shape(capsys: pytest.CaptureF
         "A pool of 8.33 GiB a rank holds about 1306505 tokens: measured were 1306505 tokens in 8.33 GiB a rank "
         "(a report). The activations are not known."
     ]
-    assert result["notes"] == ["The shape of the model is not given, so its cache is not computed."]
+    assert result["missing"] == ["The shape of the model is not given, so its cache is not computed."]
 
 
 @pytest.mark.parametrize(

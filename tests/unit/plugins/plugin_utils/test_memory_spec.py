@@ -10,7 +10,11 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import MemoryModelError
-from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments, parse_number
+from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import (
+    measured_points,
+    memory_arguments,
+    parse_number,
+)
 
 REPO = Path(__file__).resolve().parents[4]
 MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]
@@ -180,3 +184,18 @@ def test_a_cpu_pool_that_is_no_number() -> None:
     with pytest.raises(MemoryModelError) as caught:
         memory_arguments(spec(env={"VLLM_CPU_KVCACHE_SPACE": "some"}), "0.32.0", "cpu")
     assert caught.value.problems == ["model_spec.env.VLLM_CPU_KVCACHE_SPACE is 'some', which is no number of GiB."]
+
+
+def test_a_model_without_a_geometry_is_read_from_its_weights() -> None:
+    assert memory_arguments(spec(geometry={}), "0.22.1", weights_root="/srv/models")["config_json"] == (
+        "/srv/models/org/Big-NVFP4"
+    )
+    assert "config_json" not in memory_arguments(ULTRA, "0.22.1", weights_root="/srv/models")
+
+
+def test_caches_that_were_measured_are_found_in_both_places() -> None:
+    point = {"pool_gib": 8.33, "tokens": 1306505, "source": "a report"}
+    row = {"gpu_memory_utilization": 0.2, "kv_cache_gb": 4.2, "kv_cache_tokens": 292000, "loaded_gb": 32.1}
+    measured = spec(expected={"kv_cache": [point], "memory": [row, {"loaded_gb": 3}]})
+    assert measured_points(measured) == [point, {"pool_gib": 4.2, "tokens": 292000, "source": "no source"}]
+    assert memory_arguments(measured, "0.22.1")["measured"] == measured_points(measured)
