@@ -112,7 +112,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         mods: list[dict[str, Any]] = []
         try:
             known = mod_files.load_mods([args["mods_dir"]])
-            mods = mods_logic.mods_plan(known, args["mods"], str(recipe["vllm_version"]))
+            mods = mods_logic.mods_plan(known, args["mods"], str(recipe["vllm_version"] or ""))
             for mod in args["mods"]:
                 folder = mod_files.mod_directory(mod, [args["mods_dir"]])
                 context.update({f"mods/{mod}/{name}": path for name, path in _tree(folder).items()})
@@ -164,7 +164,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         )
         template.filters["quote"] = quote
         source = template.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-        mods_plan = mods_logic.plan_document(mods, str(recipe["vllm_version"])) if mods else ""
+        mods_plan = mods_logic.plan_document(mods, str(recipe["vllm_version"] or "")) if mods else ""
         variables = {**recipe, "base": base, "mods": args["mods"], "labels": mods_logic.plan_labels(mods)}
         mark = _UNBUILT
         if not unbuilt:
@@ -177,8 +177,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             folders = [f"wheels/{step['name']}" for step in recipe["steps"] if step["lock"]]
             self._lay_out(Path(args["context_dir"]), context, texts, folders)
         return {
-            "name": args["name"],
-            "tag": f"gb10/{args['name']}:{mark[:12]}",
+            "name": recipe["name"],
+            "tag": f"gb10/{recipe['name']}:{mark[:12]}",
             "fingerprint": mark,
             "base": base,
             "base_archive": str(archive) if archive else None,
@@ -194,7 +194,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "mods": args["mods"],
             "probes": {mod["name"]: mod["probe"] for mod in mods},
             "assertions": recipe["assertions"],
-            "vllm_version": recipe["vllm_version"],
+            "vllm_version": recipe["vllm_version"] or "",
             "missing": missing,
         }, []
 

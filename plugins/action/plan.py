@@ -93,7 +93,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             errors.append(f"model_spec.name is '{spec['name']}', but model '{args['model']}' was asked for.")
         errors += model_checks.context_errors(spec)
         vllm_version: Any = None
-        if spec["image"] not in args["images"]:
+        if spec["image"] not in args["images"] and not image_recipe.by_reference(spec["image"]):
             near = ms.nearest(spec["image"], args["images"])
             hint = f" Did you mean '{near}'?" if near else ""
             errors.append(
@@ -104,7 +104,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             recipe, recipe_errors = image_recipe.resolve(args["images"], spec["image"])
             errors += recipe_errors
             vllm_version = recipe.get("vllm_version")
-            if not recipe_errors and not vllm_version:
+            if not recipe_errors and not vllm_version and not recipe["pull"]:
                 errors.append(
                     f"gb10_images.{spec['image']}.vllm_version is missing: neither options nor memory can be checked."
                 )
@@ -132,7 +132,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "head_address": addresses[members[0]],
             "api_url": f"http://{nodes[members[0]]['ansible_host']}:{spec['ports']['api']}",
             "multi_node": spec["nodes"] > 1,
-            "vllm_version": str(vllm_version),
+            # Empty for an image of others whose version nobody has written down.
+            "vllm_version": str(vllm_version or ""),
         }
         result["warnings"] = model_checks.warnings(spec)
         if overrides:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._image import remote
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import nearest
 
 _DEFAULTS: dict[str, Any] = {
@@ -39,6 +40,28 @@ _STEP_DEFAULTS: dict[str, Any] = {
     "run": [],
 }
 _STEP_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
+#: The repository whose tags are releases of vLLM; a tag of any other says nothing about the version.
+_RELEASES = re.compile(r"(?:docker\.io/)?vllm/vllm-openai:v?(?P<version>\d+\.\d+\.\d+)(?:[-@].*)?")
+
+
+def by_reference(name: str) -> dict[str, Any] | None:
+    """Return the recipe of an image that a model names by its reference; None when the text is none.
+
+    Keys of a catalogue have neither a slash nor a colon, so the two cannot be confused.
+    """
+    if not re.search(r"[/:@]", name) or remote.parse(name) is None:
+        return None
+    release = _RELEASES.fullmatch(name)
+    return {"pull": name, "vllm_version": release["version"] if release else None}
+
+
+def _short(name: str) -> str:
+    """Return the name under which an image is built, kept and counted here: a key as it is, a reference shortened."""
+    reference = remote.parse(name) if by_reference(name) else None
+    if reference is None:
+        return name
+    tag = [] if reference.tag == "latest" else [reference.tag.lower()]
+    return "-".join([*reference.name.split("/"), *tag])
 
 
 def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
@@ -48,6 +71,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     both share the layers of the common part.
 
     :param images: the catalogue, name → recipe.
+    :param name: a key of it, or a reference such as ``vllm/vllm-openai:v0.30.0``, which is pulled and taken as it is.
     :returns: (recipe with every key of an image present, sentences).
     """
     errors: list[str] = []
@@ -57,7 +81,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     while current:
         if current in lineage:
             return {}, [f"gb10_images: '{' -> '.join([*lineage, current])}' is circular."]
-        recipe = images.get(current)
+        recipe = images[current] if current in images else by_reference(current)
         if not isinstance(recipe, Mapping):
             near = nearest(current, images)
             hint = f" Did you mean '{near}'?" if near else ""
@@ -87,7 +111,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
                 flat[key] = {**flat[key], **value}
             else:
                 flat[key] = value
-    flat["name"] = name
+    flat["name"] = _short(name)
     flat["lineage"] = list(reversed(lineage))
     if not flat["base"]:
         errors.append(f"gb10_images.{name} has none of `base`, `pull` and `from`.")

@@ -42,8 +42,8 @@ MODEL_SPEC: dict[str, dict[str, Any]] = {
     },
     "size_gib": {
         "type": "float",
-        "required": True,
-        "description": "Size of all weight files together, in GiB.",
+        "default": 0,
+        "description": "Size of all weight files together, in GiB; 0 when it is not known.",
         "example": 17.7,
     },
     "nodes": {
@@ -55,7 +55,7 @@ MODEL_SPEC: dict[str, dict[str, Any]] = {
     "image": {
         "type": "str",
         "required": True,
-        "description": "Key of gb10_images: the image that the engine runs in.",
+        "description": "Image of the engine: a key of gb10_images, or a reference that is pulled as it is.",
         "example": "vllm-node",
     },
     "mods": {
@@ -297,8 +297,8 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
         for text in (out[key] if isinstance(out[key], list) else [out[key]])
         if not text.isprintable()
     ]
-    if out["size_gib"] <= 0:
-        errors.append(f"{where}.size_gib must be above 0, found {out['size_gib']}.")
+    if out["size_gib"] < 0:
+        errors.append(f"{where}.size_gib must not be negative, found {out['size_gib']}.")
     if out["nodes"] < 1:
         errors.append(f"{where}.nodes must be 1 or more, found {out['nodes']}.")
     taken: dict[int, str] = {}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, NEWEST_READ, version_text
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     CPU,
     CUDA,
@@ -160,7 +160,8 @@ def memory_arguments(
         arguments["config_json"] = f"{weights_root}/{spec['repo']}"
     arguments |= {
         "weights_gib": float(spec["size_gib"]),
-        "vllm_version": vllm_version,
+        # An image whose version nobody has written down counts as the newest release that was read.
+        "vllm_version": vllm_version or version_text(NEWEST_READ),
         "device": device,
         "fp4_backend": _fp4_backend(spec),
     }

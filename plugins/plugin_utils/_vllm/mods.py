@@ -222,6 +222,15 @@ def mods_plan(mods: Mapping[str, Mod], names: Sequence[str], version: str) -> li
     """
     errors: list[str] = []
     plan: list[dict[str, Any]] = []
+    if not names:
+        return []
+    if not version:
+        raise ModsError(
+            [
+                f"Mods {', '.join(names)} are chosen by the version of vLLM, and that of the image is not known: "
+                "put the image into gb10_images with its vllm_version."
+            ]
+        )
     try:
         parsed = vllm_version.parse(version)
     except vllm_version.VersionError as problem:

@@ -53,7 +53,8 @@ def render_serve(
     :param serve: long option name without dashes → value. True sets a switch, False turns it
         off, dictionaries and lists become JSON where the option takes JSON, and a list becomes
         several arguments where it takes several.
-    :param version: vLLM's version in the image, suffixes included.
+    :param version: vLLM's version in the image, suffixes included; empty when it is not known: then options are
+        compared with the newest table, and what that does not have is noted and left to the image's own vLLM.
     :param tables: the known tables by version.
     :param env: the model's environment; ``VLLM_*`` names and values are checked.
     :param extra_options: options that the model's mods add.
@@ -63,7 +64,7 @@ def render_serve(
     :raises ServeError: with everything that is wrong, not only the first thing.
     """
     try:
-        parsed = vllm_version.parse(version)
+        parsed = vllm_version.parse(version or in_order(tables)[-1])
         name, notes = choose_table(tables, parsed)
     except (vllm_version.VersionError, ServeError) as problem:
         raise ServeError(getattr(problem, "errors", [str(problem)])) from None
@@ -76,7 +77,13 @@ def render_serve(
         parsers=set(extra_parsers),
         providers=providers or {},
         notes=notes,
+        lenient=not version,
     )
+    if check.lenient:
+        notes.append(
+            f"The version of vLLM in the image is not known: options are compared with those of {name}, and what it "
+            "does not have is left to the image's own check before the start."
+        )
     args = arguments(check, serve)
     variables = environment(check, env or {}, set(extra_env))
     relations(check)

@@ -96,6 +96,8 @@ class Check:
     parsers: set[str]
     providers: Mapping[str, Sequence[str]]
     notes: list[str]
+    # The version of the image is not known: what the table does not have may be there all the same.
+    lenient: bool = False
     errors: list[str] = field(default_factory=list)
     # Canonical option → value as vLLM will see it; switches as booleans.
     seen: dict[str, Any] = field(default_factory=dict)
@@ -105,6 +107,11 @@ class Check:
     def versions_with(self, has: Callable[[Table], bool]) -> str:
         """Return the versions whose table satisfies ``has``, for the end of a sentence."""
         return ", ".join(in_order([name for name, table in self.tables.items() if has(table)]))
+
+    def unknown(self, sentence: str) -> bool:
+        """Note what the table does not have; return whether it is let through, for the image's own vLLM to judge."""
+        (self.notes if self.lenient else self.errors).append(sentence)
+        return self.lenient
 
     def refuse(self, sentence: str) -> None:
         """Note one contradiction."""

@@ -42,7 +42,7 @@ def environment(check: Check, env: Mapping[str, Any], extra: set[str]) -> dict[s
             continue
         if gone and gone.since and check.version.release >= gone.since:
             since = ".".join(map(str, gone.since))
-            check.errors.append(
+            check.unknown(
                 f"env.{name}: vLLM {check.version.text} ignores it, it is gone since {since}: {gone.instead}."
             )
         elif name not in known:
@@ -73,7 +73,7 @@ def _unknown_variable(check: Check, name: str, known: Mapping[str, Mapping[str, 
         sentence += f" It is gone: {gone.instead}."
     elif near:
         sentence += f" Did you mean '{near[0]}'?"
-    check.errors.append(sentence)
+    check.unknown(sentence)
 
 
 def _variable_value(check: Check, name: str, text: str, entry: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ def _variable_value(check: Check, name: str, text: str, entry: Mapping[str, Any]
         parts = text.split(",") if entry.get("nargs") else [text]
         for part in (each.strip() for each in parts):
             if fold(part) not in [fold(each) for each in choices]:
-                check.errors.append(f"env.{name} is {show(part)}; vLLM {check.version.text} takes {listed(choices)}.")
+                check.unknown(f"env.{name} is {show(part)}; vLLM {check.version.text} takes {listed(choices)}.")
     elif entry.get("kind") == "bool":
         if text in entry["true"] or text.lower() in ("0", "false", "no", "off", ""):
             return

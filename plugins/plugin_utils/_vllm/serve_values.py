@@ -39,7 +39,8 @@ def arguments(check: Check, serve: Mapping[str, Any]) -> list[str]:
             check.errors.append("serve.model: the model is model_spec.repo; leave it out here.")
             continue
         if key not in known:
-            check.errors.append(unknown_option(check, key, known))
+            if check.unknown(unknown_option(check, key, known)):
+                args.extend(_as_written(check, key, value))
             continue
         name, stores = known[key]
         if key in _SECRETS:
@@ -56,6 +57,19 @@ def arguments(check: Check, serve: Mapping[str, Any]) -> list[str]:
         written[name] = key
         args.extend(_one(check, key, name, stores, value))
     return args
+
+
+def _as_written(check: Check, key: str, value: Any) -> list[str]:
+    """Return the arguments of an option that no table has, as the form of its value shows them."""
+    if isinstance(value, bool):
+        return [f"--{key}" if value else f"--no-{key}"]
+    if isinstance(value, Mapping):
+        return [f"--{key}", json.dumps(value, separators=(",", ":"))]
+    words = [str(each) for each in (value if isinstance(value, (list, tuple)) else [value])]
+    if value is None or not words or any(not word or word.startswith("-") for word in words):
+        check.errors.append(f"serve.{key} has no value that a command line can carry: {show(value)}.")
+        return []
+    return [f"--{key}", *words]
 
 
 def _one(check: Check, key: str, name: str, stores: bool, value: Any) -> list[str]:
@@ -250,8 +264,7 @@ def _chosen(check: Check, key: str, name: str, text: str) -> bool:
         sentence += f" vLLM {elsewhere} {'have' if ',' in elsewhere else 'has'} it."
     if not near:
         sentence += f" Known: {listed(values, 20)}."
-    check.errors.append(sentence)
-    return False
+    return check.unknown(sentence)
 
 
 def _values_in(table: Table, name: str) -> Sequence[str]:
@@ -302,7 +315,7 @@ def _structured(check: Check, key: str, name: str, value: Any) -> list[str]:
 
 def _keys_known(check: Check, where: str, name: str, value: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
     """Return whether every key and choice of a structured option is known; note the others."""
-    before = len(check.errors)
+    right = True
     for raw, inner in value.items():
         # vLLM takes dashes for underscores in speculative-config, and nowhere else.
         key = str(raw).replace("-", "_") if name == "speculative-config" else str(raw)
@@ -310,14 +323,14 @@ def _keys_known(check: Check, where: str, name: str, value: Mapping[str, Any], k
         if key not in keys:
             near = difflib.get_close_matches(key, list(keys), n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" Known: {listed(sorted(keys), 40)}."
-            check.errors.append(f"{here} is no key of --{name} in vLLM {check.version.text}.{hint}")
+            right &= check.unknown(f"{here} is no key of --{name} in vLLM {check.version.text}.{hint}")
         elif isinstance(keys[key], Mapping) and isinstance(inner, Mapping):
-            _keys_known(check, here, name, inner, keys[key])
+            right &= _keys_known(check, here, name, inner, keys[key])
         elif isinstance(keys[key], list) and isinstance(inner, str) and inner not in keys[key]:
             near = difflib.get_close_matches(inner, keys[key], n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            check.errors.append(
+            right &= check.unknown(
                 f"{here} is {show(inner)}, which vLLM {check.version.text} does not know."
                 f"{hint} Known: {listed(keys[key], 40)}."
             )
-    return len(check.errors) == before
+    return right

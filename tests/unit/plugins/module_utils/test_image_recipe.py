@@ -143,3 +143,31 @@ def test_the_cpu_build_of_torch_comes_with_cause_and_cure() -> None:
 
 def test_the_right_image_has_nothing_wrong() -> None:
     assert image_assert.verdict("i", {"torch": "2.11.0+cu130"}, {"torch": "2.11.0+cu130"}, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "name", "version"),
+    [
+        ("vllm/vllm-openai:v0.24.0-ubuntu2404", "vllm-vllm-openai-v0.24.0-ubuntu2404", "0.24.0"),
+        ("docker.io/vllm/vllm-openai:v0.30.0", "vllm-vllm-openai-v0.30.0", "0.30.0"),
+        ("vllm/vllm-openai:nightly", "vllm-vllm-openai-nightly", None),
+        ("ghcr.io/org/Fork".lower() + ":latest", "org-fork", None),
+        # The version of a fork, not of vLLM.
+        (f"ghcr.io/org/fork:0.1.1@sha256:{'a' * 64}", "org-fork-0.1.1", None),
+    ],
+)
+def test_a_reference_is_pulled_as_it_is(reference: str, name: str, version: str | None) -> None:
+    recipe, errors = image_recipe.resolve(IMAGES, reference)
+    assert errors == []
+    assert (recipe["name"], recipe["pull"], recipe["base"], recipe["vllm_version"], recipe["venv"]) == (
+        name,
+        reference,
+        reference,
+        version,
+        "",
+    )
+
+
+@pytest.mark.parametrize("name", ["node", "no-such", "ghcr.io/Org/Upper", "a b:c", "$(reboot):x", "../x"])
+def test_a_key_or_nonsense_is_no_reference(name: str) -> None:
+    assert image_recipe.by_reference(name) is None

@@ -55,7 +55,7 @@ def test_the_given_dictionary_is_left_as_it_was() -> None:
         ({"mods": [{"a": 1}]}, "model_spec.mods[0] must be a string, found dict"),
         ({"name": "Qwen 397"}, "model_spec.name 'Qwen 397' must be lower-case letters"),
         ({"repo": "Qwen3.5"}, "model_spec.repo 'Qwen3.5' must be <organisation>/<repository>."),
-        ({"size_gib": 0}, "model_spec.size_gib must be above 0, found 0.0."),
+        ({"size_gib": -1}, "model_spec.size_gib must not be negative, found -1.0."),
         ({"ports": {"api": 80}}, "model_spec.ports.api must be between 1024 and 65535, found 80."),
         ({"ports": {"ray": 29510}}, "model_spec.ports.ray and .master are both 29510; give each its own."),
         ({"env": {"1X": "a"}}, "model_spec.env has '1X', which is no variable name."),

@@ -443,3 +443,41 @@ def test_options_of_shipped_mods_are_in_no_table() -> None:
     for name in mods.providers_of(mod_files.load_mods()):
         for version in VERSIONS:
             assert name not in TABLES[version]["options"], (name, version)
+
+
+def test_an_image_whose_version_is_not_known_blocks_nothing_that_it_may_have() -> None:
+    found = serve_files.render(
+        {
+            "a-forks-switch": True,
+            "a-forks-other": False,
+            "a-forks-list": [1, "x"],
+            "a-forks-json": {"a": {"b": 1}},
+            "load-format": "of-a-fork",
+            "speculative-config": {"method": "of-a-fork", "num_speculative_tokens": 3, "a_forks_key": 1},
+        },
+        "",
+        {"VLLM_OF_A_FORK": "1", "VLLM_USE_FLASHINFER_MOE_FP4": "0"},
+        [],
+    )
+    assert found.args == [
+        *("--a-forks-switch", "--no-a-forks-other", "--a-forks-list", "1", "x"),
+        *("--a-forks-json", '{"a":{"b":1}}', "--load-format", "of-a-fork"),
+        *("--speculative-config", '{"method":"of-a-fork","num_speculative_tokens":3,"a_forks_key":1}'),
+    ]
+    assert found.env == {"VLLM_OF_A_FORK": "1", "VLLM_USE_FLASHINFER_MOE_FP4": "0"}
+    assert "The version of vLLM in the image is not known" in found.notes[0]
+    for word in ("a-forks-switch", "a-forks-list", "of-a-fork", "a_forks_key", "VLLM_OF_A_FORK", "MOE_FP4"):
+        assert any(word in note for note in found.notes[1:]), word
+
+
+def test_an_image_whose_version_is_not_known_is_still_checked_for_what_every_release_refuses() -> None:
+    with pytest.raises(ServeError) as caught:
+        serve_files.render(
+            {"max-num-seqs": "many", "api-key": "sesame", "a-forks-option": None, "b": ["-x"], "headless": True},
+            "",
+            {},
+            [],
+        )
+    assert len(caught.value.errors) == 5
+    with pytest.raises(ServeError, match="Mods gpu-mem-util-gb are chosen by the version of vLLM"):
+        serve_files.render({}, "", {}, ["gpu-mem-util-gb"])
