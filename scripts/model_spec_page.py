@@ -17,7 +17,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / ".collections"))
 
-from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import MODEL_SPEC  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._model.table import MODEL_SPEC  # noqa: E402
 
 PAGE = REPO / "docs" / "model_spec.md"
 HEAD = """# Every key of model_spec
@@ -40,11 +40,12 @@ def rows(table: Mapping[str, Mapping[str, Any]], above: str = "") -> Iterator[st
         if "choices" in rule:
             kind = " or ".join(f"`{choice}`" for choice in rule["choices"])
         need = "required" if rule.get("required") else f"`{json.dumps(rule.get('default'))}`"
-        if "options" in rule:
+        if "options" in rule and "default" not in rule:
             need = "of its keys"
         example = json.dumps(rule["example"]).replace("|", "\\|")
         yield f"| `{above}{key}` | {kind} | {need} | {rule['description']} | `{example}` |\n"
-        yield from rows(rule.get("options", {}), f"{above}{key}.")
+        inner = f"{above}{key}[]." if "elements" in rule else f"{above}{key}."
+        yield from rows(rule.get("options", {}), inner)
 
 
 def page() -> str:

@@ -43,6 +43,10 @@ options:
     description: Where the command expects that directory.
     type: str
     required: true
+  beside:
+    description: Other directories on the node that the command needs, with where it expects each.
+    type: dict
+    default: {}
   docker_args:
     description: More arguments of C(docker run), such as a limit of memory.
     type: list
@@ -109,6 +113,7 @@ def main() -> None:
             "env": {"type": "dict", "default": {}},
             "weights": {"type": "path", "required": True},
             "mounted_at": {"type": "str", "required": True},
+            "beside": {"type": "dict", "default": {}},
             "docker_args": {"type": "list", "elements": "str", "default": []},
             "program": {"type": "path", "required": True},
             "records_dir": {"type": "path", "required": True},
@@ -122,7 +127,7 @@ def main() -> None:
         if module.get_bin_path("docker")
         else (1, "", "there is no docker on this node")
     )
-    missing = [each for each in (want["weights"], want["program"]) if not Path(each).exists()]
+    missing = [each for each in (want["weights"], *want["beside"], want["program"]) if not Path(each).exists()]
     if code != 0 or missing:
         reason = err.strip() if code != 0 else f"{missing[0]} is missing"
         if module.check_mode:
@@ -133,7 +138,8 @@ def main() -> None:
     if record.is_file():
         module.exit_json(changed=False, asked=False)
     command = ["docker", "run", "--rm", "--interactive", "--network", "none", *want["docker_args"]]
-    command += ["--volume", f"{want['weights']}:{want['mounted_at']}:ro"]
+    for source, target in {want["weights"]: want["mounted_at"], **want["beside"]}.items():
+        command += ["--volume", f"{source}:{target}:ro"]
     command += ["--volume", f"{want['program']}:{want['program']}:ro", "--entrypoint", want["python"]]
     code, out, err = module.run_command(
         [*command, want["image"], want["program"], "check"], data=json.dumps({"argv": want["argv"], "env": env})

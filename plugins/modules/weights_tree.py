@@ -170,12 +170,14 @@ def users(root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     active = files.read_json(ENGINE / "active.json")
     if active.get("repo"):
-        found[str(root / active["repo"])] = f"the model that is served, {active.get('model')}"
+        for folder in {str(root / active["repo"]), *active.get("mounted", [])}:
+            found[folder] = f"the model that is served, {active.get('model')}"
     for path in sorted(ENGINE.glob("*.json")):
         launch = files.read_json(path)
         wants = Path("/etc/systemd/system/multi-user.target.wants") / f"vllm-{launch.get('model')}.service"
         if launch.get("weights") and wants.is_symlink():
-            found.setdefault(str(launch["weights"]), f"the unit {wants.name}")
+            for each in (launch["weights"], *launch.get("beside", [])):
+                found.setdefault(str(each), f"the unit {wants.name}")
     for path in PROC.glob("[0-9]*/mountinfo"):
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

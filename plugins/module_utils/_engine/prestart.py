@@ -199,11 +199,12 @@ def prepare(launch: dict[str, Any]) -> dict[str, str]:
         call("docker", "rm", "--force", name)
     if call("docker", "image", "inspect", launch["image"])[0]:
         raise RefusedError(f"image {launch['image']} is not on this node; run playbooks/image.yml")
-    stamp = Path(launch["weights"]) / ".gb10-manifest.json"
-    if not stamp.is_file():
-        raise RefusedError(
-            f"the weights in {launch['weights']} are not complete ({stamp.name} is missing); run playbooks/weights.yml"
-        )
+    for folder in (launch["weights"], *launch.get("beside", [])):
+        stamp = Path(folder) / ".gb10-manifest.json"
+        if not stamp.is_file():
+            raise RefusedError(
+                f"the weights in {folder} are not complete ({stamp.name} is missing); run playbooks/weights.yml"
+            )
     if launch["tether_key"] and not Path(launch["tether_key"]).is_file():
         raise RefusedError(f"the tether key {launch['tether_key']} is missing; run playbooks/serve.yml")
     taken = listeners(call("ss", "-Hltnp")[1])

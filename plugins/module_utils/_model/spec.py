@@ -14,158 +14,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-#: Ansible's argument-spec notation: the same table validates, and documents (scripts/model_spec_page.py).
-MODEL_SPEC: dict[str, dict[str, Any]] = {
-    "name": {
-        "type": "str",
-        "required": True,
-        "description": "What -e model= takes: lower-case letters, digits, dots and dashes.",
-        "example": "my-model",
-    },
-    "repo": {
-        "type": "str",
-        "required": True,
-        "description": "Repository on the Hugging Face hub, and the directory below the weights root.",
-        "example": "organisation/model",
-    },
-    "revision": {
-        "type": "str",
-        "default": "main",
-        "description": "Branch, tag or commit of the repository.",
-        "example": "main",
-    },
-    "served_name": {
-        "type": "str",
-        "required": True,
-        "description": "The name that clients ask for.",
-        "example": "organisation/model",
-    },
-    "size_gib": {
-        "type": "float",
-        "default": 0,
-        "description": "Size of all weight files together, in GiB; 0 when it is not known.",
-        "example": 17.7,
-    },
-    "nodes": {
-        "type": "int",
-        "required": True,
-        "description": "How many nodes take part; tensor-parallel-size x pipeline-parallel-size.",
-        "example": 2,
-    },
-    "image": {
-        "type": "str",
-        "required": True,
-        "description": "Image of the engine: a key of gb10_images, or a reference that is pulled as it is.",
-        "example": "vllm-node",
-    },
-    "mods": {
-        "type": "list",
-        "elements": "str",
-        "default": [],
-        "description": "Mods that the image is built with, in this order.",
-        "example": ["gpu-mem-util-gb"],
-    },
-    "engine": {
-        "type": "str",
-        "choices": ["native", "ray"],
-        "default": "ray",
-        "description": "How ranks meet: vLLM's own launcher or Ray; -e engine= changes it for one run.",
-        "example": "native",
-    },
-    "ports": {
-        "type": "dict",
-        "options": {
-            "api": {
-                "type": "int",
-                "default": 8000,
-                "description": "Port of the OpenAI-compatible API.",
-                "example": 8000,
-            },
-            "master": {
-                "type": "int",
-                "default": 29500,
-                "description": "Port of the native launcher's rendezvous; each model has its own.",
-                "example": 29510,
-            },
-            "ray": {"type": "int", "default": 6379, "description": "Port of Ray's control store.", "example": 6379},
-        },
-        "description": "Ports on the head.",
-        "example": {"api": 8000},
-    },
-    "serve": {
-        "type": "dict",
-        "required": True,
-        "description": "Long option names of vllm serve without dashes, and their values.",
-        "example": {"max-model-len": 262144, "enable-prefix-caching": True},
-    },
-    "env": {
-        "type": "dict",
-        "default": {},
-        "description": "Variables of the engine on every rank; values are quoted text.",
-        "example": {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"},
-    },
-    "required_env": {
-        "type": "list",
-        "elements": "str",
-        "default": [],
-        "description": "Variables without which a rank refuses to start.",
-        "example": ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"],
-    },
-    "geometry": {
-        "type": "dict",
-        "default": {},
-        "description": "Shape of the network, from the model's config.json; docs/memory.md lists its keys.",
-        "example": {"layers": 48, "hidden_size": 4096},
-    },
-    "memory": {
-        "type": "dict",
-        "default": {},
-        "description": "Limits of the memory budget, beside those in serve; docs/memory.md lists its keys.",
-        "example": {"floor_gib": 6},
-    },
-    "ray_start_args": {
-        "type": "list",
-        "elements": "str",
-        "default": [],
-        "description": "More arguments of ray start on every rank.",
-        "example": ["--num-cpus=4"],
-    },
-    "shm_size": {
-        "type": "str",
-        "default": "16g",
-        "description": "Size of /dev/shm in the container, as docker run takes it.",
-        "example": "16g",
-    },
-    "steps": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "description": "Overrides that were tried in this order, each with name, overrides and source.",
-        "example": [{"name": "fewer sequences", "overrides": {"serve": {"max-num-seqs": 4}}, "source": "[S0]"}],
-    },
-    "expected": {
-        "type": "dict",
-        "default": {},
-        "description": "Published figures, each with its source, for bench and for a reader.",
-        "example": {"sweep": [{"concurrency": 1, "decode_tokens_per_s": 19.3, "source": "[S0]"}]},
-    },
-    "dynamo": {
-        "type": "dict",
-        "default": {},
-        "description": "The model's targets on Kubernetes with NVIDIA Dynamo; docs/dynamo.md.",
-        "example": {"targets": {"agg-b200-chat-mtp": {"gpu": "B200", "gpus": 4}}},
-    },
-    "notes": {
-        "type": "list",
-        "elements": "str",
-        "default": [],
-        "description": "What a person should know, one sentence each.",
-        "example": ["Do not raise max-model-len."],
-    },
-}
+from ansible_collections.gb10.cluster.plugins.module_utils._model.table import MODEL_SPEC
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_MOUNT = re.compile(r"^(?:/[A-Za-z0-9_@.+-]+)+$")
 _REPO = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
@@ -239,14 +92,15 @@ def _coerce(where: str, value: Any, rule: Mapping[str, Any], errors: list[str]) 
         if not isinstance(value, Mapping):
             errors.append(f"{where} must be a dictionary, found {type(value).__name__} {value!r}.")
             return value
-        value = dict(value)
+        # A dictionary with a default is optional: empty, it is not there.
+        optional = not value and rule.get("default") == {}
+        value = _walk(where, value, rule["options"], errors) if "options" in rule and not optional else dict(value)
     elif kind == "list":
         if not isinstance(value, (list, tuple)):
             errors.append(f"{where} must be a list, found {type(value).__name__} {value!r}.")
             return value
-        value = [
-            _coerce(f"{where}[{number}]", item, {"type": rule["elements"]}, errors) for number, item in enumerate(value)
-        ]
+        inner = {"type": rule["elements"], **({"options": rule["options"]} if "options" in rule else {})}
+        value = [_coerce(f"{where}[{number}]", item, inner, errors) for number, item in enumerate(value)]
     choices = rule.get("choices")
     if choices and value not in choices:
         errors.append(f"{where} must be one of {', '.join(choices)}, found {value!r}.")
@@ -265,15 +119,12 @@ def _walk(where: str, value: Mapping[str, Any], spec: Mapping[str, Any], errors:
         if key not in value or value[key] is None:
             if rule.get("required"):
                 errors.append(f"{here} is missing.")
-            elif "options" in rule:
+            elif "options" in rule and "default" not in rule:
                 out[key] = _walk(here, {}, rule["options"], errors)
             else:
                 out[key] = copy.deepcopy(rule.get("default"))
             continue
-        found = _coerce(here, value[key], rule, errors)
-        out[key] = (
-            _walk(here, found, rule["options"], errors) if "options" in rule and isinstance(found, dict) else found
-        )
+        out[key] = _coerce(here, value[key], rule, errors)
     return out
 
 
@@ -291,6 +142,7 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
         errors.append(f"{where}.name '{out['name']}' must be lower-case letters, digits, dots and dashes.")
     if not _REPO.fullmatch(out["repo"]):
         errors.append(f"{where}.repo '{out['repo']}' must be <organisation>/<repository>.")
+    errors += _beside_errors(out, where)
     errors += [
         f"{where}.{key} {text!r} holds a control character (a line break or a tab), which a systemd unit cannot carry."
         for key in ("repo", "revision", "served_name", "image", "shm_size", "mods", "required_env", "ray_start_args")
@@ -308,17 +160,7 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
         if port in taken:
             errors.append(f"{where}.ports.{name} and .{taken[port]} are both {port}; give each its own.")
         taken[port] = name
-    for name, value in out["env"].items():
-        if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
-            errors.append(f"{where}.env has '{name}', which is no variable name.")
-        if isinstance(value, (Mapping, list)):
-            errors.append(f"{where}.env.{name} must be a string, found {type(value).__name__}.")
-        elif isinstance(value, bool):
-            errors.append(f"{where}.env.{name} is a YAML boolean; quote what the variable must hold, e.g. '1'.")
-        elif "\n" in str(value):
-            errors.append(f"{where}.env.{name} holds a line break, which an environment file cannot carry.")
-        else:
-            out["env"][name] = str(value)
+    errors += _variable_errors(out["env"], f"{where}.env")
     if "VLLM_API_KEY" in out["env"] or "HF_TOKEN" in out["env"]:
         errors.append(f"{where}.env must not hold VLLM_API_KEY or HF_TOKEN; give them as vaulted variables.")
     serve = out["serve"]
@@ -335,6 +177,64 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
             "a GB10 has one GPU, so each rank needs a node of its own."
         )
     return out, errors
+
+
+def _variable_errors(env: dict[str, Any], where: str) -> list[str]:
+    """Return what is wrong with variables; values that are numbers become text."""
+    errors = []
+    for name, value in env.items():
+        if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
+            errors.append(f"{where} has '{name}', which is no variable name.")
+        if isinstance(value, (Mapping, list)):
+            errors.append(f"{where}.{name} must be a string, found {type(value).__name__}.")
+        elif isinstance(value, bool):
+            errors.append(f"{where}.{name} is a YAML boolean; quote what the variable must hold, e.g. '1'.")
+        elif "\n" in str(value):
+            errors.append(f"{where}.{name} holds a line break, which an environment file cannot carry.")
+        else:
+            env[name] = str(value)
+    return errors
+
+
+def _beside_errors(model: Mapping[str, Any], where: str) -> list[str]:
+    """Return what is wrong with what lies beside the model's own weights: a draft model, prepared data."""
+    errors = []
+    drafter = model["drafter"]
+    if drafter:
+        here = f"{where}.drafter"
+        if not _REPO.fullmatch(drafter["repo"]):
+            errors.append(f"{here}.repo '{drafter['repo']}' must be <organisation>/<repository>.")
+        if drafter["repo"] == model["repo"]:
+            errors.append(
+                f"{here}.repo is the model's own repository: leave drafter out, and name the directory of the draft "
+                "model in serve.speculative-config.model if it has one."
+            )
+        if not drafter["revision"].isprintable():
+            errors.append(f"{here}.revision {drafter['revision']!r} holds a control character.")
+        if drafter["size_gib"] <= 0:
+            errors.append(f"{here}.size_gib must be above 0, found {drafter['size_gib']}.")
+    taken: dict[str, str] = {}
+    for number, data in enumerate(model["prepared_data"]):
+        here = f"{where}.prepared_data[{number}]"
+        if not _NAME.fullmatch(data["name"]):
+            errors.append(f"{here}.name '{data['name']}' must be lower-case letters, digits, dots and dashes.")
+        if data["size_gib"] <= 0:
+            errors.append(f"{here}.size_gib must be above 0, found {data['size_gib']}.")
+        if not _MOUNT.fullmatch(data["mount"]) or "/../" in f"{data['mount']}/":
+            errors.append(f"{here}.mount '{data['mount']}' must be an absolute path without colons and spaces.")
+        if not any("{output}" in word for word in [*data["command"], *map(str, data["env"].values())]):
+            errors.append(f"{here}.command does not say where to write: give {{output}} to it.")
+        errors += [
+            f"{here}.command has {word!r}, which holds a control character."
+            for word in data["command"]
+            if not word.isprintable()
+        ]
+        errors += _variable_errors(data["env"], f"{here}.env")
+        for key in ("name", "mount"):
+            if data[key] in taken:
+                errors.append(f"{here}.{key} '{data[key]}' is also that of {taken[data[key]]}; give each its own.")
+            taken[data[key]] = f"prepared_data[{number}]"
+    return errors
 
 
 def membership(

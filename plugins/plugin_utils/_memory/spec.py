@@ -117,6 +117,20 @@ def _limits(spec: Mapping[str, Any], arguments: Mapping[str, Any], problems: lis
     return found
 
 
+def _drafter_gib(spec: Mapping[str, Any]) -> float:
+    """Return what the draft model's weights add to those of the model, in GiB over all ranks.
+
+    A draft model that runs on fewer ranks than the model (draft_tensor_parallel_size) weighs more on each of them.
+    """
+    drafter, serve = spec.get("drafter") or {}, spec.get("serve") or {}
+    if not drafter:
+        return 0.0
+    ranks = serve.get("tensor-parallel-size", 1)
+    speculation = serve.get("speculative-config")
+    own = speculation.get("draft_tensor_parallel_size") if isinstance(speculation, Mapping) else None
+    return float(drafter["size_gib"]) * float(ranks) / float(own or ranks)
+
+
 def device_of(vllm_version: str) -> str:
     """Return the device of a build: vLLM's builds for other hardware say so in the local part of their version."""
     return CPU if vllm_version.partition("+")[2].split(".")[0] == "cpu" else CUDA
@@ -159,7 +173,7 @@ def memory_arguments(
     elif weights_root:
         arguments["config_json"] = f"{weights_root}/{spec['repo']}"
     arguments |= {
-        "weights_gib": float(spec["size_gib"]),
+        "weights_gib": float(spec["size_gib"]) + _drafter_gib(spec),
         # An image whose version nobody has written down counts as the newest release that was read.
         "vllm_version": vllm_version or version_text(NEWEST_READ),
         "device": device,

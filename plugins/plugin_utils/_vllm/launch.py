@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Where a model's directory appears inside the container, as in the published commands [S0].
 CONTAINER_ROOT = "/root/.cache/huggingface"
+#: In place of an organisation, for what was made here and not downloaded.
+PREPARED = "gb10-prepared"
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dict[str, Any], list[str]]:
@@ -41,6 +46,10 @@ def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dic
         if name in spec["serve"]
     ]
     options = {**own, **spec["serve"]}
+    speculation, draft_errors = speculative_config(plan)
+    errors += draft_errors
+    if speculation is not None:
+        options["speculative-config"] = speculation
     backend = spec["serve"].get("distributed-executor-backend")
     if not plan["multi_node"]:
         if backend == "ray":
@@ -72,6 +81,68 @@ def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dic
 def model_path(plan: Mapping[str, Any]) -> str:
     """Return where a rank's container sees the weights: the node's copy is mounted there, and vLLM is given it."""
     return f"{CONTAINER_ROOT}/{plan['spec']['repo']}"
+
+
+def speculative_config(plan: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return speculative-config with the draft model's mount as its model, or None to leave it as it is; and errors.
+
+    Engines run without the hub, so a repository that is not on the nodes is refused here and not at the start.
+    """
+    spec = plan["spec"]
+    written, drafter = spec["serve"].get("speculative-config"), spec.get("drafter") or {}
+    if isinstance(written, str):
+        try:
+            written = json.loads(written)
+        except ValueError:
+            written = None
+    if not isinstance(written, Mapping):
+        if drafter:
+            return None, [
+                "model_spec.drafter is given, but model_spec.serve.speculative-config does not say how it is used; "
+                "for example {method: dflash, num_speculative_tokens: 7}."
+            ]
+        return None, []
+    named = str(written.get("model") or "")
+    if not drafter:
+        if _REPOSITORY.fullmatch(named):
+            return None, [
+                f"model_spec.serve.speculative-config.model is '{named}', a repository that no node has: engines run "
+                f"without the hub. Give model_spec.drafter {{repo: {named}, size_gib: ...}}, or the path of a "
+                f"directory inside {model_path(plan)}."
+            ]
+        return None, []
+    errors = []
+    if "revision" in written:
+        errors.append(
+            "model_spec.serve.speculative-config must not hold 'revision': it comes from model_spec.drafter.revision."
+        )
+    path = f"{CONTAINER_ROOT}/{drafter['repo']}"
+    if named not in ("", drafter["repo"], path):
+        errors.append(
+            f"model_spec.serve.speculative-config.model is '{named}', but model_spec.drafter.repo is "
+            f"'{drafter['repo']}': leave the first out."
+        )
+    return {**written, "model": path}, errors
+
+
+def mounts(plan: Mapping[str, Any], weights_root: str) -> list[dict[str, Any]]:
+    """Return what a rank's container mounts read-only of the weights root; see engine_mounts.yml."""
+    spec = plan["spec"]
+    found = {f"{weights_root}/{spec['repo']}": model_path(plan)}
+    if spec.get("drafter"):
+        repo = spec["drafter"]["repo"]
+        found[f"{weights_root}/{repo}"] = f"{CONTAINER_ROOT}/{repo}"
+    for data in spec.get("prepared_data") or []:
+        found[f"{weights_root}/{prepared_repo(spec, data)}"] = data["mount"]
+    return [
+        {"source": source, "target": target, "arguments": ["--volume", f"{source}:{target}:ro"]}
+        for source, target in found.items()
+    ]
+
+
+def prepared_repo(spec: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Return the directory of prepared data below the weights root, which is also its name in messages."""
+    return f"{PREPARED}/{spec['name']}.{data['name']}"
 
 
 def entry_arguments(

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import MODEL_SPEC, validate
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import validate
+from ansible_collections.gb10.cluster.plugins.module_utils._model.table import MODEL_SPEC
 from scripts import model_spec_page
 
 

@@ -75,6 +75,57 @@ def test_each_mistake_has_its_sentence(changes: dict[str, Any], sentence: str) -
     assert any(sentence in error for error in errors), errors
 
 
+DRAFTER = {"repo": "org/Some-Drafter", "size_gib": 3.5}
+DATA = {"name": "tables", "command": ["make", "{model}", "{output}"], "mount": "/data/tables", "size_gib": 48}
+
+
+def test_what_lies_beside_the_weights_gets_its_defaults() -> None:
+    spec, errors = ms.validate(changed(drafter=DRAFTER, prepared_data=[{**DATA, "env": {"THREADS": 8}}]))
+    assert errors == []
+    assert spec["drafter"] == {**DRAFTER, "revision": "main", "geometry": {}}
+    assert spec["prepared_data"] == [{**DATA, "size_gib": 48.0, "env": {"THREADS": "8"}}]
+    plain, _none = ms.validate(changed(drafter={}))
+    assert (plain["drafter"], plain["prepared_data"]) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"drafter": "org/d"}, "model_spec.drafter must be a dictionary, found str"),
+        ({"drafter": {"size_gib": 1}}, "model_spec.drafter.repo is missing."),
+        ({"drafter": {"repo": "org/d"}}, "model_spec.drafter.size_gib is missing."),
+        (
+            {"drafter": {**DRAFTER, "revisoin": "x"}},
+            "model_spec.drafter.revisoin is not a known key. Did you mean 'revision'?",
+        ),
+        ({"drafter": {**DRAFTER, "repo": "d"}}, "model_spec.drafter.repo 'd' must be <organisation>/<repository>."),
+        ({"drafter": {**DRAFTER, "repo": GOOD["repo"]}}, "model_spec.drafter.repo is the model's own repository"),
+        ({"drafter": {**DRAFTER, "size_gib": 0}}, "model_spec.drafter.size_gib must be above 0, found 0.0."),
+        (
+            {"drafter": {**DRAFTER, "revision": "a\nb"}},
+            "model_spec.drafter.revision 'a\\nb' holds a control character.",
+        ),
+        ({"prepared_data": DATA}, "model_spec.prepared_data must be a list, found dict"),
+        ({"prepared_data": ["x"]}, "model_spec.prepared_data[0] must be a dictionary, found str 'x'."),
+        ({"prepared_data": [{**DATA, "cmd": []}]}, "model_spec.prepared_data[0].cmd is not a known key."),
+        ({"prepared_data": [{**DATA, "name": "A b"}]}, "model_spec.prepared_data[0].name 'A b' must be lower-case"),
+        ({"prepared_data": [{**DATA, "mount": "data"}]}, ".mount 'data' must be an absolute path"),
+        ({"prepared_data": [{**DATA, "mount": "/data/../etc"}]}, ".mount '/data/../etc' must be an absolute path"),
+        ({"prepared_data": [{**DATA, "mount": "/a:/b"}]}, ".mount '/a:/b' must be an absolute path"),
+        ({"prepared_data": [{**DATA, "command": ["make"]}]}, ".command does not say where to write: give {output}"),
+        ({"prepared_data": [{**DATA, "size_gib": -1}]}, ".size_gib must be above 0, found -1.0."),
+        ({"prepared_data": [{**DATA, "env": {"1X": "a"}}]}, "prepared_data[0].env has '1X', which is no variable"),
+        (
+            {"prepared_data": [DATA, {**DATA, "name": "other"}]},
+            "model_spec.prepared_data[1].mount '/data/tables' is also that of prepared_data[0]; give each its own.",
+        ),
+    ],
+)
+def test_each_mistake_beside_the_weights_has_its_sentence(changes: dict[str, Any], sentence: str) -> None:
+    _spec, errors = ms.validate(changed(**changes))
+    assert any(sentence in error for error in errors), errors
+
+
 def test_all_mistakes_come_at_once() -> None:
     _spec, errors = ms.validate({"name": "x", "nodes": "many", "colour": "red"})
     assert len(errors) >= 6

@@ -31,6 +31,7 @@ def params(tmp_path: Path, **more: Any) -> dict[str, Any]:
         "env": {"MAX_JOBS": 2},
         "weights": str(weights),
         "mounted_at": "/models/tiny",
+        "beside": {str(tmp_path): "/models/tiny-draft"},
         "docker_args": ["--memory", "8g"],
         "program": str(program),
         "records_dir": str(tmp_path / "checks"),
@@ -56,6 +57,7 @@ def test_an_accepted_configuration_is_asked_about_once(tmp_path: Path, monkeypat
     assert command[:6] == ["docker", "run", "--rm", "--interactive", "--network", "none"]
     assert command[6:8] == ["--memory", "8g"]
     assert f"{tmp_path}/weights:/models/tiny:ro" in command
+    assert f"{tmp_path}:/models/tiny-draft:ro" in command
     assert json.loads(first.data[-1] or "") == {"argv": params(tmp_path)["argv"], "env": {"MAX_JOBS": "2"}}
 
     again = node(params(tmp_path), ACCEPTED)

@@ -155,3 +155,68 @@ def test_files_are_shown_with_their_secrets_masked() -> None:
     )
     assert shown[1] == files[1]
     assert files[0]["content"] == text
+
+
+DRAFTER = {"repo": "o/draft", "size_gib": 1}
+MOUNTED = "/root/.cache/huggingface/o/draft"
+
+
+@pytest.mark.parametrize("model", [{}, {"model": "o/draft"}, {"model": MOUNTED}])
+def test_the_draft_model_is_read_from_its_mount(model: dict[str, str]) -> None:
+    written = {"method": "dflash", "num_speculative_tokens": 7, **model}
+    given = plan(drafter=DRAFTER, serve={"speculative-config": written})
+    for member in ("a", "b"):
+        options, errors = launch.rank_options(given, member, "0.0.0.0")
+        assert errors == []
+        assert options["speculative-config"] == {**written, "model": MOUNTED}
+
+
+def test_a_draft_model_in_json_is_read_from_its_mount() -> None:
+    given = plan(drafter=DRAFTER, serve={"speculative-config": '{"method": "dflash"}'})
+    options, errors = launch.rank_options(given, "a", "0.0.0.0")
+    assert errors == []
+    assert options["speculative-config"] == {"method": "dflash", "model": MOUNTED}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"drafter": DRAFTER}, "speculative-config does not say how it is used"),
+        (
+            {"drafter": DRAFTER, "serve": {"speculative-config": {"model": "o/other"}}},
+            "speculative-config.model is 'o/other', but model_spec.drafter.repo is 'o/draft'",
+        ),
+        (
+            {"drafter": DRAFTER, "serve": {"speculative-config": {"revision": "abc"}}},
+            "must not hold 'revision': it comes from model_spec.drafter.revision.",
+        ),
+        (
+            {"serve": {"speculative-config": {"model": "o/draft", "num_speculative_tokens": 2}}},
+            "speculative-config.model is 'o/draft', a repository that no node has: engines run without the hub. "
+            "Give model_spec.drafter {repo: o/draft, size_gib: ...}",
+        ),
+    ],
+)
+def test_a_draft_model_that_would_not_be_found_is_refused(changes: dict[str, Any], sentence: str) -> None:
+    _options, errors = launch.rank_options(plan(**changes), "a", "0.0.0.0")
+    assert any(sentence in error for error in errors), errors
+
+
+@pytest.mark.parametrize("named", ["ngram", "/root/.cache/huggingface/o/m/dflash", None])
+def test_speculation_without_another_repository_is_left_as_it_is(named: str | None) -> None:
+    written = {"num_speculative_tokens": 2, **({"model": named} if named else {})}
+    options, errors = launch.rank_options(plan(serve={"speculative-config": written}), "a", "0.0.0.0")
+    assert errors == []
+    assert options["speculative-config"] == written
+
+
+def test_the_container_mounts_what_lies_beside_the_weights() -> None:
+    data = {"name": "rows", "command": ["make", "{output}"], "mount": "/data/rows", "size_gib": 48}
+    found = launch.mounts(plan(drafter=DRAFTER, prepared_data=[data]), "/w")
+    assert [(each["source"], each["target"]) for each in found] == [
+        ("/w/o/m", "/root/.cache/huggingface/o/m"),
+        ("/w/o/draft", MOUNTED),
+        ("/w/gb10-prepared/m.rows", "/data/rows"),
+    ]
+    assert found[1]["arguments"] == ["--volume", f"/w/o/draft:{MOUNTED}:ro"]
+    assert len(launch.mounts(plan(), "/w")) == 1

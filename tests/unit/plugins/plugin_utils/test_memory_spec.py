@@ -199,3 +199,12 @@ def test_caches_that_were_measured_are_found_in_both_places() -> None:
     measured = spec(expected={"kv_cache": [point], "memory": [row, {"loaded_gb": 3}]})
     assert measured_points(measured) == [point, {"pool_gib": 4.2, "tokens": 292000, "source": "no source"}]
     assert memory_arguments(measured, "0.22.1")["measured"] == measured_points(measured)
+
+
+def test_the_weights_of_a_draft_model_count() -> None:
+    drafter = {"repo": "org/draft", "size_gib": 4.0}
+    assert memory_arguments(spec(drafter=drafter), "0.22.1")["weights_gib"] == 333.0
+    alone = {**ULTRA["serve"]["speculative-config"], "draft_tensor_parallel_size": 1}
+    serve = {**ULTRA["serve"], "speculative-config": alone}
+    # On one rank of four it is not divided: as if it were four times as large.
+    assert memory_arguments(spec(drafter=drafter, serve=serve), "0.22.1")["weights_gib"] == 345.0
