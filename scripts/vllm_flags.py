@@ -8,7 +8,9 @@
 ``wheel`` unpacks the Python files of the wheel into a temporary directory and reads them with
 ``--python``, an interpreter that has vLLM's dependencies (torch on CPU will do); neither a GPU
 nor the wheel's compiled parts are needed.  The tables go into
-``plugins/plugin_utils/_vllm/flags/``; gb10.cluster.serve_args checks models against them.
+``plugins/plugin_utils/_vllm/flags/``; gb10.cluster.serve_args checks models against them.  What is
+written is the difference from the table of the next release below in that directory, or the
+complete table where there is none (plugins/plugin_utils/_vllm/tables.py).
 
 What a table holds is found by asking vLLM itself: its own parser for ``vllm serve``, what each
 option's type function accepts, the registries that the engine consults later, the bounds of the
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,10 +67,24 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "wheel":
         table["vllm"] = wheel_version(args.wheel.name)
     table["source"] = source
-    path = args.output / f"{table['vllm']}.json"
-    path.write_text(render(table) + "\n", encoding="utf-8")
+    path = write(table, args.output)
     print(f"{path}: {len(table['options'])} options, {len(table['env'])} variables")
     return 0
+
+
+def write(table: dict[str, Any], directory: Path) -> Path:
+    """Write a complete table into a directory, each there as the difference from the release below; return its file."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / ".collections"))
+    package = "ansible_collections.gb10.cluster.plugins.plugin_utils._vllm"
+    tables, versions = (importlib.import_module(f"{package}.{name}") for name in ("tables", "version"))
+    stored = [json.loads(path.read_text(encoding="utf-8")) for path in directory.glob("*.json")]
+    known = {**tables.complete({each["vllm"]: each for each in stored}), table["vllm"]: table}
+    base = None
+    for name in sorted(known, key=lambda name: (versions.parse(name).release, name)):
+        new = known[name] if base is None else tables.difference(known[name], base)
+        (directory / f"{name}.json").write_text(render(new) + "\n", encoding="utf-8")
+        base = known[name]
+    return directory / f"{table['vllm']}.json"
 
 
 def render(table: dict[str, Any]) -> str:
@@ -315,25 +332,31 @@ def _add_known_values(options: dict[str, dict[str, Any]]) -> None:
     """Add what the engine accepts for options that argparse lets through."""
     import typing
 
-    executors = _from("vllm.config.parallel", "DistributedExecutorBackend")
-    config_formats = _from("vllm.transformers_utils.config", "_CONFIG_FORMAT_TO_CONFIG_PARSER")
-    backends = _from("vllm.v1.attention.backends.registry", "AttentionBackendEnum")
     layers = "vllm.model_executor.layers.quantization"
-    known: dict[str, Any] = {
-        "attention-backend": ["auto", *backends.__members__],
-        "config-format": ["auto", *config_formats],
-        "distributed-executor-backend": typing.get_args(executors),
-        "load-format": _from("vllm.model_executor.model_loader", "_LOAD_FORMAT_TO_MODEL_LOADER"),
-        "mamba-backend": [each.value for each in _from("vllm.config.mamba", "MambaBackendEnum")],
-        "quantization": _from(layers, "QUANTIZATION_METHODS"),
-        "reasoning-parser": _from("vllm.reasoning", "ReasoningParserManager").list_registered(),
-        "tool-call-parser": _from("vllm.tool_parsers", "ToolParserManager").list_registered(),
+    known: dict[str, Callable[[], Iterable[Any]]] = {
+        "attention-backend": lambda: [
+            "auto",
+            *_from("vllm.v1.attention.backends.registry", "AttentionBackendEnum").__members__,
+        ],
+        "config-format": lambda: [
+            "auto",
+            *_from("vllm.transformers_utils.config", "_CONFIG_FORMAT_TO_CONFIG_PARSER"),
+        ],
+        "distributed-executor-backend": lambda: typing.get_args(
+            _from("vllm.config.parallel", "DistributedExecutorBackend")
+        ),
+        "load-format": lambda: _from("vllm.model_executor.model_loader", "_LOAD_FORMAT_TO_MODEL_LOADER"),
+        "mamba-backend": lambda: [each.value for each in _from("vllm.config.mamba", "MambaBackendEnum")],
+        "quantization": lambda: _from(layers, "QUANTIZATION_METHODS"),
+        "reasoning-parser": lambda: _from("vllm.reasoning", "ReasoningParserManager").list_registered(),
+        "tool-call-parser": lambda: _from("vllm.tool_parsers", "ToolParserManager").list_registered(),
     }
     with contextlib.suppress(AttributeError):  # a fixed list of choices up to 0.32
-        known["kv-cache-dtype"] = _from("vllm.config.cache", "KV_CACHE_DTYPES")
-    for name, values in known.items():
-        options[name]["known"] = sorted({str(value) for value in values})
-    for name in ("attention-backend", "mamba-backend"):
+        dtypes = _from("vllm.config.cache", "KV_CACHE_DTYPES")
+        known["kv-cache-dtype"] = lambda: dtypes
+    for name in known.keys() & options.keys():  # --mamba-backend came in with 0.20
+        options[name]["known"] = sorted({str(value) for value in known[name]()})
+    for name in {"attention-backend", "mamba-backend"} & options.keys():
         options[name]["fold"] = True  # either case
     options["distributed-executor-backend"][_OPEN] = True
     options["speculative-config"]["keys"] = _config_keys(_from("vllm.config", "SpeculativeConfig"))

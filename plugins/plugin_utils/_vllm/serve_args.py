@@ -16,7 +16,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import version as vllm_version
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.mods import ModOption
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import Check, ServeError, Table, in_order
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import Check, ServeError, Table, in_ranges
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_environment import environment
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_relations import relations
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_values import arguments
@@ -115,7 +115,7 @@ def choose_table(tables: Mapping[str, Table], version: vllm_version.VllmVersion)
         raise ServeError(
             [
                 f"No table of options is as old as vLLM {version.text}: there are "
-                f"{', '.join(in_order(tables))}. Take a newer image, or put a table of this "
+                f"{in_ranges(tables, tables)}. Take a newer image, or put a table of this "
                 "version beside them with scripts/vllm_flags.py."
             ]
         )

@@ -61,7 +61,19 @@ def human_int(text: str) -> int | None:
 
 
 def in_order(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    return sorted(names, key=lambda name: vllm_version.parse(name).release)
+    return sorted(names, key=lambda name: (vllm_version.parse(name).release, name))
+
+
+def in_ranges(names: Mapping[str, Any] | Sequence[str], known: Mapping[str, Any]) -> str:
+    """Return versions as text, three or more that are next to each other among the known ones as `a to b`."""
+    order = in_order(known)
+    runs: list[list[str]] = []
+    for name in in_order(names):
+        if runs and order.index(name) == order.index(runs[-1][-1]) + 1:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)
 
 
 def close(word: str, known: Sequence[str]) -> str | None:
@@ -106,7 +118,12 @@ class Check:
 
     def versions_with(self, has: Callable[[Table], bool]) -> str:
         """Return the versions whose table satisfies ``has``, for the end of a sentence."""
-        return ", ".join(in_order([name for name, table in self.tables.items() if has(table)]))
+        return in_ranges([name for name, table in self.tables.items() if has(table)], self.tables)
+
+    def elsewhere(self, has: Callable[[Table], bool]) -> str:
+        """Return a sentence, a blank before it, on which versions have something; nothing when none has."""
+        found = self.versions_with(has)
+        return f" vLLM {found} {'have' if re.search(', | to ', found) else 'has'} it." if found else ""
 
     def unknown(self, sentence: str) -> bool:
         """Note what the table does not have; return whether it is let through, for the image's own vLLM to judge."""

@@ -63,9 +63,7 @@ def _unknown_variable(check: Check, name: str, known: Mapping[str, Mapping[str, 
             check.errors.append(f"env.{name} is no variable of vLLM. Did you mean '{near[0]}'?")
         return
     sentence = f"env.{name}: vLLM {check.version.text} does not know it and would only warn."
-    elsewhere = check.versions_with(lambda table: name in table["env"])
-    if elsewhere:
-        sentence += f" vLLM {elsewhere} {'have' if ',' in elsewhere else 'has'} it."
+    sentence += check.elsewhere(lambda table: name in table["env"])
     if name in check.providers:
         mods = " or ".join(f"'{mod}'" for mod in check.providers[name])
         sentence += f" The mod {mods} adds it; put that into model_spec.mods."

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files, serve_args
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files, serve_args, tables
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods as mods_logic
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError
 
@@ -19,28 +19,46 @@ OWN_TABLES = Path(__file__).parent / "flags"
 
 @functools.lru_cache(maxsize=8)
 def load_tables(directories: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Return version → table, from the given directories and the collection's own.
+    """Return version → complete table, from the given directories and the collection's own.
 
-    :param directories: directories with ``<version>.json``, the first one wins.
+    :param directories: directories with ``<version>.json``, the first one wins; differences (tables.py) are resolved.
     :raises ServeError: when a file is no table.
     """
+    own = _complete(OWN_TABLES, {})
     found: dict[str, dict[str, Any]] = {}
     errors: list[str] = []
-    for directory in [*(Path(each) for each in directories), OWN_TABLES]:
-        paths = sorted(directory.glob("*.json"))
-        if not paths:
-            errors.append(f"{directory} holds no table of options (<version>.json).")
-        for path in paths:
-            try:
-                table = json.loads(path.read_text(encoding="utf-8"))
-                found.setdefault(str(table["vllm"]), table)
-                if not isinstance(table["options"], dict) or not isinstance(table["env"], dict):
-                    raise TypeError("options and env must be dictionaries")
-            except (json.JSONDecodeError, KeyError, TypeError) as problem:
-                errors.append(f"{path} is no table of options ({problem}); make it with scripts/vllm_flags.py.")
+    for directory in directories:
+        try:
+            read = _complete(Path(directory), own)
+        except ServeError as problem:
+            errors += problem.errors
+            continue
+        found = {**read, **found}
     if errors:
         raise ServeError(errors)
-    return found
+    return {**own, **found}
+
+
+def _complete(directory: Path, own: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the tables of one directory; what they differ from may be among the collection's own."""
+    stored: dict[str, dict[str, Any]] = {}
+    paths = sorted(directory.glob("*.json"))
+    errors = [] if paths else [f"{directory} holds no table of options (<version>.json)."]
+    for path in paths:
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+            stored[str(table["vllm"])] = table
+            if not isinstance(table["options"], dict) or not isinstance(table["env"], dict):
+                raise TypeError("options and env must be dictionaries")
+        except (json.JSONDecodeError, KeyError, TypeError) as problem:
+            errors.append(f"{path} is no table of options ({problem}); make it with scripts/vllm_flags.py.")
+    if errors:
+        raise ServeError(errors)
+    try:
+        complete = tables.complete({**own, **stored})
+    except ValueError as problem:
+        raise ServeError([f"{directory}: {problem}; make it with scripts/vllm_flags.py."]) from None
+    return {version: complete[version] for version in stored}
 
 
 def render(

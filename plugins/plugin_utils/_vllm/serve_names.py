@@ -7,7 +7,13 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import Check, Gone, close, in_order, listed
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import (
+    Check,
+    Gone,
+    close,
+    in_ranges,
+    listed,
+)
 
 # Gone from every table that ships; `since` only where it was read in the packages themselves.
 GONE_OPTIONS: dict[str, Gone] = {
@@ -79,11 +85,10 @@ def unknown_option(check: Check, key: str, known: Mapping[str, tuple[str, bool]]
         since = f" since {'.'.join(map(str, gone.since))}" if gone.since else ""
         return f"serve.{key}: vLLM {check.version.text} has no --{dashed}, it is gone{since}: {gone.instead}."
     longer = sorted({known[each][0] for each in known if each.startswith(dashed)})
-    elsewhere = check.versions_with(lambda table: dashed in spellings(table["options"]))
+    elsewhere = check.elsewhere(lambda table: dashed in spellings(table["options"]))
     if elsewhere:
-        other = f" vLLM {elsewhere} {'has' if ',' not in elsewhere else 'have'} it."
         near = close(dashed, list(known))
-        return here + other + (f" The nearest here is '{near}'." if near else "")
+        return here + elsewhere + (f" The nearest here is '{near}'." if near else "")
     if dashed and len(longer) == 1:
         return (
             f"serve.{key} is an abbreviation that vLLM's parser would take for "
@@ -99,4 +104,4 @@ def unknown_option(check: Check, key: str, known: Mapping[str, tuple[str, bool]]
     if near:
         elsewhere = check.versions_with(lambda table: near in table["options"])
         return f"{here} The nearest is '{near}', which vLLM {elsewhere} has."
-    return f"{here} No version that is known here has it ({listed(in_order(check.tables))})."
+    return f"{here} No version that is known here has it ({in_ranges(check.tables, check.tables)})."

@@ -251,17 +251,14 @@ def _chosen(check: Check, key: str, name: str, text: str) -> bool:
         )
         return True
     sentence = f"serve.{key}: vLLM {check.version.text} knows no {show(text)}{later}."
-    elsewhere = check.versions_with(
-        lambda table: text in _values_in(table, name) and table is not check.tables[check.name]
-    )
+    elsewhere = check.elsewhere(lambda table: text in _values_in(table, name) and table is not check.tables[check.name])
     near = difflib.get_close_matches(text.lower(), [each.lower() for each in values], n=1)
     if near:
         right = next(each for each in values if each.lower() == near[0])
         sentence += f" Did you mean '{right}'?"
     elif plugin:
         sentence += f" Where the model's repository ships the parser, set {plugin} to that file."
-    if elsewhere:
-        sentence += f" vLLM {elsewhere} {'have' if ',' in elsewhere else 'has'} it."
+    sentence += elsewhere
     if not near:
         sentence += f" Known: {listed(values, 20)}."
     return check.unknown(sentence)

@@ -222,11 +222,12 @@ def test_one_line_for_each_option() -> None:
     assert text.splitlines()[3:5] == ['    "a": {"kind": "str"},', '    "b": {"kind": "int"}']
 
 
-@pytest.mark.parametrize("version", sorted(serve_files.load_tables()))
-def test_shipped_tables_are_as_the_script_writes_them(version: str) -> None:
-    path = serve_files.OWN_TABLES / f"{version}.json"
-    text = path.read_text(encoding="utf-8")
-    assert vllm_flags.render(json.loads(text)) + "\n" == text
+def test_shipped_tables_are_as_the_script_writes_them(tmp_path: Path) -> None:
+    shipped = serve_files.load_tables()
+    for version in sorted(shipped, reverse=True):
+        vllm_flags.write(shipped[version], tmp_path)
+    ours = {path.name: path.read_text(encoding="utf-8") for path in serve_files.OWN_TABLES.iterdir()}
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == ours
 
 
 @pytest.mark.parametrize(
@@ -260,3 +261,16 @@ def test_an_interpreter_without_vllm_is_told_apart(tmp_path: Path) -> None:
         vllm_flags.run_dump([sys.executable, "-I", "-S"], {**os.environ, "HOME": str(tmp_path)})
     assert "vLLM could not be asked for its options" in str(caught.value)
     assert "No module named 'vllm'" in str(caught.value)
+
+
+def test_a_table_is_written_as_the_difference_from_the_release_below(tmp_path: Path) -> None:
+    def table(version: str, *names: str) -> dict[str, Any]:
+        return {"vllm": version, "source": "", "options": {name: {"kind": "int"} for name in names}, "env": {}}
+
+    assert "base" not in json.loads(vllm_flags.write(table("1.2.0", "a", "b"), tmp_path).read_text(encoding="utf-8"))
+    newest = json.loads(vllm_flags.write(table("1.10.0", "a", "c"), tmp_path).read_text(encoding="utf-8"))
+    assert (newest["base"], newest["options"]) == ("1.2.0", {"b": None, "c": {"kind": "int"}})
+    # One in between becomes the base of the one above.
+    vllm_flags.write(table("1.3.0", "a", "c"), tmp_path)
+    newest = json.loads((tmp_path / "1.10.0.json").read_text(encoding="utf-8"))
+    assert (newest["base"], newest["options"]) == ("1.3.0", {})

@@ -48,22 +48,21 @@ NAMES = [
     serve({"max-seqs": 4}, "serve.max-seqs: vLLM 0.22.1 has no --max-seqs. Did you mean 'max-num-seqs'?"),
     serve(
         {"zzz": 1},
-        "serve.zzz: vLLM 0.22.1 has no --zzz. No version that is known here has it "
-        "(0.20.1, 0.22.1, 0.27.1, 0.32.0+cpu, 0.33.0).",
+        "serve.zzz: vLLM 0.22.1 has no --zzz. No version that is known here has it (0.18.1 to 0.33.0).",
     ),
     serve(
         {"max-num-active-seqs": 4},
-        "serve.max-num-active-seqs: vLLM 0.22.1 has no --max-num-active-seqs. vLLM 0.32.0+cpu, 0.33.0 have it. "
+        "serve.max-num-active-seqs: vLLM 0.22.1 has no --max-num-active-seqs. vLLM 0.31.0 to 0.33.0 have it. "
         "The nearest here is 'max-num-seqs'.",
     ),
     serve(
         {"watermark-confg": {}},
         "serve.watermark-confg: vLLM 0.22.1 has no --watermark-confg. The nearest is 'watermark-config', "
-        "which vLLM 0.32.0+cpu, 0.33.0 has.",
+        "which vLLM 0.30.0 to 0.33.0 has.",
     ),
     serve(
         {"calculate-kv-scales": True},
-        "serve.calculate-kv-scales: vLLM 0.33.0 has no --calculate-kv-scales. vLLM 0.20.1, 0.22.1, 0.27.1 have it.",
+        "serve.calculate-kv-scales: vLLM 0.33.0 has no --calculate-kv-scales. vLLM 0.18.1 to 0.27.1 have it.",
         version="0.33.0",
     ),
     serve(
@@ -225,7 +224,7 @@ VALUES = [
     ),
     serve(
         {"moe-backend": "b12x"},
-        "serve.moe-backend: vLLM 0.22.1 knows no 'b12x'. vLLM 0.32.0+cpu, 0.33.0 have it. Known: aiter, auto, "
+        "serve.moe-backend: vLLM 0.22.1 knows no 'b12x'. vLLM 0.29.0 to 0.33.0 have it. Known: aiter, auto, "
         "cutlass, deep_gemm, deep_gemm_mega_moe, emulation, flashinfer_b12x, flashinfer_cutedsl, "
         "flashinfer_cutlass, flashinfer_trtllm, humming, marlin, triton, triton_unfused.",
     ),
@@ -248,7 +247,7 @@ VALUES = [
     ),
     serve(
         {"mamba-backend": "cpu"},
-        f"serve.mamba-backend: vLLM 0.22.1 knows no 'cpu' {LATER}. vLLM 0.27.1, 0.32.0+cpu, 0.33.0 have it. "
+        f"serve.mamba-backend: vLLM 0.22.1 knows no 'cpu' {LATER}. vLLM 0.27.1 to 0.33.0 have it. "
         "Known: flashinfer, triton.",
     ),
     serve(
@@ -461,13 +460,12 @@ VARIABLES = [
     ),
     env(
         {"VLLM_MOE_SKIP_PADDING": "1"},
-        "env.VLLM_MOE_SKIP_PADDING: vLLM 0.22.1 does not know it and would only warn. "
-        "vLLM 0.27.1, 0.32.0+cpu, 0.33.0 have it.",
+        "env.VLLM_MOE_SKIP_PADDING: vLLM 0.22.1 does not know it and would only warn. vLLM 0.25.0 to 0.33.0 have it.",
     ),
     env(
         {"VLLM_TEST_FORCE_FP8_MARLIN": "1"},
         "env.VLLM_TEST_FORCE_FP8_MARLIN: vLLM 0.33.0 does not know it and would only warn. "
-        "vLLM 0.20.1, 0.22.1, 0.27.1 have it. It is gone: use the option linear-backend instead (marlin).",
+        "vLLM 0.18.1 to 0.28.0 have it. It is gone: use the option linear-backend instead (marlin).",
         version="0.33.0",
     ),
     env(
@@ -506,10 +504,10 @@ VARIABLES = [
 VERSIONS_AND_MODS = [
     Bad(
         (
-            "No table of options is as old as vLLM 0.18.1rc1: there are 0.20.1, 0.22.1, 0.27.1, 0.32.0+cpu, 0.33.0. "
+            "No table of options is as old as vLLM 0.17.1: there are 0.18.1 to 0.33.0. "
             "Take a newer image, or put a table of this version beside them with scripts/vllm_flags.py.",
         ),
-        version="0.18.1rc1",
+        version="0.17.1",
     ),
     Bad(
         (
