@@ -112,7 +112,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         mods: list[dict[str, Any]] = []
         try:
             known = mod_files.load_mods([args["mods_dir"]])
-            mods = mods_logic.mods_plan(known, args["mods"], str(recipe["vllm_version"] or ""))
+            mods = mods_logic.mods_plan(
+                known, args["mods"], str(recipe["vllm_upstream"] or recipe["vllm_version"] or "")
+            )
             for mod in args["mods"]:
                 folder = mod_files.mod_directory(mod, [args["mods_dir"]])
                 context.update({f"mods/{mod}/{name}": path for name, path in _tree(folder).items()})
@@ -195,6 +197,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "probes": {mod["name"]: mod["probe"] for mod in mods},
             "assertions": recipe["assertions"],
             "vllm_version": recipe["vllm_version"] or "",
+            "vllm_upstream": recipe["vllm_upstream"] or "",
+            "pulled": bool(recipe["pull"]),
             "missing": missing,
         }, []
 

@@ -93,6 +93,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             errors.append(f"model_spec.name is '{spec['name']}', but model '{args['model']}' was asked for.")
         errors += model_checks.context_errors(spec)
         vllm_version: Any = None
+        upstream: Any = None
         if spec["image"] not in args["images"] and not image_recipe.by_reference(spec["image"]):
             near = ms.nearest(spec["image"], args["images"])
             hint = f" Did you mean '{near}'?" if near else ""
@@ -103,8 +104,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         else:
             recipe, recipe_errors = image_recipe.resolve(args["images"], spec["image"])
             errors += recipe_errors
-            vllm_version = recipe.get("vllm_version")
-            if not recipe_errors and not vllm_version and not recipe["pull"]:
+            vllm_version, upstream = recipe.get("vllm_version"), recipe.get("vllm_upstream")
+            if not recipe_errors and not (vllm_version or upstream) and not recipe["pull"]:
                 errors.append(
                     f"gb10_images.{spec['image']}.vllm_version is missing: neither options nor memory can be checked."
                 )
@@ -134,6 +135,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "multi_node": spec["nodes"] > 1,
             # Empty for an image of others whose version nobody has written down.
             "vllm_version": str(vllm_version or ""),
+            "vllm_upstream": str(upstream or ""),
+            "image_pulled": bool(recipe["pull"]),
         }
         result["warnings"] = model_checks.warnings(spec)
         if overrides:

@@ -24,6 +24,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             argument_spec={
                 "serve": {"type": "dict", "required": True},
                 "vllm_version": {"type": "str", "required": True},
+                "upstream": {"type": "str", "default": ""},
+                "image_table": {"type": "path", "default": ""},
                 "model": {"type": "str", "default": "MODEL"},
                 "env": {"type": "dict", "default": {}},
                 "mods": {"type": "list", "elements": "str", "default": []},
@@ -39,6 +41,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 args["mods"],
                 args["mods_dir"],
                 args["tables_dir"],
+                args["upstream"],
+                args["image_table"],
             )
         except ServeError as problem:
             result.update(failed=True, errors=problem.errors, msg="\n".join(problem.errors))

@@ -72,7 +72,8 @@ plan:
   description: >-
     Model name, validated C(spec), systemd C(unit) and C(container), C(members) in rank order, C(idle) nodes,
     C(head), fabric C(addresses) by host, C(head_address), C(api_url), C(multi_node),
-    C(vllm_version) of the image.
+    C(vllm_version) of the image, C(vllm_upstream) (the release that a fork is based on; empty for none), and whether
+    the image is taken as it is from a registry (C(image_pulled)).
   returned: success
   type: dict
 overridden:

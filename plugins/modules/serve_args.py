@@ -32,6 +32,18 @@ options:
         and a note says so.
     type: str
     required: true
+  upstream:
+    description:
+      - The release that a fork of vLLM is based on. The image's options and variables are then compared with that
+        release's, and what it does not have is noted and left to the image's own vLLM.
+    type: str
+    default: ""
+  image_table:
+    description:
+      - File with the table of options that the image itself gave, see M(gb10.cluster.image_flags). If it exists, it is
+        the one that is used, and nothing is left open.
+    type: path
+    default: ""
   model:
     description: What RV(command) shows as the model.
     type: str

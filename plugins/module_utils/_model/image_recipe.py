@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import remote
+from ansible_collections.gb10.cluster.plugins.module_utils._model.other_engines import refusal
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import nearest
 
 _DEFAULTS: dict[str, Any] = {
@@ -23,6 +24,8 @@ _DEFAULTS: dict[str, Any] = {
     "venv": "/opt/vllm",
     "venv_args": [],
     "vllm_version": None,
+    # For an image of a fork: the release whose options and variables it has beside its own.
+    "vllm_upstream": None,
     "steps": [],
     "env": {},
     "assertions": {},
@@ -95,6 +98,8 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
         for key, value in recipe.items():
             if key == "from":
                 continue
+            if key in ("base", "pull") and (other := refusal(f"{where}.{key}", str(value))):
+                return {}, [other]
             if key == "pull":
                 flat.update(pull=value, base=value, venv=recipe.get("venv", ""))
                 if recipe.get("base") or recipe.get("base_archive") or recipe.get("from"):

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._model.other_engines import refusals
 from ansible_collections.gb10.cluster.plugins.module_utils._model.table import MODEL_SPEC
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
@@ -134,6 +135,9 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
     :param spec: the dictionary as written, after overrides.
     :param where: how to name it in the sentences.
     """
+    other = refusals(spec, where)
+    if other:
+        return dict(spec), other
     errors: list[str] = []
     out = _walk(where, spec, MODEL_SPEC, errors)
     if errors:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import version as vllm_version
@@ -47,6 +47,8 @@ def render_serve(
     extra_env: Sequence[str] = (),
     extra_parsers: Sequence[str] = (),
     providers: Mapping[str, Sequence[str]] | None = None,
+    upstream: str = "",
+    own_table: Table | None = None,
 ) -> ServeArgs:
     """Return the argument list and environment of ``vllm serve``.
 
@@ -61,13 +63,16 @@ def render_serve(
     :param extra_env: variables that the model's mods add.
     :param extra_parsers: reasoning and tool parsers that the model's mods add.
     :param providers: option or variable → names of the mods that would add it.
+    :param upstream: the release that a fork is based on: options are compared with that one's table, and what it does
+        not have is noted and left to the image's own vLLM.
+    :param own_table: the table that the image itself gave; it leaves nothing open.
     :raises ServeError: with everything that is wrong, not only the first thing.
     """
     try:
-        parsed = vllm_version.parse(version or in_order(tables)[-1])
-        name, notes = choose_table(tables, parsed)
+        basis = basis_of(version, tables, upstream, own_table)
     except (vllm_version.VersionError, ServeError) as problem:
         raise ServeError(getattr(problem, "errors", [str(problem)])) from None
+    parsed, name, notes, tables = basis.version, basis.table, basis.notes, basis.tables
     check = Check(
         version=parsed,
         name=name,
@@ -77,19 +82,59 @@ def render_serve(
         parsers=set(extra_parsers),
         providers=providers or {},
         notes=notes,
-        lenient=not version,
+        lenient=basis.lenient,
     )
-    if check.lenient:
-        notes.append(
-            f"The version of vLLM in the image is not known: options are compared with those of {name}, and what it "
-            "does not have is left to the image's own check before the start."
-        )
     args = arguments(check, serve)
     variables = environment(check, env or {}, set(extra_env))
     relations(check)
     if check.errors:
         raise ServeError(check.errors)
     return ServeArgs(args=args, env=variables, notes=check.notes, table=name)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a model's options are compared with.
+
+    :ivar version: of the image; its release is that of the upstream where one is stated, for the rules by release.
+    :ivar table: name of the table among ``tables``.
+    :ivar tables: the known ones, and that of the image if it gave one.
+    :ivar lenient: whether what the table does not have may be there all the same.
+    """
+
+    version: vllm_version.VllmVersion
+    table: str
+    tables: Mapping[str, Table]
+    lenient: bool
+    notes: list[str]
+
+
+def basis_of(version: str, tables: Mapping[str, Table], upstream: str, own_table: Table | None) -> Basis:
+    """Return what the options of an image are compared with: its own table, its release's, or the nearest known one.
+
+    :raises VersionError: a version cannot be read.
+    :raises ServeError: every table is newer than a release.
+    """
+    text = str(own_table["vllm"]) if own_table else version
+    parsed = vllm_version.parse(text) if text else None
+    release = vllm_version.parse(upstream) if upstream else parsed
+    newest = vllm_version.parse(in_order(tables)[-1])
+    open_ = "what it does not have is left to the image's own check before the start."
+    # setuptools-scm writes 0.1.dev<n>+g<commit> where a checkout has no tags: that says nothing about the release.
+    untagged = release is not None and not release.is_release and release.release <= (0, 1, 0)
+    if own_table and parsed:
+        known = newest if release is None or untagged else release
+        return Basis(replace(known, text=text, local=parsed.local), text, {**tables, text: own_table}, False, [])
+    if release is None or untagged:
+        which = f"The version of vLLM in the image, {text}, names no release" if untagged else ""
+        said = which or "The version of vLLM in the image is not known"
+        note = f"{said}: options are compared with those of {newest.text}, and {open_}"
+        return Basis(replace(newest, text=text or newest.text), newest.text, tables, True, [note])
+    name, notes = choose_table(tables, release)
+    if upstream:
+        note = f"vLLM {text or 'of the image'} is a fork of {upstream}: options are compared with those of {name}, and "
+        return Basis(replace(release, text=text or upstream), name, tables, True, [note + open_])
+    return Basis(release, name, tables, False, notes)
 
 
 def choose_table(tables: Mapping[str, Table], version: vllm_version.VllmVersion) -> tuple[str, list[str]]:

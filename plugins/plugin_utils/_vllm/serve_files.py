@@ -61,6 +61,24 @@ def _complete(directory: Path, own: Mapping[str, dict[str, Any]]) -> dict[str, d
     return {version: complete[version] for version in stored}
 
 
+def load_image_table(path: str) -> dict[str, Any] | None:
+    """Return the table that an image gave, or None when its file does not exist.
+
+    :raises ServeError: the file is no table.
+    """
+    if not path or not Path(path).is_file():
+        return None
+    try:
+        table: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not (isinstance(table["vllm"], str) and isinstance(table["options"], dict) and table["env"].keys()):
+            raise TypeError("it has no options, variables or version")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ServeError(
+            [f"{path} is no table of options ({problem}); remove it, and playbooks/image.yml reads it anew."]
+        ) from None
+    return table
+
+
 def render(
     serve: Mapping[str, Any],
     vllm_version: str,
@@ -68,16 +86,20 @@ def render(
     mods: Sequence[str],
     mods_dirs: Iterable[str] = (),
     tables_dirs: Iterable[str] = (),
+    upstream: str = "",
+    image_table: str = "",
 ) -> serve_args.ServeArgs:
     """Return the arguments and environment of one rank; see plugin_utils/_vllm/serve_args.py.
 
+    :param upstream: the release that a fork is based on.
+    :param image_table: file with the table that the image itself gave; one that does not exist is left out.
     :raises ServeError: with everything that is wrong with options, variables and mods.
     """
     errors: list[str] = []
     known: dict[str, mods_logic.Mod] = {}
     try:
         known = mod_files.load_mods(mods_dirs)
-        mods_logic.mods_plan(known, mods, vllm_version)
+        mods_logic.mods_plan(known, mods, upstream or vllm_version)
     except mods_logic.ModsError as problem:
         errors.extend(problem.errors)
     wanted = [known[name] for name in mods if name in known]
@@ -86,6 +108,8 @@ def render(
             serve,
             vllm_version,
             load_tables(tuple(str(each) for each in tables_dirs)),
+            upstream=upstream,
+            own_table=load_image_table(image_table),
             env=env,
             extra_options=mods_logic.options_of(known, mods),
             extra_env=[name for mod in wanted for name in mod.env],

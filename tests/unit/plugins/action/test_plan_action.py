@@ -121,3 +121,14 @@ def test_the_lines_of_a_change() -> None:
         "b.c: 2 -> 4",
         "d: 3 -> nothing",
     ]
+
+
+def test_a_fork_says_which_release_it_is_based_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = {"pull": "ghcr.io/org/fork:1", "vllm_upstream": "0.30.0"}
+    found = run(monkeypatch, images={SPEC["image"]: {**fork, "vllm_version": "0.1.dev20051+g487ecf187"}})["plan"]
+    assert (found["vllm_version"], found["vllm_upstream"]) == ("0.1.dev20051+g487ecf187", "0.30.0")
+    assert found["image_pulled"] is True
+    unnamed = run(monkeypatch, images={SPEC["image"]: fork})["plan"]
+    assert (unnamed["vllm_version"], unnamed["vllm_upstream"]) == ("", "0.30.0")
+    plain = run(monkeypatch)["plan"]
+    assert (plain["vllm_upstream"], plain["image_pulled"]) == ("", False)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -482,3 +484,57 @@ def test_an_image_whose_version_is_not_known_is_still_checked_for_what_every_rel
     assert len(caught.value.errors) == 5
     with pytest.raises(ServeError, match="Mods gpu-mem-util-gb are chosen by the version of vLLM"):
         serve_files.render({}, "", {}, ["gpu-mem-util-gb"])
+
+
+FORK = "0.1.dev20051+g487ecf187"
+
+
+def test_a_fork_is_compared_with_its_upstream_and_keeps_its_own_options() -> None:
+    wanted = {"max-num-seqs": 4, "a-forks-switch": True, "load-format": "of-a-fork"}
+    found = serve_files.render(wanted, FORK, {}, [], upstream="0.33.0")
+    assert found.args == ["--max-num-seqs", "4", "--a-forks-switch", "--load-format", "of-a-fork"]
+    assert found.table == "0.33.0"
+    assert f"vLLM {FORK} is a fork of 0.33.0: options are compared with those of 0.33.0" in found.notes[0]
+    assert any(f"vLLM {FORK} has no --a-forks-switch" in note for note in found.notes)
+    # A fork whose version nobody has written down.
+    unnamed = serve_files.render(wanted, "", {}, [], upstream="0.33.0")
+    assert unnamed.args == found.args
+    assert "vLLM of the image is a fork of 0.33.0" in unnamed.notes[0]
+    with pytest.raises(ServeError, match="max-num-seqs"):
+        serve_files.render({"max-num-seqs": "many"}, FORK, {}, [], upstream="0.33.0")
+
+
+def test_a_version_without_a_release_blocks_nothing_that_the_image_may_have() -> None:
+    found = serve_files.render({"a-forks-switch": True}, FORK, {}, [])
+    assert found.args == ["--a-forks-switch"]
+    assert f"The version of vLLM in the image, {FORK}, names no release" in found.notes[0]
+
+
+def image_table(tmp_path: Path, version: str) -> str:
+    table = {**TABLES["0.33.0"], "vllm": version}
+    table["options"] = {**table["options"], "a-forks-switch": {"kind": "flag", "off": ["no-a-forks-switch"]}}
+    table["env"] = {**table["env"], "VLLM_OF_A_FORK": {}}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("version", "upstream"), [(FORK, "0.33.0"), (FORK, ""), ("0.25.2", ""), ("0.25.2", "0.27.1")])
+def test_the_table_of_an_image_leaves_nothing_open(tmp_path: Path, version: str, upstream: str) -> None:
+    path = image_table(tmp_path, version)
+    found = serve_files.render(
+        {"a-forks-switch": False}, "0.1.0", {"VLLM_OF_A_FORK": "1"}, [], upstream=upstream, image_table=path
+    )
+    assert (found.args, found.notes, found.table) == (["--no-a-forks-switch"], [], version)
+    with pytest.raises(ServeError, match=f"vLLM {re.escape(version)} has no --another-forks-switch"):
+        serve_files.render({"another-forks-switch": True}, "", {}, [], upstream=upstream, image_table=path)
+
+
+def test_a_table_of_an_image_that_is_not_there_or_no_table(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent.json")
+    assert serve_files.render({}, "0.33.0", {}, [], image_table=absent).table == "0.33.0"
+    broken = tmp_path / "broken.json"
+    for text in ("{", "[]", '{"vllm": "1"}'):
+        broken.write_text(text, encoding="utf-8")
+        with pytest.raises(ServeError, match=r"broken.json is no table of options .* playbooks/image.yml reads it"):
+            serve_files.render({}, "0.33.0", {}, [], image_table=str(broken))
