@@ -16,7 +16,13 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import version as vllm_version
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.mods import ModOption
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import Check, ServeError, Table, in_ranges
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import (
+    Check,
+    ServeError,
+    Table,
+    in_order,
+    in_ranges,
+)
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_environment import environment
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_relations import relations
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_values import arguments
