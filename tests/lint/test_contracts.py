@@ -39,6 +39,7 @@ DEFINED = frozenset(
 #: File → why it names models of the catalogue.
 NAMES_A_MODEL: Mapping[str, str] = {
     "plugins/module_utils/_memory/fit.py": "each constant names the published run that it was fitted to",
+    "tests/unit/plugins/module_utils/test_memory_families.py": "shapes of published models",
     "tests/unit/plugins/module_utils/test_memory_fit.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_geometry.py": "shapes of published models",
     "tests/unit/plugins/module_utils/test_memory_kv.py": "figures of published runs",

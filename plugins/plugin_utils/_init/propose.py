@@ -9,18 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import Machine, from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError, geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
-    FITS,
-    TIGHT,
-    MemoryModelError,
-    Settings,
-)
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
-from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import Node, make_plan
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import Settings as FabricSettings
-from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import device_of, memory_arguments
 
 #: Networks for the fabric, in the order in which they are tried.
 CANDIDATES = (*(f"192.168.{number}.0/24" for number in range(100, 200)), "10.100.0.0/24")
@@ -222,32 +213,8 @@ def models_that_fit(
     :returns: ``name``, ``nodes``, ``size_gib``, ``context``, ``verdict`` (fits, tight, refused, unknown, or too few
         nodes) and ``reason``.
     """
-    rows = []
-    for spec in specs:
-        row = {key: spec.get(key) for key in ("name", "nodes", "size_gib")}
-        row["context"] = (spec.get("serve") or {}).get("max-model-len")
-        row["verdict"], row["reason"] = _verdict(spec, images, memory_gib)
-        rows.append(row)
-    order = {FITS: 0, TIGHT: 0, "unknown": 1}
-    return sorted(rows, key=lambda row: (order.get(row["verdict"], 2), -float(row["size_gib"] or 0.0)))
-
-
-def _verdict(spec: Mapping[str, Any], images: Mapping[str, Any], memory_gib: Sequence[float]) -> tuple[str, str]:
-    nodes = int(spec.get("nodes") or 1)
-    if nodes > len(memory_gib):
-        return "too few nodes", f"needs {nodes} nodes, here are {len(memory_gib)}"
-    recipe, errors = image_recipe.resolve(images, str(spec.get("image")))
-    if errors or not spec.get("geometry"):
-        return "unknown", "its image is not in the catalogue" if errors else "its shape is not known"
-    try:
-        version = str(recipe["vllm_version"])
-        asked = memory_arguments(spec, version, device_of(version))
-        geometry = geometry_from_dict(asked.pop("geometry"))
-        asked.pop("measured", None)
-        budget = evaluate(Settings(geometry=geometry, mem_total_gib=min(memory_gib[:nodes]), **asked))
-    except (GeometryError, MemoryModelError) as error:
-        return "unknown", str(error)
-    return budget.verdict, " ".join([*budget.reasons, *budget.missing])
+    keys = ("name", "nodes", "size_gib", "context", "verdict", "reason")
+    return [{key: each[key] for key in keys} for each in rows.on_cluster(specs, images, memory_gib)]
 
 
 def as_dict(proposal: Proposal) -> dict[str, Any]:

@@ -12,18 +12,18 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.action.image_plan import ActionModule
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Budget, Settings
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Budget
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
-from ansible_collections.gb10.cluster.plugins.plugin_utils._memory import spec as memory_spec
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, serve_files
 
 REPO = Path(__file__).resolve().parents[3]
 MODELS = ms.names_from_files(map(str, (REPO / "playbooks" / "group_vars").glob("model_*.yml")))
 #: What CUDA reports on a GX10 [P]; the tightest node then has 111.27 GiB for vLLM [S0].
 GX10_GIB = 121.69
+#: The mark of a source, whose number docs/sources.md explains.
+SOURCE = r"\[([A-Z]\d?r?)(?: [^\]]*)?\]"
 
 
 def checked(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,9 +35,7 @@ def checked(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def budget(spec: Mapping[str, Any], vllm_version: str) -> Budget:
     """Return the memory model's verdict on the tightest known node."""
-    arguments = memory_spec.memory_arguments(spec, vllm_version)
-    geometry = geometry_from_dict(arguments.pop("geometry"))
-    return evaluate(Settings(geometry=geometry, mem_total_gib=GX10_GIB, **arguments))
+    return rows.budget_of(spec, vllm_version, GX10_GIB)
 
 
 def version_of(spec: Mapping[str, Any], images: Mapping[str, Any]) -> str:
@@ -136,7 +134,7 @@ def test_every_expected_figure_names_its_source(model: str, catalogue: dict[str,
     assert found, f"{model} has no expected figure"
     for path, entry in found:
         source = str(entry.get("source", ""))
-        assert re.match(r"\[(S[0-4]|V|P)\b|calculated: ", source), f"{model}: {path} has no source, found {source!r}"
+        assert re.match(rf"{SOURCE}|calculated: ", source), f"{model}: {path} has no source, found {source!r}"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -144,7 +142,7 @@ def test_every_value_has_its_source_beside_it(model: str) -> None:
     path = REPO / "playbooks" / "group_vars" / f"model_{model.replace('-', '_')}.yml"
     lines = path.read_text(encoding="utf-8").splitlines()
     header = "\n".join(line for line in lines if line.startswith("#"))
-    whole = re.search(r"Every value is that of[^.]*\[S\d\]", header)
+    whole = re.search(rf"Every value is that of[^.]*{SOURCE}", header)
     section = ""
     for line in lines:
         match = re.match(r"^  (\w+):", line)
@@ -153,7 +151,7 @@ def test_every_value_has_its_source_beside_it(model: str) -> None:
         key = re.match(r"^    ?([\w-]+):", line) if section in ("serve", "env", "ports") else match
         if not key or key[1] in ("name", "steps", "expected", "notes", "required_env", "memory", "serve", "ports"):
             continue
-        sourced = re.search(r"#.*(\[[SVP][\d ]*\]|\[V|free choice|calculated|one node needs)", line)
+        sourced = re.search(rf"#.*({SOURCE}|free choice|calculated|one node needs)", line)
         inherited = whole and section in ("serve", "env")
         assert sourced or inherited, f"{path.name}: no source beside: {line.strip()}"
 
@@ -236,6 +234,6 @@ def test_sources_are_those_of_the_list(catalogue: dict[str, Any]) -> None:
     listed = set(re.findall(r"^\| \[(\w+)\]", (REPO / "docs" / "sources.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"S0", "S1", "S2", "S3", "S4", "V", "P"} <= listed
     for path in (REPO / "playbooks" / "group_vars").glob("model_*.yml"):
-        used = set(re.findall(r"\[(S\d|[VP])(?:\b[^\]]*)?\]", path.read_text(encoding="utf-8")))
+        used = set(re.findall(SOURCE, path.read_text(encoding="utf-8")))
         assert used <= listed, f"{path.name} cites {used - listed}"
     assert yaml.safe_dump(catalogue), "plain data, so that it can be shown"

@@ -11,10 +11,9 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Budget, Settings
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Budget
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
-from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
 
 REPO = Path(__file__).resolve().parents[3]
 GROUP_VARS = REPO / "playbooks" / "group_vars"
@@ -39,9 +38,7 @@ def vllm_version(image: str) -> str:
 
 
 def judge(spec: dict[str, Any], total_gib: float, **changes: Any) -> Budget:
-    arguments = {**memory_arguments(spec, vllm_version(spec["image"])), **changes}
-    geometry = geometry_from_dict(arguments.pop("geometry"))
-    return evaluate(Settings(geometry=geometry, mem_total_gib=total_gib, mem_available_gib=111.27, **arguments))
+    return rows.budget_of(spec, vllm_version(spec["image"]), total_gib, 111.27, **changes)
 
 
 @pytest.mark.parametrize("total_gib", [119.0, 121.69])

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reader wants to know of each model of the catalogue: one row a model.  Pure.
+
+docs/models.md, README's table, playbooks/models.yml and playbooks/init.yml all show these rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError, geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.measured import points_from, verdict_from_points
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    FITS,
+    REFUSED,
+    TIGHT,
+    UNKNOWN,
+    Budget,
+    MemoryModelError,
+    Settings,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate, unknown
+from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
+from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import device_of, memory_arguments
+
+TOO_FEW = "too few nodes"
+NOT_DIVISIBLE = "not divisible"
+
+
+def version_of(spec: Mapping[str, Any], images: Mapping[str, Any]) -> str | None:
+    """Return the vLLM of a model's image, or None when the image is not in the catalogue."""
+    recipe, errors = image_recipe.resolve(images, str(spec.get("image")))
+    return None if errors else str(recipe["vllm_version"])
+
+
+def verdict_on(
+    spec: Mapping[str, Any], images: Mapping[str, Any], memory_gib: Sequence[float], available_gib: float | None = None
+) -> tuple[str, str]:
+    """Return (verdict, reason) of a model on a cluster; the tightest node decides.
+
+    :param memory_gib: MemTotal of each node, the head first.
+    :param available_gib: what the tightest node has free; None for what its size suggests.
+    :returns: fits, tight, refused, unknown or ``too few nodes``, and one or more sentences.
+    """
+    nodes = int(spec.get("nodes") or 1)
+    if nodes > len(memory_gib):
+        return TOO_FEW, f"needs {nodes} nodes, here are {len(memory_gib)}"
+    version = version_of(spec, images)
+    if version is None:
+        return UNKNOWN, "its image is not in the catalogue"
+    try:
+        found = budget_of(spec, version, min(memory_gib[:nodes]), available_gib)
+    except (GeometryError, MemoryModelError) as error:
+        return UNKNOWN, str(error)
+    return found.verdict, " ".join([*found.reasons, *found.missing])
+
+
+def budget_of(
+    spec: Mapping[str, Any], version: str, total_gib: float, available_gib: float | None = None, **changes: Any
+) -> Budget:
+    """Return what gb10.cluster.memory_budget says of a model, from its file alone.
+
+    :param version: of vLLM in its image.
+    :param total_gib: MemTotal of the node.
+    :param available_gib: what the node has free; None for what its size suggests.
+    :param changes: arguments of the module that replace the model's.
+    :raises GeometryError: the geometry is wrong.
+    :raises MemoryModelError: the options cannot be sized.
+    """
+    asked = {**memory_arguments(spec, version, device_of(version)), **changes}
+    memory: dict[str, Any] = {"mem_total_gib": total_gib, "mem_available_gib": available_gib}
+    points = points_from(asked.pop("measured", []))
+    geometry = asked.pop("geometry", None)
+    if geometry is None:
+        return verdict_from_points(points, [], asked | memory) if points else unknown(["its shape is not known"])
+    found = evaluate(Settings(geometry=geometry_from_dict(geometry), **memory, **asked))
+    if found.verdict == UNKNOWN and points:
+        return verdict_from_points(points, found.missing, asked | memory)
+    return found
+
+
+def on_boxes(spec: Mapping[str, Any], images: Mapping[str, Any], nodes: int, memory_gib: float) -> tuple[str, str]:
+    """Return (verdict, reason) of a model that is split over another number of equal nodes (tensor parallelism)."""
+    heads = int(((spec.get("geometry") or {}).get("attention") or {}).get("heads") or 0)
+    if heads % nodes:
+        return NOT_DIVISIBLE, f"{heads} attention heads cannot be split over {nodes} ranks"
+    split = {"nodes": nodes, "serve": {"tensor-parallel-size": nodes, "pipeline-parallel-size": 1}}
+    return verdict_on(deep_merge(spec, split), images, [memory_gib] * nodes)
+
+
+def published(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the published points of a model's own launch; those of other settings where there is no other."""
+    points = [dict(each) for each in (spec.get("expected") or {}).get("sweep") or []]
+    return [each for each in points if "settings" not in each] or points
+
+
+def speeds(spec: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return (point of one request, point with the most tokens a second); None where nothing is published."""
+    points = published(spec)
+    one = next((each for each in points if each["concurrency"] == 1), None)
+    many = [each for each in points if each["concurrency"] > 1]
+    return one, max(many, key=lambda each: float(each["decode_tokens_per_s"]), default=None)
+
+
+def row(spec: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a model without a node, as plain data.
+
+    :returns: ``name``, ``repo``, ``revision``, ``nodes``, ``size_gib``, ``context``, ``image``, ``vllm_version``,
+        ``decode_one`` and ``decode_peak`` (points of ``expected.sweep`` or None) and ``status``: ``published`` where a
+        source has figures, else ``no figures``. Nothing here was run by this project.
+    """
+    one, peak = speeds(spec)
+    keys = ("name", "repo", "revision", "nodes", "size_gib", "image")
+    found = {key: spec.get(key) for key in keys}
+    found["context"] = (spec.get("serve") or {}).get("max-model-len")
+    found["vllm_version"] = version_of(spec, images)
+    found["decode_one"], found["decode_peak"] = one, peak
+    found["status"] = "published" if one or peak else "no figures"
+    return found
+
+
+def on_cluster(
+    specs: Sequence[Mapping[str, Any]], images: Mapping[str, Any], memory_gib: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Return the rows of a cluster with ``verdict`` and ``reason``, the largest that fits first.
+
+    :param memory_gib: MemTotal of each node, the head first.
+    """
+    found = []
+    for spec in specs:
+        verdict, reason = verdict_on(spec, images, memory_gib)
+        found.append({**row(spec, images), "verdict": verdict, "reason": reason})
+    order = {FITS: 0, TIGHT: 0, UNKNOWN: 1, REFUSED: 2}
+    return sorted(found, key=lambda each: (order.get(each["verdict"], 3), -float(each["size_gib"] or 0.0)))
+
+
+def speed_text(point: Mapping[str, Any] | None) -> str:
+    """Return a published speed as a cell of a table, with what was set otherwise."""
+    if point is None:
+        return "none published"
+    rate = f"{float(point['decode_tokens_per_s']):g}"
+    many = f" for {point['concurrency']} requests" if point["concurrency"] > 1 else ""
+    return f"{rate}{many}" + (f" ({point['settings']})" if "settings" in point else "")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the rows of a cluster as lines for a terminal."""
+    head = ("model", "boxes", "context", "GiB", "tokens/s", "peak", "here", "image")
+    cells = [
+        (
+            str(each["name"]),
+            str(each["nodes"]),
+            str(each["context"] or "?"),
+            f"{float(each['size_gib'] or 0):g}",
+            _rate(each["decode_one"]),
+            _rate(each["decode_peak"]),
+            str(each["verdict"]),
+            str(each["image"]),
+        )
+        for each in rows
+    ]
+    widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *cells]
+    ]
+
+
+def _rate(point: Mapping[str, Any] | None) -> str:
+    if point is None:
+        return "-"
+    many = f" x{point['concurrency']}" if point["concurrency"] > 1 else ""
+    return f"{float(point['decode_tokens_per_s']):g}{many}" + ("*" if "settings" in point else "")
