@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import importer
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import model_checks
 
 _ROOT = Path(__file__).parents[2]
@@ -45,6 +48,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             argument_spec={
                 "model": {"type": "str"},
                 "spec": {"type": "dict"},
+                "recipe": {"type": "str", "default": ""},
+                "source_root": {"type": "str", "default": ""},
                 "overrides": {"type": "dict", "default": {}},
                 "catalogue": {"type": "list", "elements": "path", "default": []},
                 "images": {"type": "dict", "required": True},
@@ -53,10 +58,30 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "render_only": {"type": "bool", "default": False},
             }
         )
-        errors = self._plan(args, known_vars, result)
+        errors = self._read_recipe(args, result) or self._plan(args, known_vars, result)
         if errors:
             result.update(failed=True, errors=errors, msg="\n".join(errors))
         return result
+
+    def _read_recipe(self, args: dict[str, Any], result: dict[str, Any]) -> list[str]:
+        """Put the recipe of this run into the arguments, in place of the inventory's model."""
+        if not args["recipe"]:
+            return []
+        if load_extra_vars(self._loader).get("model"):
+            return ["-e recipe= and -e model= choose the model of this run twice; give one of them."]
+        overrides = args["overrides"] or {}
+        folders = [str(_ROOT / "playbooks" / "group_vars"), *args["catalogue"]]
+        try:
+            imported = importer.read_one(
+                args["recipe"],
+                importer.known_here(args["images"], folders, args["source_root"]),
+                image=str(overrides.get("image") or ""),
+            )
+        except RecipeError as problem:
+            return [str(problem)]
+        args.update(model=imported.spec["name"], spec=imported.spec)
+        result["recipe"] = importer.one(args["recipe"], imported)
+        return []
 
     def _plan(self, args: dict[str, Any], known_vars: dict[str, Any], result: dict[str, Any]) -> list[str]:
         groups: dict[str, list[str]] = known_vars["groups"]

@@ -20,6 +20,16 @@ options:
   spec:
     description: The C(model_spec) that the inventory holds for it. Omitted or empty when there is none.
     type: dict
+  recipe:
+    description: >-
+      A recipe file of eugr, sparkrun or vllm-project/recipes, or C(<directory>:<recipe>); it takes the place of
+      I(model) and I(spec). Refused together with C(-e model=).
+    type: str
+    default: ""
+  source_root:
+    description: Directory of weights on the control node, for the size of a recipe's model.
+    type: str
+    default: ""
   overrides:
     description: Merged into I(spec) for this run; V(null) removes a key.
     type: dict
@@ -82,6 +92,11 @@ overridden:
   type: list
   elements: str
   sample: ["serve.max-num-seqs: 6 -> 4"]
+recipe:
+  description: What the recipe became, and what of it did not carry over and why, a line each.
+  returned: when I(recipe) is given
+  type: list
+  elements: str
 errors:
   description: Each thing that is wrong, a sentence each.
   returned: failure

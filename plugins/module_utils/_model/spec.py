@@ -215,8 +215,8 @@ def _beside_errors(model: Mapping[str, Any], where: str) -> list[str]:
             )
         if not drafter["revision"].isprintable():
             errors.append(f"{here}.revision {drafter['revision']!r} holds a control character.")
-        if drafter["size_gib"] <= 0:
-            errors.append(f"{here}.size_gib must be above 0, found {drafter['size_gib']}.")
+        if drafter["size_gib"] < 0:
+            errors.append(f"{here}.size_gib must not be negative, found {drafter['size_gib']}.")
     taken: dict[str, str] = {}
     for number, data in enumerate(model["prepared_data"]):
         here = f"{where}.prepared_data[{number}]"

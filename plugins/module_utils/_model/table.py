@@ -43,8 +43,8 @@ MODEL_SPEC: dict[str, dict[str, Any]] = {
             },
             "size_gib": {
                 "type": "float",
-                "required": True,
-                "description": "Size of the draft model's weight files together, in GiB.",
+                "default": 0,
+                "description": "Size of the draft model's weight files together, in GiB; 0 when it is not known.",
                 "example": 3.5,
             },
             "geometry": {

@@ -11,14 +11,20 @@ Everything here is pure: text in, a record or a sentence out.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import (
+    Include,
+    NoRecipeError,
+    RecipeError,
+    load,
+)
 
 #: sparkrun's runtimes that are vLLM (src/sparkrun/core/recipe.py, its resolvers).
 VLLM_RUNTIMES = ("", "vllm", "vllm-distributed", "vllm-ray", "eugr-vllm")
@@ -35,16 +41,17 @@ GB10 = "dgx_spark_gb10"
 #: What is read from a recipe file; every other key is reported.
 _READ = {
     "recipe_version", "sparkrun_version", "name", "description", "model", "model_revision", "runtime", "container",
-    "command", "defaults", "env", "mods", "min_nodes", "max_nodes", "mode", "cluster_only", "solo_only", "metadata",
-    "overrides",
+    "command", "containers", "defaults", "env", "mods", "min_nodes", "max_nodes", "mode", "cluster_only", "solo_only",
 }  # fmt: skip
-#: Keys that say nothing about the engine.
-_SILENT = {"runtime_version", "category", "maintainer", "tags"}
+#: Most characters of a text once its placeholders are filled in.
+MAX_CHARACTERS = 100_000
+_READERS = "it describes the recipe to readers"
 _WHY = {
     "benchmark": "figures are measured here by playbooks/bench.yml",
     "build_args": "images are built here from pinned wheels or pulled by digest, not by another project's script",
     "builder": "images are built here from pinned wheels or pulled by digest, not by another project's script",
     "builder_config": "images are built here from pinned wheels or pulled by digest, not by another project's script",
+    "category": _READERS,
     "capabilities": "the container gets the capabilities of the role engine",
     "cluster_config": "nodes, addresses and roles come from the inventory",
     "container_name": "containers are named after the model",
@@ -52,7 +59,10 @@ _WHY = {
     "executor": "the container is run by systemd and Docker",
     "executor_config": "the container is run by systemd and Docker; engine_docker_args holds what one needs besides",
     "layout": "nodes, addresses and roles come from the inventory",
+    "maintainer": _READERS,
+    "metadata": _READERS,
     "min_sparkrun_version": "it concerns the other program alone",
+    "overrides": "settings for one kind of machine are not evaluated: the values of 'defaults' are taken",
     "post_commands": "nothing is run after a start but the verification",
     "post_exec": "nothing is run after a start but the verification",
     "pre_exec": "scripts are not run in the container; a change to vLLM is a mod (docs/mods.md)",
@@ -61,15 +71,13 @@ _WHY = {
     "readiness": "an engine is ready when a completion yields tokens",
     "runtime_cache": "caches of compiled kernels are kept for each image and model",
     "runtime_config": "it configures the other program's launcher",
+    "runtime_version": "the version is that of the image",
     "scheduler": "systemd starts the engine",
     "shared_weights_nfs": "every node holds its own verified copy of the weights",
     "stop_after_post": "nothing is run after a start but the verification",
+    "tags": _READERS,
     "unsupported_capabilities": "the container gets the capabilities of the role engine",
 }  # fmt: skip
-
-
-class RecipeError(ValueError):
-    """The file is no recipe that this project can run; the message says why, in one sentence."""
 
 
 @dataclass
@@ -97,49 +105,20 @@ class Recipe:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def read_recipe(text: str, where: str, include: Callable[[str], str] | None = None) -> Recipe:
+def read_recipe(text: str, where: str, include: Include | None = None) -> Recipe:
     """Return a recipe from the text of its file.
 
     :param text: YAML.
     :param where: the file's name, for messages and for a recipe without a name.
-    :param include: returns the text of a file that ``include`` names; None refuses includes.
+    :param include: reads a file that ``include`` names; None refuses includes.
     :raises RecipeError: not a recipe, or one for something that this project does not do.
     """
-    data = _load(text, where, include, ())
+    data = load(text, where, include)
     if isinstance(data.get("model"), Mapping) and "model_id" in data["model"]:
         return _from_vllm_recipes(data, where)
     if "model" not in data or not ({"container", "runtime", "recipe_version", "command", "containers"} & set(data)):
-        raise RecipeError(f"{where} is no recipe: it has no 'model' with a 'container', 'runtime' or 'command'.")
+        raise NoRecipeError(f"{where} is no recipe: it has no 'model' with a 'container', 'runtime' or 'command'.")
     return _from_recipe_version(data, where)
-
-
-def _load(text: str, where: str, include: Callable[[str], str] | None, above: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{where}{line} is not valid YAML: {getattr(problem, 'problem', problem)}.") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"{where} is no recipe: its top level is no mapping.")
-    names = data.pop("include", None) or []
-    merged: dict[str, Any] = {}
-    for name in [names] if isinstance(names, str) else names:
-        if include is None:
-            raise RecipeError(f"{where} includes {name}, and files beside it are not read here.")
-        if name in above or len(above) > 8:
-            raise RecipeError(f"{where} includes {name} in a circle.")
-        merged = _over(merged, _load(include(str(name)), str(name), include, (*above, str(name))))
-    return _over(merged, data)
-
-
-def _over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merge, all else of the including file replaces."""
-    out = dict(base)
-    for key, value in top.items():
-        inner = out.get(key)
-        out[key] = _over(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return out
 
 
 def _mapping(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -170,17 +149,18 @@ def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
     if command and not re.search(r"\bvllm\b", command):
         program = (command.split() or ["?"])[0]
         raise RecipeError(f"{where} starts {program}; this project serves with vLLM.")
-    defaults = _mapping(data, "defaults", where) | _mapping(data, "overrides", where)
+    defaults = _mapping(data, "defaults", where)
     values = {"model": data["model"], "model_revision": data.get("model_revision") or "main"} | defaults
     fewest, most = _whole(data, "min_nodes", where) or 1, _whole(data, "max_nodes", where)
     if data.get("cluster_only"):
         fewest = max(2, fewest)
     if data.get("solo_only") or data.get("mode") == "solo":
         fewest, most = 1, 1
-    container = data.get("container")
-    if container is None and isinstance(data.get("containers"), Mapping):
-        container = next(iter(data["containers"].values()), "")
+    container, left = _container(data)
     metadata = _mapping(data, "metadata", where)
+    left |= {key: _reason(key) for key in data if key not in _READ and data[key] not in (None, [], {}, "")}
+    if set(metadata) <= {"description"}:
+        left.pop("metadata", None)
     recipe = Recipe(
         origin=f"eugr {version}" if first and "runtime" not in data else f"sparkrun {version}",
         name=str(data.get("name") or re.sub(r".*/|\.ya?ml$", "", where)),
@@ -191,14 +171,33 @@ def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
         env=_environment(data, values, where),
         nodes=(fewest, most),
         ray=runtime == "vllm-ray",
-        mods=[str(each) for each in data.get("mods") or []],
-        left={key: _reason(key) for key in data if key not in _READ | _SILENT and data[key] not in (None, [], {}, "")},
+        mods=[str(each) for each in _listed(data, "mods", where)],
+        left=left,
     )
     if command:
-        recipe.command = _format_once(command, values, where) if first else fill(command, values)
+        recipe.command = _format_once(command, values, where) if first else fill(command, values, where)
     else:
         recipe.words = _words_of_defaults(defaults)
     return recipe
+
+
+def _listed(data: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = data.get(key) or []
+    if not isinstance(value, list):
+        raise RecipeError(f"{where}: '{key}' must be a list, found {type(value).__name__}.")
+    return value
+
+
+def _container(data: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Return (image, what is left of a choice of images and why)."""
+    several = data.get("containers")
+    if data.get("container") is not None or not several:
+        return str(data.get("container") or ""), {}
+    entries = list(several.values()) if isinstance(several, Mapping) else several if isinstance(several, list) else []
+    texts = [each.get("image") or each.get("container") if isinstance(each, Mapping) else each for each in entries]
+    images = [str(each) for each in texts if each]
+    others = {"containers": f"the first is taken; left out: {', '.join(images[1:])}"} if len(images) > 1 else {}
+    return images[0] if images else "", others
 
 
 def _reason(key: str) -> str:
@@ -208,7 +207,7 @@ def _reason(key: str) -> str:
 def _environment(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, str]:
     found = {}
     for name, value in _mapping(data, "env", where).items():
-        text = fill(_text(value), values)
+        text = fill(_text(value), values, where)
         if re.search(r"\$\{?\w|\{(launch|config)\.", text):
             raise RecipeError(f"{where}: env.{name} is {text!r}, which another launcher fills in at its start.")
         found[name] = text
@@ -216,26 +215,58 @@ def _environment(data: Mapping[str, Any], values: Mapping[str, Any], where: str)
 
 
 def _text(value: Any) -> str:
-    """Return a YAML scalar as the text that a shell would get."""
+    """Return a value as the text that a shell would get: structures as JSON."""
+    if isinstance(value, (Mapping, list)):
+        return json.dumps(value, default=str)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _format_once(template: str, values: Mapping[str, Any], where: str) -> str:
-    """Fill in a version 1 command, as ``str.format`` does."""
+    """Fill in a version 1 command, as ``str.format`` does with plain names; anything else that it can do is refused."""
     try:
-        names = [field[1] for field in string.Formatter().parse(template) if field[1] is not None]
+        fields = list(string.Formatter().parse(template))
     except ValueError as problem:
         raise RecipeError(f"{where}: the braces of 'command' do not match: {problem}.") from None
-    missing = sorted({name for name in names if name not in values})
+    parts: list[str] = []
+    missing: set[str] = set()
+    for literal, name, spec, conversion in fields:
+        parts.append(literal)
+        if name is None:
+            continue
+        if spec or conversion or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            shown = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise RecipeError(
+                f"{where}: 'command' has {{{shown[:60]}}}, which is no value of 'defaults'; a plain brace is doubled."
+            )
+        if name in values:
+            parts.append(_text(values[name]))
+        else:
+            missing.add(name)
     if missing:
-        raise RecipeError(f"{where}: 'command' uses {', '.join(missing)}, which 'defaults' does not have.")
-    return template.format(**{key: _text(value) for key, value in values.items()})
+        raise RecipeError(f"{where}: 'command' uses {', '.join(sorted(missing))}, which 'defaults' does not have.")
+    return _bounded(sum(map(len, parts)), where) or "".join(parts)
 
 
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """Fill in ``{key}`` for every known key until nothing changes; other braces stay."""
+def _bounded(characters: int, where: str) -> str:
+    """Refuse a text that placeholders make longer than any command is."""
+    if characters > MAX_CHARACTERS:
+        raise RecipeError(f"{where}: placeholders expand to more than {MAX_CHARACTERS} characters.")
+    return ""
+
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def fill(template: str, values: Mapping[str, Any], where: str = "recipe") -> str:
+    """Fill in ``{key}`` for every known key until nothing changes; other braces stay.
+
+    :raises RecipeError: the result would have more than `MAX_CHARACTERS` characters.
+    """
+    texts = {key: _text(value) for key, value in values.items()}
     for _round in range(20):
-        text = re.sub(r"\{(\w+)\}", lambda match: _text(values[match[1]]) if match[1] in values else match[0], template)
+        found = [match for match in _PLACEHOLDER.findall(template) if match in texts]
+        _bounded(len(template) + sum(len(texts[name]) for name in found), where)
+        text = _PLACEHOLDER.sub(lambda match: texts.get(match[1], match[0]), template)
         if text == template:
             break
         template = text
@@ -258,27 +289,52 @@ def _words_of_defaults(defaults: Mapping[str, Any]) -> list[str]:
     return words
 
 
+#: Keys of vllm-project/recipes' ``meta`` and ``model`` that describe, and what is read.
+_VLLM_READ = {
+    "meta": {"slug", "description", "hardware"},
+    "model": {"model_id", "base_args", "base_env", "docker_image"},
+}
+
+
 def _from_vllm_recipes(data: Mapping[str, Any], where: str) -> Recipe:
     meta, model = _mapping(data, "meta", where), _mapping(data, "model", where)
-    words = [_text(each) for each in model.get("base_args") or []]
-    env = {name: _text(value) for name, value in (model.get("base_env") or {}).items()}
     left: dict[str, str] = {}
+    words, env = _arguments(model, "base_args", "base_env", where)
     for name, each in _mapping(data, "features", where).items():
         if isinstance(each, Mapping):
-            words += [_text(word) for word in each.get("args") or []]
-            env |= {key: _text(value) for key, value in (each.get("env") or {}).items()}
+            more, variables = _arguments(each, "args", "env", where)
+            words, env = words + more, env | variables
         else:
             left[f"features.{name}"] = "it has no list of arguments"
-    override = _mapping(data, "hardware_overrides", where).get(GB10)
-    if isinstance(override, Mapping):
-        words += [_text(each) for each in override.get("extra_args") or override.get("args") or []]
-        env |= {key: _text(value) for key, value in (override.get("extra_env") or override.get("env") or {}).items()}
+    for name, override in _mapping(data, "hardware_overrides", where).items():
+        if name != GB10 or not isinstance(override, Mapping):
+            left[f"hardware_overrides.{name}"] = "it is for another machine"
+            continue
+        for keys in (("extra_args", "extra_env"), ("args", "env")):
+            more, variables = _arguments(override, *keys, where)
+            words, env = words + more, env | variables
     hardware = meta.get("hardware")
     if isinstance(hardware, Mapping) and GB10 not in hardware:
         left["meta.hardware"] = "the recipe does not name this machine: its figures and options are for others"
+    for key in ("min_vllm_version", "nightly_required"):
+        if model.get(key):
+            left[f"model.{key}"] = (
+                f"it says {_text(model[key])}; whether the image is new enough shows in its own check"
+            )
+    described = [
+        f"{part}.{key}" for part, read in _VLLM_READ.items() for key in _mapping(data, part, where) if key not in read
+    ]
+    described += [key for key in ("guide", "default_hardware") if data.get(key)]
+    described = [key for key in described if key not in left]
+    if described:
+        left[", ".join(described)] = _READERS
     for key, value in data.items():
         if key not in ("meta", "model", "features", "hardware_overrides", "guide", "default_hardware") and value:
-            left[key] = "the default variant is taken; other variants are further model files"
+            left[key] = (
+                "every feature of the recipe is turned on"
+                if key == "opt_in_features"
+                else "the default variant is taken; other variants are further model files"
+            )
     return Recipe(
         origin="vllm-project/recipes",
         name=str(meta.get("slug") or re.sub(r".*/|\.ya?ml$", "", where)),
@@ -289,6 +345,12 @@ def _from_vllm_recipes(data: Mapping[str, Any], where: str) -> Recipe:
         env=env,
         left=left,
     )
+
+
+def _arguments(data: Mapping[str, Any], words: str, env: str, where: str) -> tuple[list[str], dict[str, str]]:
+    """Return the list of arguments and the variables that stand under two keys."""
+    variables = {name: _text(value) for name, value in _mapping(data, env, where).items()}
+    return [_text(each) for each in _listed(data, words, where)], variables
 
 
 def command_of(recipe: Recipe) -> str:

@@ -75,7 +75,7 @@ def _unknown_variable(check: Check, name: str, known: Mapping[str, Mapping[str, 
 
 
 def _variable_value(check: Check, name: str, text: str, entry: Mapping[str, Any]) -> None:
-    """Note a value that vLLM's own getter would refuse when the engine starts."""
+    """Note a value that vLLM's own getter would refuse when the engine starts; a build of others may take it."""
     choices = entry.get("choices")
     if choices:
         fold: Callable[[str], str] = str.lower if entry.get("fold") else str
@@ -87,18 +87,18 @@ def _variable_value(check: Check, name: str, text: str, entry: Mapping[str, Any]
         if text in entry["true"] or text.lower() in ("0", "false", "no", "off", ""):
             return
         read = "reads it as off" if text.lower() in _TRUTHY else "knows only on and off"
-        check.errors.append(
+        check.unknown(
             f"env.{name} is {show(text)}; vLLM {check.version.text} {read}. Write '{entry['true'][0]}' or '0'."
         )
     elif entry.get("kind") == "int" and not INTEGER.match(text.strip()):
-        check.errors.append(f"env.{name} takes a whole number (0 and 1 for off and on), found {show(text)}.")
+        check.unknown(f"env.{name} takes a whole number (0 and 1 for off and on), found {show(text)}.")
     elif entry.get("kind") == "float":
         try:
             float(text)
         except ValueError:
-            check.errors.append(f"env.{name} takes a number, found {show(text)}.")
+            check.unknown(f"env.{name} takes a number, found {show(text)}.")
     elif entry.get("kind") == "json":
         try:
             json.loads(text)
         except json.JSONDecodeError:
-            check.errors.append(f"env.{name} takes JSON, found {show(text)}.")
+            check.unknown(f"env.{name} takes JSON, found {show(text)}.")

@@ -93,14 +93,13 @@ def test_what_lies_beside_the_weights_gets_its_defaults() -> None:
     [
         ({"drafter": "org/d"}, "model_spec.drafter must be a dictionary, found str"),
         ({"drafter": {"size_gib": 1}}, "model_spec.drafter.repo is missing."),
-        ({"drafter": {"repo": "org/d"}}, "model_spec.drafter.size_gib is missing."),
         (
             {"drafter": {**DRAFTER, "revisoin": "x"}},
             "model_spec.drafter.revisoin is not a known key. Did you mean 'revision'?",
         ),
         ({"drafter": {**DRAFTER, "repo": "d"}}, "model_spec.drafter.repo 'd' must be <organisation>/<repository>."),
         ({"drafter": {**DRAFTER, "repo": GOOD["repo"]}}, "model_spec.drafter.repo is the model's own repository"),
-        ({"drafter": {**DRAFTER, "size_gib": 0}}, "model_spec.drafter.size_gib must be above 0, found 0.0."),
+        ({"drafter": {**DRAFTER, "size_gib": -1}}, "model_spec.drafter.size_gib must not be negative, found -1.0."),
         (
             {"drafter": {**DRAFTER, "revision": "a\nb"}},
             "model_spec.drafter.revision 'a\\nb' holds a control character.",

@@ -13,11 +13,11 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.command impo
     words_of,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import (
-    RecipeError,
     command_of,
     fill,
     read_recipe,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import NoRecipeError, RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
 
 OPTIONS = serve_files.load_tables()["0.33.0"]["options"]
@@ -193,11 +193,11 @@ def test_includes_merge_below_the_file_that_names_them() -> None:
         "include: base.yaml\nmodel: org/m\ndefaults: {port: 2}\n"
         "command: vllm serve {model} -tp {tensor_parallel} --port {port}",
         "m.yaml",
-        {"base.yaml": base}.__getitem__,
+        lambda name, _above: (name, {"base.yaml": base}[name]),
     )
     assert read_command(command_of(recipe), OPTIONS).serve == {"tensor-parallel-size": 1, "port": 2}
     with pytest.raises(RecipeError, match="in a circle"):
-        read_recipe("include: a", "a", lambda _: "include: a")
+        read_recipe("include: a", "a", lambda name, _above: (name, "include: a"))
     with pytest.raises(RecipeError, match="files beside it are not read here"):
         read_recipe("include: a", "x.yaml")
 
@@ -232,6 +232,20 @@ def test_vllm_recipes() -> None:
         "max-num-seqs": 4,
     }
     assert list(recipe.left) == ["variants"]
+    left = read_recipe(
+        VLLM.replace(
+            "hardware_overrides:", "opt_in_features: [reasoning]\nhardware_overrides:\n  h100: {extra_args: [--x]}"
+        ).replace("model_id:", "min_vllm_version: 1.0.0\n  architecture: moe\n  model_id:")
+        + "guide: read me",
+        "x.yaml",
+    ).left
+    assert left == {
+        "hardware_overrides.h100": "it is for another machine",
+        "model.min_vllm_version": "it says 1.0.0; whether the image is new enough shows in its own check",
+        "model.architecture, guide": "it describes the recipe to readers",
+        "opt_in_features": "every feature of the recipe is turned on",
+        "variants": "the default variant is taken; other variants are further model files",
+    }
     assert "meta.hardware" in read_recipe(VLLM.replace("dgx_spark_gb10: verified", "h100: verified"), "x").left
 
 
@@ -256,3 +270,127 @@ def test_what_is_no_recipe_is_one_sentence(text: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         read_recipe(text, "x.yaml")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("{0.__class__}", "'command' has {0.__class__}, which is no value of 'defaults'"),
+        ("{model.__class__.__mro__}", "'command' has {model.__class__.__mro__}"),
+        ("{port:>1000000000}", "'command' has {port:>1000000000}"),
+        ("{port!r}", "'command' has {port!r}"),
+        ("{}", "'command' has {}"),
+        ('{"image":1}', "'command' has {"),
+    ],
+)
+def test_a_version_1_template_reads_names_and_nothing_else(arguments: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(EUGR.replace("--port {port}", f"--port {arguments}"), "x.yaml")
+    assert message in str(caught.value)
+
+
+def test_attributes_in_a_version_2_template_are_text() -> None:
+    assert fill("{a.__class__} {0.__class__} {a}", {"a": "x"}) == "{a.__class__} {0.__class__} x"
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_placeholders_that_expand_without_end_are_refused(version: str) -> None:
+    values = "".join(
+        f"  v{level}: '{{v{level + 1}}}{{v{level + 1}}}{{v{level + 1}}}{{v{level + 1}}}'\n" for level in range(19)
+    )
+    text = (
+        f"recipe_version: '{version}'\nmodel: org/m\ncontainer: c\nenv: {{X: '{{v0}}'}}\ndefaults:\n{values}  v19: x\n"
+    )
+    with pytest.raises(RecipeError, match="placeholders expand to more than 100000 characters"):
+        read_recipe(text + "command: vllm serve {model}", "x.yaml")
+    wide = f"recipe_version: '{version}'\nmodel: org/m\ncontainer: c\ndefaults: {{a: {'x' * 60_000}}}\n"
+    with pytest.raises(RecipeError, match="placeholders expand to more than 100000 characters"):
+        read_recipe(wide + "command: vllm serve m --a {a}{a}", "x.yaml")
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "expands to more than 20000 values"),
+        (f"x: &x {'y' * 100_000}\nl: [{', '.join(['*x'] * 50)}]", "expands to more than 20000 values"),
+        ("a: &a [*a]", "nested too deeply, or contains itself"),
+        ("a: " + "[" * 20_000, "nested too deeply, or contains itself"),
+        ("a: !!python/object/apply:os.system [reboot]", "could not determine a constructor for the tag"),
+        ("a: !vault x", "could not determine a constructor for the tag"),
+        ("a: 2026-13-45", "holds a value that YAML cannot read"),
+        ("? [a, b]\n: c", "is not valid YAML"),
+        ("a: \x07", "is not valid YAML"),
+    ],
+)
+def test_hostile_yaml_is_one_sentence(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(text, "x.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def include_from(files: dict[str, str]) -> Any:
+    return lambda name, _above: (name, files[name])
+
+
+def test_includes_follow_sparkruns_rules() -> None:
+    base = """
+model: org/base
+runtime: vllm
+container: c
+env: {A: 1, B: 1}
+metadata: {description: The base.}
+overrides: [{one: 1}]
+defaults: {speculative_config: {method: mtp, num_speculative_tokens: 3}, port: 1, gone: 1}
+"""
+    outer = """
+include: base
+model: org/outer
+env: {B: null}
+overrides: [{two: 2}]
+defaults: {speculative_config: {method: ngram}, gone: null}
+command: vllm serve {model} --port {port}
+"""
+    recipe = read_recipe(outer, "m.yaml", include_from({"base": base}))
+    assert (recipe.model, recipe.env, recipe.description) == ("org/outer", {"A": "1"}, "")
+    assert recipe.left == {
+        "overrides": "settings for one kind of machine are not evaluated: the values of 'defaults' are taken"
+    }
+    without = read_recipe(outer[: outer.index("command")], "m.yaml", include_from({"base": base}))
+    assert without.words == ["--speculative-config", '{"method": "ngram"}', "--port", "1"]
+
+
+def test_includes_are_bounded() -> None:
+    chain = {f"i{n}": f"include: i{n + 1}" for n in range(100)}
+    with pytest.raises(RecipeError, match="more than 8 files that include each other"):
+        read_recipe("include: i0", "m.yaml", include_from(chain))
+    with pytest.raises(RecipeError, match="in a circle"):
+        read_recipe("include: a", "m.yaml", include_from({"a": "include: b", "b": "include: a"}))
+    with pytest.raises(RecipeError, match="'include' must name one recipe"):
+        read_recipe("include: [a, b]", "m.yaml", include_from({}))
+
+
+def test_other_yaml_is_told_apart_from_broken_recipes() -> None:
+    for text in ("- a", "services: {}", "a: 1"):
+        with pytest.raises(NoRecipeError):
+            read_recipe(text, "x.yaml")
+
+
+def test_both_brace_styles_of_version_2() -> None:
+    doubled = SPARKRUN.replace("'{spec}'", '\'{spec}\' --compilation-config \'{{"mode":{k},"pass_config":{{"a":1}}}}\'')
+    assert read_command(command_of(read_recipe(doubled, "m")), OPTIONS).serve["compilation-config"] == {
+        "mode": 3,
+        "pass_config": {"a": 1},
+    }
+
+
+def test_several_images_are_named() -> None:
+    recipe = read_recipe(
+        "model: org/m\nruntime: vllm\ncontainers: [{image: a/b:1}, c/d:2]\ncommand: vllm serve {model}", "m.yaml"
+    )
+    assert (recipe.container, recipe.left) == ("a/b:1", {"containers": "the first is taken; left out: c/d:2"})

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe to a model of this project: every part is carried over, or named with the reason why not.  Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.command import CommandError, read_command
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import Recipe, command_of
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, model_checks, serve_files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError, in_order
+
+#: Images that eugr's script builds on the owner's machine, and where the same project publishes them (FACTS: prebuilt).
+LOCAL_IMAGES = {
+    "vllm-node": "eugr/spark-vllm:latest",
+    "vllm-node-b12x": "eugr/spark-vllm-b12x:latest",
+}
+#: Options whose value is another part of a model here, or of a role.
+_ELSEWHERE = {
+    "api-key": "the key is the vaulted gb10_api_key",
+    "download-dir": "the role weights decides where weights lie",
+    "headless": "it follows from the rank",
+    "hf-token": "the token is the vaulted gb10_hf_token",
+    "host": "engine_api_host says where the API listens",
+    "master-addr": "it follows from the inventory",
+    "master-port": "each model has its own, ports.master",
+    "nnodes": "it follows from the sizes of tensor and pipeline parallelism",
+    "node-rank": "it follows from the inventory",
+}
+#: Variables that name a machine's network, or hold a secret.
+_OF_THE_MACHINE = re.compile(
+    r"VLLM_HOST_IP|(NCCL|GLOO|TP|UCX|OMPI_MCA)_\w*(IFNAME|NET_DEVICES|btl_tcp_if\w*)|NCCL_IB_(HCA|GID_INDEX)|MN_IF_NAME"
+)
+_SECRETS = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+#: A path of keys below `spec`.
+Keys = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the owner's machine knows besides the recipe.
+
+    :ivar images: the catalogue of images.
+    :ivar models: model files by path, their ``model_spec``.
+    :ivar mods: names of the mods that there are.
+    :ivar size_gib: returns the size of a repository's weights on this machine; 0 when they are not there.
+    """
+
+    images: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mods: Sequence[str] = ()
+    size_gib: Callable[[str], float] = lambda _repo: 0.0
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A recipe as a model.
+
+    :ivar spec: the ``model_spec``; it has passed the checks that every model file passes.
+    :ivar reasons: path below ``spec`` -> where the value comes from.
+    :ivar left: one sentence for each part of the recipe that is not in the model, or is in it otherwise.
+    :ivar notes: what the checks accepted but have a word about.
+    """
+
+    recipe: Recipe
+    spec: dict[str, Any]
+    reasons: dict[Keys, str]
+    left: list[str]
+    notes: list[str]
+
+
+def slug(text: str) -> str:
+    """Return a text as a model's name: lower case, with dashes for all but letters, digits and dots."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:80].rstrip("-.")
+
+
+def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: str = "") -> Imported:
+    """Return a recipe as a model.
+
+    :param recipe: what the file says.
+    :param where: the file's name, for messages.
+    :param known: what there is on the owner's machine.
+    :param name: the model's name; empty for one made of the recipe's.
+    :param image: the image in place of the recipe's: a key of the catalogue or a reference.
+    :raises RecipeError: for what this project does not do, in one sentence.
+    """
+    left = [f"{key}: {why}." for key, why in recipe.left.items()]
+    reasons: dict[Keys, str] = {}
+    chosen = image or _image(recipe, where, known, left)
+    version, upstream = _versions(known, chosen)
+    try:
+        command = read_command(command_of(recipe), _options(version or upstream))
+    except CommandError as problem:
+        raise RecipeError(f"{where}: {problem}.") from None
+    left += command.notes
+    serve = command.serve
+    repo = command.model or recipe.model
+    if not _REPO.fullmatch(repo):
+        raise RecipeError(
+            f"{where} serves {repo or 'no model'}, a place on another machine; a model here is "
+            "<organisation>/<repository>, whose weights are moved to every node."
+        )
+    if recipe.model not in (repo, ""):
+        left.append(f"model: it says {recipe.model}, the command serves {repo}; the command counts.")
+    spec: dict[str, Any] = {"name": name or slug(recipe.name), "repo": repo}
+    revision = str(serve.pop("revision", "") or recipe.revision)
+    if revision and revision != "main":
+        spec["revision"] = revision
+    else:
+        reasons["revision",] = (
+            "the recipe names none: the branch main is taken, and what it holds is recorded at the first run"
+        )
+    spec["served_name"] = _served_name(serve, repo, left)
+    _size(spec, known, reasons)
+    world = _nodes(recipe, serve, where, spec, reasons, left)
+    spec["image"] = chosen
+    reasons["image",] = f"the recipe's container {recipe.container or '(none)'}"
+    spec["mods"] = _mods(recipe, known, version or upstream, left)
+    spec["engine"] = _engine(recipe, serve, world, reasons)
+    spec["ports"] = {"api": _port(serve, left)}
+    _elsewhere(serve, left)
+    _drafter(serve, spec, known, reasons)
+    spec["serve"] = serve
+    spec["env"] = _variables(recipe.env | command.env, left)
+    _geometry(spec, known, reasons)
+    if recipe.description:
+        spec["notes"] = [" ".join(recipe.description.split())]
+    return Imported(recipe, spec, reasons, left, _checked(spec, version, upstream, where))
+
+
+def _options(version: str) -> dict[str, Any]:
+    """Return the options of a version, or of every version, the newest first to count."""
+    tables = serve_files.load_tables()
+    if version in tables:
+        return dict(tables[version]["options"])
+    merged: dict[str, Any] = {}
+    for name in in_order(tables):
+        merged |= tables[name]["options"]
+    return merged
+
+
+def _image(recipe: Recipe, where: str, known: Known, left: list[str]) -> str:
+    """Return the image of a recipe: a key of the catalogue, or a reference that can be pulled."""
+    container = recipe.container
+    if container in LOCAL_IMAGES:
+        published = LOCAL_IMAGES[container]
+        left.append(
+            f"container: {container} is built on the owner's machine by another project's script; {published}, which "
+            "that project publishes, is taken in its place."
+        )
+        return published
+    if container in known.images or image_recipe.by_reference(container):
+        return container
+    raise RecipeError(
+        f"{where} needs the image {container or '(it names none)'}, which another project's script builds and nobody "
+        "publishes; import_recipe_image names one that can be pulled."
+    )
+
+
+def _versions(known: Known, image: str) -> tuple[str, str]:
+    """Return (version of vLLM in an image, release that a fork is based on); empty what is not known."""
+    flat, errors = image_recipe.resolve(known.images, image)
+    if errors:
+        raise RecipeError(" ".join(errors))
+    return str(flat["vllm_version"] or ""), str(flat["vllm_upstream"] or "")
+
+
+def _served_name(serve: dict[str, Any], repo: str, left: list[str]) -> str:
+    names = serve.pop("served-model-name", None)
+    several = [str(each) for each in (names if isinstance(names, list) else [names]) if each is not None]
+    if len(several) > 1:
+        left.append(
+            f"serve.served-model-name: a model has one name here, {several[0]}; left out: {', '.join(several[1:])}."
+        )
+    return several[0] if several else repo
+
+
+def _same_repo(repo: str, known: Known) -> Iterator[Mapping[str, Any]]:
+    """Yield the known models that serve the same repository."""
+    return (model for model in known.models.values() if model.get("repo") == repo)
+
+
+def _size(spec: dict[str, Any], known: Known, reasons: dict[Keys, str]) -> None:
+    if size := known.size_gib(spec["repo"]):
+        spec["size_gib"] = size
+        reasons["size_gib",] = "the weights on the control node"
+        return
+    for model in _same_repo(spec["repo"], known):
+        if model.get("size_gib"):
+            spec["size_gib"] = model["size_gib"]
+            reasons["size_gib",] = f"as model {model.get('name')}, which serves the same repository"
+            return
+    reasons["size_gib",] = "no recipe says it: the size of the weight files in GiB"
+
+
+def _geometry(spec: dict[str, Any], known: Known, reasons: dict[Keys, str]) -> None:
+    for model in _same_repo(spec["repo"], known):
+        if model.get("geometry"):
+            spec["geometry"] = model["geometry"]
+            reasons["geometry",] = f"as model {model.get('name')}, which serves the same repository"
+            return
+    reasons["geometry",] = "no recipe says it: read from config.json of the weights when the memory is checked"
+
+
+def _nodes(
+    recipe: Recipe, serve: dict[str, Any], where: str, spec: dict[str, Any], reasons: dict[Keys, str], left: list[str]
+) -> int:
+    """Put ``nodes`` into the model and return it: a GB10 has one GPU, so each rank is a node."""
+    sizes = {name: serve.get(f"{name}-parallel-size", 1) for name in ("tensor", "pipeline", "data")}
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise RecipeError(f"{where}: {name}-parallel-size is {str(size)[:40]!r}, which is no number of ranks.")
+    if sizes["data"] > 1:
+        raise RecipeError(
+            f"{where} runs {sizes['data']} data-parallel copies; an engine here is one copy of tensor and pipeline "
+            "parallel ranks."
+        )
+    world: int = sizes["tensor"] * sizes["pipeline"]
+    fewest, most = recipe.nodes
+    if world < fewest or (most is not None and world > most):
+        asked = f"{fewest} or more" if most is None else f"{fewest} to {most}"
+        left.append(f"nodes: the recipe is for {asked} nodes, its command has {world} ranks; the ranks count.")
+    spec["nodes"] = world
+    reasons["nodes",] = f"tensor {sizes['tensor']} x pipeline {sizes['pipeline']}; each rank is a node"
+    return world
+
+
+def _engine(recipe: Recipe, serve: dict[str, Any], world: int, reasons: dict[Keys, str]) -> str:
+    backend = serve.pop("distributed-executor-backend", None)
+    ray = world > 1 and (backend == "ray" or (backend is None and recipe.ray))
+    reasons["engine",] = (
+        "one node needs no Ray"
+        if world == 1
+        else f"distributed-executor-backend {backend or 'not given'} in the recipe"
+    )
+    return "ray" if ray else "native"
+
+
+def _port(serve: dict[str, Any], left: list[str]) -> int:
+    port = serve.pop("port", 8000)
+    if isinstance(port, int) and not isinstance(port, bool) and 1024 <= port <= 65535:
+        return port
+    left.append(f"serve.port: {str(port)[:40]!r} is no port of an API here; 8000 is taken.")
+    return 8000
+
+
+def _elsewhere(serve: dict[str, Any], left: list[str]) -> None:
+    """Take out the options that other parts of this project decide."""
+    for option, why in _ELSEWHERE.items():
+        if option in serve:
+            del serve[option]
+            left.append(f"serve.{option}: {why}.")
+    template = serve.get("chat-template")
+    if isinstance(template, str) and not template.startswith("/") and not re.search(r"[{}\n]", template):
+        del serve["chat-template"]
+        left.append(
+            f"serve.chat-template: the file {template} lies in the other project's container; the template of the "
+            "model's own repository is used."
+        )
+
+
+def _drafter(serve: dict[str, Any], spec: dict[str, Any], known: Known, reasons: dict[Keys, str]) -> None:
+    """Take a draft model of a repository of its own into the model, so that its weights are moved too."""
+    config = serve.get("speculative-config")
+    if isinstance(config, str):
+        try:
+            config = serve["speculative-config"] = json.loads(config)
+        except ValueError:
+            return
+    repo = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(repo, str) or repo == spec["repo"] or not _REPO.fullmatch(repo):
+        return
+    del config["model"]
+    spec["drafter"] = {"repo": repo}
+    if revision := config.pop("revision", None):
+        spec["drafter"]["revision"] = str(revision)
+    if size := known.size_gib(repo):
+        spec["drafter"]["size_gib"] = size
+    else:
+        reasons["drafter", "size_gib"] = "no recipe says it: the size of the draft model's weight files in GiB"
+
+
+def _mods(recipe: Recipe, known: Known, version: str, left: list[str]) -> list[str]:
+    """Return the recipe's mods that there are here; each other one is named."""
+    mods = []
+    for each in recipe.mods:
+        name = each.rstrip("/").rsplit("/", 1)[-1]
+        if name in known.mods and version:
+            mods.append(name)
+        elif name in known.mods:
+            left.append(f"mods.{name}: there is such a mod, but the version of vLLM in the image is not known.")
+        else:
+            left.append(
+                f"mods.{name}: a script of the other project that changes its container at each start; what it "
+                "changes in vLLM is a mod here (docs/mods.md)."
+            )
+    return mods
+
+
+def _variables(env: Mapping[str, str], left: list[str]) -> dict[str, str]:
+    """Return the variables of the engine; those that name another machine's network are left out."""
+    found = {}
+    for name, value in env.items():
+        if name in _SECRETS:
+            left.append(f"env.{name}: secrets are vaulted variables.")
+        elif _OF_THE_MACHINE.fullmatch(name):
+            left.append(f"env.{name}: it is found on each node.")
+        elif not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or not value.isprintable():
+            left.append(f"env.{name[:60]}: no variable that an environment file can carry.")
+        else:
+            found[name] = value
+    return found
+
+
+def _checked(spec: Mapping[str, Any], version: str, upstream: str, where: str) -> list[str]:
+    """Check a model as every model file is checked, for the first and the last rank; return the notes.
+
+    :raises RecipeError: with the first error, and how many there are.
+    """
+    full, errors = ms.validate(spec)
+    notes: list[str] = []
+    if not errors:
+        errors += model_checks.context_errors(full)
+        members = [f"rank{number}" for number in range(full["nodes"])]
+        plan = {"spec": full, "members": members, "multi_node": len(members) > 1, "head_address": "127.0.0.1"}
+        for host in {members[0], members[-1]}:
+            options, problems = launch.rank_options(plan, host, "0.0.0.0")
+            errors += problems
+            try:
+                notes += serve_files.render(options, version, full["env"], full["mods"], upstream=upstream).notes
+            except ServeError as problem:
+                errors += problem.errors
+    errors = list(dict.fromkeys(errors))
+    if errors:
+        more = f" ({len(errors) - 1} more of this kind)" if len(errors) > 1 else ""
+        raise RecipeError(f"{where} does not make a model that can be served here: {errors[0]}{more}")
+    return list(dict.fromkeys(notes))
