@@ -56,6 +56,13 @@ options:
   ca_path:
     description: File on the node that is asked with the certificate authority to check it against.
     type: path
+  runner:
+    description: >-
+      V(pooling) for a model that generates nothing: it must answer with an embedding, with scores or with classes of
+      the right shape, in place of a completion.
+    type: str
+    choices: [generate, pooling]
+    default: generate
   canary:
     description: Whether to ask for completions; only O(canary=true) verifies that the model yields tokens.
     type: bool

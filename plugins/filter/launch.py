@@ -33,6 +33,8 @@ class FilterModule:
             "rank_options": rank_options,
             "entry_arguments": launch.entry_arguments,
             "model_path": launch.model_path,
+            "model_trees": launch.trees,
+            "trees_beside": launch.trees_beside,
             "engine_mounts": launch.mounts,
             "rank_ports": launch.rank_ports,
             "systemd_join": systemd_join,

@@ -152,6 +152,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "api_key": {"type": "str", "no_log": True},
     "validate_certs": {"type": "bool", "default": True},
     "ca_path": {"type": "path"},
+    "runner": {"type": "str", "choices": ["generate", "pooling"], "default": "generate"},
     "canary": {"type": "bool", "default": True},
     "canary_tokens": {"type": "int", "default": 8, "no_log": False},
     "silence_seconds": {"type": "int", "default": 120},
@@ -183,6 +184,7 @@ class Prober:
         )
         self.wanted = Wanted(
             served_name=params["served_name"],
+            pooling=params["runner"] == "pooling",
             canary=params["canary"],
             canary_tokens=params["canary_tokens"],
             needle_tokens=params["needle_tokens"],

@@ -79,7 +79,9 @@ options:
     default: auto
     choices: [auto, float32, float16, bfloat16]
   max_model_len:
-    description: Longest sequence in tokens.
+    description: >-
+      Longest sequence in tokens. V(-1) is vLLM's C(auto), the longest of which one fits; RV(max_model_len) is what it
+      comes to.
     type: int
     required: true
   max_num_seqs:
@@ -262,6 +264,10 @@ suggestions:
     resolves:
       description: Whether the verdict improves with this change alone.
       type: bool
+max_model_len:
+  description: Longest sequence in tokens, as given or as C(auto) comes to. Null when nothing could be computed.
+  returned: always
+  type: int
 weights_gib_per_rank:
   description: Weights of one rank in GiB. This and the following are null when nothing could be computed.
   returned: always

@@ -139,7 +139,7 @@ def coming_of(record: dict[str, Any], units: list[str], launches: dict[str, dict
     """
     if record.get("unit") in units:
         return {}
-    keys = ("model", "unit", "container", "served_name", "api_port", "rank", "nodes")
+    keys = ("model", "unit", "container", "served_name", "runner", "api_port", "rank", "nodes")
     found = [launch for launch in launches.values() if launch.get("unit") in units and "rank" in launch]
     return {key: found[0].get(key) for key in keys} if found else {}
 
@@ -157,6 +157,7 @@ def ask(params: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any],
             load = load_of(parse_metrics(before.body), parse_metrics(after.body), ended_s - began_s)
     wanted = Wanted(
         served_name=str(record.get("served_name", "")),
+        pooling=record.get("runner") == "pooling",
         canary=params["canary"],
         canary_tokens=params["canary_tokens"],
         metrics=False,

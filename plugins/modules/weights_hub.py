@@ -58,6 +58,22 @@ options:
     description: Free space that must remain on the file system.
     type: float
     default: 2.0
+  beside:
+    description:
+      - Other trees of the same model that will lie below the same root (C(repo), C(size_gib)). Room is kept for what of
+        them is not there yet, when the model is downloaded to a node.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      repo:
+        description: C(organisation/repository).
+        type: str
+        required: true
+      size_gib:
+        description: Its size in GiB.
+        type: float
+        required: true
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
 attributes:
@@ -118,6 +134,12 @@ from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
 from ansible_collections.gb10.cluster.plugins.module_utils._weights.hub import Hub, HubError
 
 
+def root_of(folder: Path) -> Path:
+    """Return the root of all models from where one is downloaded to: ``<root>[/.incoming]/organisation/repository``."""
+    root = folder.parent.parent
+    return root.parent if root.name == store.INCOMING else root
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -132,6 +154,7 @@ def main() -> None:
             "token": {"type": "str", "default": "", "no_log": True},
             "streams": {"type": "int", "default": 4},
             "reserve_gib": {"type": "float", "default": 2.0},
+            "beside": {"type": "list", "elements": "dict", "default": [], "options": store.BESIDE},
         },
         supports_check_mode=True,
     )
@@ -152,10 +175,12 @@ def main() -> None:
         arrived = weights_hub.arrived_bytes(folder, missing)
         if missing:
             free = shutil.disk_usage(store.existing(folder)).free
-            short = missing_bytes - arrived + int(want["reserve_gib"] * 2**30) - free
+            later = store.beside_bytes(root_of(folder), want["beside"])
+            short = missing_bytes - arrived + later + int(want["reserve_gib"] * 2**30) - free
             if short > 0:
+                what = " and ".join([want["repo"], *(each["repo"] for each in want["beside"] if later)])
                 raise HubError(
-                    f"{folder} is {weights.amount(short)} short of room for {want['repo']}, with {want['reserve_gib']} "
+                    f"{folder} is {weights.amount(short)} short of room for {what}, with {want['reserve_gib']} "
                     "GiB to remain. Make room there."
                 )
         if planned:

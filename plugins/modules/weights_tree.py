@@ -45,6 +45,22 @@ options:
     type: list
     elements: str
     default: []
+  beside:
+    description:
+      - Other trees of the same model that will lie below the same root (C(repo), C(size_gib)). Room is kept for what of
+        them is not there yet, and none of them is removed.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      repo:
+        description: C(organisation/repository).
+        type: str
+        required: true
+      size_gib:
+        description: Its size in GiB.
+        type: float
+        required: true
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
 author:
@@ -125,7 +141,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
 
-INCOMING = ".incoming"
 ENGINE = Path("/etc/gb10/engine")
 PROC = Path("/proc")
 
@@ -160,11 +175,6 @@ def look(tree: Path, manifest: dict[str, Any], verify: bool) -> tuple[bool, bool
     return stamped and not unverified and not verify, stamped, missing
 
 
-def used_bytes(folder: Path) -> int:
-    """Return what a directory occupies."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir())
-
-
 def users(root: Path) -> dict[str, str]:
     """Return who uses each directory below the root: what is served here, and whatever has it mounted."""
     found: dict[str, str] = {}
@@ -197,21 +207,21 @@ def trees(root: Path, repo: str) -> list[weights.Tree]:
     found = []
     for folder in sorted(root.glob("*/*")):
         name = str(folder.relative_to(root))
-        if name == repo or name.startswith(INCOMING) or not folder.is_dir() or folder.is_symlink():
+        if name == repo or name.startswith(store.INCOMING) or not folder.is_dir() or folder.is_symlink():
             continue
         stamp = folder / weights.STAMP
         ours = bool(files.read_json(stamp).get("digest"))
         used_at_s = stamp.stat().st_mtime if ours else 0.0
-        found.append(weights.Tree(name, used_bytes(folder), used_at_s, ours, using.get(str(folder), "")))
+        found.append(weights.Tree(name, store.used_bytes(folder), used_at_s, ours, using.get(str(folder), "")))
     return found
 
 
 def leftovers(root: Path, repo: str) -> dict[str, int]:
     """Return what stopped transfers of other models left."""
     return {
-        str(folder.relative_to(root)): used_bytes(folder)
-        for folder in sorted((root / INCOMING).glob("*/*"))
-        if str(folder.relative_to(root / INCOMING)) != repo
+        str(folder.relative_to(root)): store.used_bytes(folder)
+        for folder in sorted((root / store.INCOMING).glob("*/*"))
+        if str(folder.relative_to(root / store.INCOMING)) != repo
     }
 
 
@@ -261,12 +271,13 @@ def main() -> None:
             "reserve_gib": {"type": "float", "default": 2.0},
             "evictable": {"type": "list", "elements": "str", "default": []},
             "keep": {"type": "list", "elements": "str", "default": []},
+            "beside": {"type": "list", "elements": "dict", "default": [], "options": store.BESIDE},
         },
         supports_check_mode=True,
     )
     root = Path(module.params["root"])
     repo, manifest = module.params["repo"], module.params["manifest"]
-    tree, incoming = root / repo, root / INCOMING / repo
+    tree, incoming = root / repo, root / store.INCOMING / repo
     node = os.uname().nodename
     if not manifest:
         stamp = files.read_json(tree / weights.STAMP)
@@ -280,7 +291,7 @@ def main() -> None:
     complete, stamped, missing = look(tree, manifest, module.params["verify"])
     sizes = {file["path"]: file["size"] for file in manifest["files"]}
     missing_bytes = sum(sizes[path] for path in missing)
-    arrived = min(used_bytes(incoming), missing_bytes) if incoming.is_dir() else 0
+    arrived = min(store.used_bytes(incoming), missing_bytes) if incoming.is_dir() else 0
     free = shutil.disk_usage(store.existing(root)).free
     state: dict[str, Any] = {
         "complete": complete,
@@ -302,14 +313,18 @@ def main() -> None:
     error = target_error(root)
     if error:
         module.fail_json(msg=f"{node}: {error}", **state)
-    needed = missing_bytes - arrived
+    beside = module.params["beside"]
+    later = store.beside_bytes(root, beside)
+    needed = missing_bytes - arrived + later
     short = needed + int(module.params["reserve_gib"] * 2**30) - free
     if short > 0:
-        evict, still, said = make_room(root, repo, short, module.params["evictable"], module.params["keep"])
+        keep = [*module.params["keep"], *(each["repo"] for each in beside)]
+        evict, still, said = make_room(root, repo, short, module.params["evictable"], keep)
         state["evict"] = evict
         if still > 0:
+            what = " and ".join([repo, *(each["repo"] for each in beside if later)])
             module.fail_json(
-                msg=f"{node}: {root} has {free / 2**30:.1f} GiB free and {repo} still needs "
+                msg=f"{node}: {root} has {free / 2**30:.1f} GiB free and {what} still {'need' if later else 'needs'} "
                 f"{needed / 2**30:.1f} GiB with {module.params['reserve_gib']} GiB to remain: "
                 f"{still / 2**30:.1f} GiB short. Name a model that may be removed in weights_evictable, or point "
                 f"gb10_weights_root elsewhere.{said}",

@@ -15,6 +15,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    AUTO_LENGTH,
     REFUSED,
     TIGHT,
     Budget,
@@ -84,7 +85,7 @@ def verdict_from_points(points: Sequence[Point], missing: Sequence[str], asked: 
         )
     near = min(points, key=lambda point: abs(point.pool_gib - pool))
     tokens = int(max(0.0, pool) / near.pool_gib * near.tokens)
-    wanted, floor = int(asked["max_model_len"]), float(asked.get("floor_gib") or 0.0)
+    wanted, floor = max(1, int(asked["max_model_len"])), float(asked.get("floor_gib") or 0.0)
     reasons = []
     if pool <= 0:
         reasons.append(
@@ -104,5 +105,8 @@ def verdict_from_points(points: Sequence[Point], missing: Sequence[str], asked: 
             f"{gib(available)} available."
         )
     measured = f"measured were {near.tokens} tokens in {gib(near.pool_gib)} a rank ({near.source})"
-    held = f"A pool of {gib(pool)} a rank holds about {tokens} tokens: {measured}. The activations are not known."
+    auto = ""
+    if asked["max_model_len"] == AUTO_LENGTH:
+        auto = " max-model-len auto takes what one sequence of them fits, up to the model's own limit."
+    held = f"A pool of {gib(pool)} a rank holds about {tokens} tokens: {measured}. The activations are not known.{auto}"
     return Budget(verdict=REFUSED if reasons else TIGHT, reasons=reasons or [held], missing=list(missing))

@@ -188,6 +188,7 @@ def make_plan(settings: Settings, rules: VersionRules) -> Plan:
 def figures_of(plan: Plan) -> Figures:
     settings, layout = plan.settings, plan.layout
     return Figures(
+        max_model_len=settings.max_model_len,
         weights_gib_per_rank=plan.weights_gib,
         kv_bytes_per_token=layout.kv_bytes_per_token,
         attn_block_tokens=layout.block_tokens,

@@ -55,6 +55,11 @@ class MemoryModelError(ValueError):
         self.problems = list(problems)
 
 
+#: ``--max-model-len auto``: vLLM takes the longest context of which one sequence fits, up to the model's own
+#: (vllm/v1/core/kv_cache_utils.py, _auto_fit_max_model_len).
+AUTO_LENGTH = -1
+
+
 @dataclass(frozen=True)
 class Settings:
     """One engine configuration on one node.
@@ -111,6 +116,8 @@ class Suggestion:
 class Figures:
     """What the model computed for one node.  Sizes in GiB unless the name says otherwise."""
 
+    #: As asked for, or what ``auto`` comes to.
+    max_model_len: int
     weights_gib_per_rank: float
     kv_bytes_per_token: int
     attn_block_tokens: int

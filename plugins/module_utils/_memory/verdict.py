@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.advice import suggestions_for
@@ -21,6 +22,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import figures_of, make_plan
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    AUTO_LENGTH,
     FITS,
     REFUSED,
     UNKNOWN,
@@ -44,6 +46,9 @@ def evaluate(settings: Settings) -> Budget:
 
     :raises MemoryModelError: with every problem at once, when the settings themselves are wrong
     """
+    auto = settings.max_model_len == AUTO_LENGTH
+    if auto:
+        settings = replace(settings, max_model_len=settings.geometry.max_position_embeddings)
     problems = check_settings(settings)
     if problems:
         raise MemoryModelError(problems)
@@ -60,7 +65,17 @@ def evaluate(settings: Settings) -> Budget:
     if split:
         return Budget(verdict=REFUSED, reasons=split)
     plan = make_plan(settings, rules)
+    said = []
+    if auto:
+        limit = settings.max_model_len
+        longest = plan.layout.longest_sequence(max(0, plan.pool_bytes), limit)
+        # None fits: judged, and refused, at the model's own length.
+        if longest:
+            plan = make_plan(replace(settings, max_model_len=longest), rules)
+            which = "the model's own limit" if longest == limit else f"of the {limit} that the model allows"
+            said = [f"max-model-len auto comes to {longest} tokens, {which}."]
     verdict, reasons = judge(plan)
+    reasons = [*said, *reasons]
     return Budget(
         verdict=verdict,
         reasons=reasons,

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import pooling
+
 METRICS = (
     "vllm:generation_tokens_total",
     "vllm:prompt_tokens_total",
@@ -68,6 +70,8 @@ class Wanted:
     """Which questions to ask. needle_tokens 0: no needle canary."""
 
     served_name: str
+    #: Whether the engine is one of vLLM's pooling runner, which generates nothing.
+    pooling: bool = False
     canary: bool = True
     canary_tokens: int = 8
     needle_tokens: int = 0
@@ -87,6 +91,8 @@ class CanaryResult:
     first_token_s: float = 0.0
     detail: str = ""
     status: int = 0
+    #: What a pooling model answered, as a phrase; tokens are then those of the texts.
+    answer: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain data for a module's result."""
@@ -98,6 +104,7 @@ class CanaryResult:
             "first_token_s": round(self.first_token_s, 3),
             "detail": self.detail,
             "status": self.status,
+            "answer": self.answer,
         }
 
 
@@ -298,8 +305,34 @@ def _judge_needle(read: _Streamed) -> str:
     return f"the answer does not contain {NEEDLE_CODE}: {read.text[-160:]!r}"
 
 
+def _run_pooling(client: Client, served_name: str, clock: Callable[[], float]) -> CanaryResult:
+    """Asks for an embedding, then for a score, then for a class, until this model gives it."""
+    result = CanaryResult("pooling")
+    begun = clock()
+    asked = pooling.questions(served_name)
+    for question in asked:
+        reply = client.post(question.path, question.payload)
+        result.status, result.seconds = reply.status, clock() - begun
+        if pooling.not_offered(reply.status, reply.body):
+            continue
+        if reply.status != 200:
+            result.detail = f"{question.path}: {reply.error or f'HTTP {reply.status}: {_error_of(reply.body)}'}"
+            return result
+        result.tokens = pooling.prompt_tokens(reply.body)
+        try:
+            result.answer = pooling.read_answer(question, reply.body)
+        except pooling.ShapeError as problem:
+            result.detail = str(problem)
+        result.ok = not result.detail
+        return result
+    result.detail = f"the engine offers none of {', '.join(each.path for each in asked)}"
+    return result
+
+
 def run_canaries(client: Client, wanted: Wanted, clock: Callable[[], float] = time.monotonic) -> list[CanaryResult]:
-    """Runs the completion canary and, when it yields tokens, the optional ones."""
+    """Runs the completion canary and, when it yields tokens, the optional ones; one canary for a pooling model."""
+    if wanted.pooling:
+        return [_run_pooling(client, wanted.served_name, clock)]
     completion = _run_canary(
         "completion",
         client,
@@ -407,7 +440,7 @@ def probe_api(client: Client, url: str, wanted: Wanted, *, canaries: bool = True
         report["metrics"] = parse_metrics(metrics.body) if metrics.status == 200 else {}
     if wanted.canary and canaries and wanted.served_name in report["models"]:
         report["canaries"] = [result.as_dict() for result in run_canaries(client, wanted)]
-        if not report["canaries"][0]["tokens"]:
+        if not (report["canaries"][0]["tokens"] or report["canaries"][0]["ok"]):
             again = client.get("/health")
             report["health"], report["health_error"] = again.status, again.error
     return report

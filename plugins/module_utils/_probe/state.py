@@ -280,6 +280,12 @@ def _api_problem(api: Mapping[str, Any], head: str, expected: Mapping[str, Any])
         if canary.get("ok"):
             continue
         name, detail = canary.get("name", "canary"), canary.get("detail", "")
+        if name == "pooling":
+            return WEDGED if not canary.get("status") else DEGRADED, why(
+                "canary_pooling",
+                f"{url} gives no embedding, score or class: {detail}",
+                "Compare serve.runner, and serve.hf-overrides if there is one, with the documentation of the model.",
+            )
         if canary.get("tokens", 0):
             return DEGRADED, why(
                 f"canary_{name}",
@@ -411,6 +417,9 @@ def _summary(
         models = ", ".join(api.get("models", []))
         if not canaries:
             return f"{len(known)} rank(s) up, {models} is listed; no completion was asked for."
+        answers = [str(canary["answer"]) for canary in canaries if canary.get("answer")]
+        if answers:
+            return f"{len(known)} rank(s) up, {models} answered with {answers[0]}."
         tokens = sum(int(canary.get("tokens", 0)) for canary in canaries)
         return f"{len(known)} rank(s) up, {models} answered with {tokens} token(s)."
     if state == STARTING:

@@ -59,6 +59,7 @@ def check(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
     client = ProbeClient(url, api_key=api_key, silence_seconds=float(config["silence_seconds"]))
     wanted = Wanted(
         served_name=str(record.get("served_name", "")),
+        pooling=record.get("runner") == "pooling",
         canary=bool(config["canary"]),
         canary_tokens=int(config["canary_tokens"]),
         metrics=False,

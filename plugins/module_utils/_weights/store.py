@@ -19,6 +19,13 @@ from ansible_collections.gb10.cluster.plugins.module_utils._weights import manif
 
 #: Where a node's part of a transfer has its job, its token and its status.
 RUN_DIR = Path("/run/gb10/weights")
+#: Below the root of all models: what has not arrived completely.
+INCOMING = ".incoming"
+#: Options of a tree that lies beside the one that a module is about.
+BESIDE: dict[str, dict[str, Any]] = {
+    "repo": {"type": "str", "required": True},
+    "size_gib": {"type": "float", "required": True},
+}
 #: How long a server keeps a request for a piece open that it does not have yet.
 WAIT_S = 4.0
 #: Silence after which a source counts as dead; longer than WAIT_S.
@@ -49,6 +56,25 @@ def existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def used_bytes(folder: Path) -> int:
+    """Return what a directory occupies; 0 for one that does not exist."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir())
+
+
+def beside_bytes(root: Path, beside: Sequence[Mapping[str, Any]]) -> int:
+    """Return what of other trees below a root is not there yet.
+
+    :param beside: trees as `BESIDE` describes them; what a stopped transfer left of one counts as there.
+    """
+    return sum(
+        max(
+            0,
+            int(each["size_gib"] * 2**30) - sum(used_bytes(above / each["repo"]) for above in (root, root / INCOMING)),
+        )
+        for each in beside
+    )
 
 
 def hash_file(path: Path, piece_bytes: int) -> tuple[str, bytes]:

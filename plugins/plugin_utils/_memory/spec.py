@@ -14,6 +14,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, NEWEST_READ, version_text
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    AUTO_LENGTH,
     CPU,
     CUDA,
     FLASHINFER,
@@ -87,6 +88,9 @@ def _numbers(spec: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for option, argument in {**_WHOLE, **_BUDGET, "kv-cache-memory-bytes": "kv_cache_memory_gib"}.items():
         if option not in serve:
+            continue
+        if option == "max-model-len" and str(serve[option]) in ("auto", str(AUTO_LENGTH)):
+            found[argument] = AUTO_LENGTH
             continue
         number = parse_number(serve[option])
         if number is None or (option in _WHOLE and number != int(number)):

@@ -140,6 +140,32 @@ def mounts(plan: Mapping[str, Any], weights_root: str) -> list[dict[str, Any]]:
     ]
 
 
+def trees(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what of the weights root a model needs; see model_trees.yml."""
+    spec = plan.get("spec")
+    if not spec:
+        return []
+    found = [_tree(spec, "model", spec["serve"])]
+    if spec.get("drafter"):
+        # A draft model shares the tokenizer of its model, and its repository need not have one.
+        formats = {key: value for key, value in spec["serve"].items() if key == "load-format"}
+        found.append(_tree(spec["drafter"], "drafter", {**formats, "skip-tokenizer-init": True}))
+    for data in spec.get("prepared_data") or []:
+        made = {"repo": prepared_repo(spec, data), "revision": "", "size_gib": data["size_gib"]}
+        found.append(_tree(made, "prepared", {}))
+    return found
+
+
+def _tree(source: Mapping[str, Any], kind: str, serve: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: source[key] for key in ("repo", "revision", "size_gib")}
+    return {**found, "kind": kind, "serve": dict(serve)}
+
+
+def trees_beside(plan: Mapping[str, Any], repo: str) -> list[dict[str, Any]]:
+    """Return repo and size_gib of what a model needs of the weights root besides one of them; see trees_beside.yml."""
+    return [{"repo": each["repo"], "size_gib": each["size_gib"]} for each in trees(plan) if each["repo"] != repo]
+
+
 def prepared_repo(spec: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """Return the directory of prepared data below the weights root, which is also its name in messages."""
     return f"{PREPARED}/{spec['name']}.{data['name']}"

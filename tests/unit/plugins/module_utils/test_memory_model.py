@@ -23,6 +23,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import (
     weights_per_rank_gib,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    AUTO_LENGTH,
     FITS,
     FLASHINFER,
     REFUSED,
@@ -664,3 +665,28 @@ def test_no_node_and_no_verdict() -> None:
         tightest_of({})
     with pytest.raises(ValueError, match=r"The result of a is not one of gb10\.cluster\.memory_budget"):
         tightest_of({"a": {"msg": "failed"}})
+
+
+@pytest.mark.parametrize("pool_gib", [0.6, 2.0])
+def test_a_length_that_vllm_chooses_is_the_longest_that_fits(pool_gib: float) -> None:
+    found = evaluate(nano(max_model_len=AUTO_LENGTH, gpu_memory_utilization=None, kv_cache_memory_gib=pool_gib))
+    limit = nano().geometry.max_position_embeddings
+    assert found.figures is not None
+    length = found.figures.max_model_len
+    assert f"max-model-len auto comes to {length} tokens" in found.reasons[0]
+    one = evaluate(nano(max_model_len=length, gpu_memory_utilization=None, kv_cache_memory_gib=pool_gib))
+    assert one.figures is not None
+    assert one.figures.max_concurrency >= 1
+    if length < limit:
+        more = evaluate(nano(max_model_len=length + 1, gpu_memory_utilization=None, kv_cache_memory_gib=pool_gib))
+        assert more.figures is not None
+        assert more.figures.max_concurrency < 1
+    else:
+        assert "the model's own limit" in found.reasons[0]
+    assert (length < limit) is (pool_gib < 1)
+
+
+def test_a_length_that_vllm_chooses_is_refused_where_no_token_fits() -> None:
+    found = evaluate(nano(max_model_len=AUTO_LENGTH, gpu_memory_utilization=0.05))
+    assert found.verdict == REFUSED
+    assert not any("auto comes to" in reason for reason in found.reasons)

@@ -260,6 +260,13 @@ def test_a_measured_cache_stands_in_for_an_unknown_shape(capsys: pytest.CaptureF
     assert result["missing"] == ["The shape of the model is not given, so its cache is not computed."]
 
 
+def test_a_length_that_vllm_chooses_follows_from_a_measured_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    result = measured(capsys, max_model_len=-1, kv_cache_memory_gib=2.0)
+    assert result["verdict"] == "tight"
+    assert "about 313686 tokens" in result["reasons"][0]
+    assert "max-model-len auto takes what one sequence of them fits" in result["reasons"][0]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -250,3 +250,32 @@ def test_a_stamp_that_is_none_of_ours_is_no_stamp(tmp_path: Path) -> None:
     assert run_module(weights_tree, {"root": str(tmp_path), "repo": "org/model"})["stamp"] == {}
     result = read(tmp_path)
     assert (result["complete"], result["missing"]) == (False, [])
+
+
+def test_room_is_kept_for_what_will_lie_beside_it(full: Path) -> None:
+    put(full / "org/draft", shard=os.urandom(2**20))
+    put(full / ".incoming/org/draft", shard=os.urandom(2**20))
+    beside = [{"repo": "org/draft", "size_gib": 3 / 1024}]
+    assert 2**20 - 2**16 < store.beside_bytes(full, beside) <= 2**20
+    assert store.beside_bytes(full, [{"repo": "org/draft", "size_gib": 1 / 1024}]) == 0
+    asked = {"root": str(full), "repo": "org/model", "manifest": manifest(), "reserve_gib": 0.0}
+    result = run_module(weights_tree, {**asked, "beside": [{"repo": "org/draft", "size_gib": 100.0}]})
+    assert "org/model and org/draft still need 100.0 GiB" in result["msg"]
+
+
+def test_what_lies_beside_it_is_not_removed_for_it(full: Path) -> None:
+    asked = {"root": str(full), "repo": "org/model", "manifest": manifest(), "reserve_gib": 3 / 1024}
+    taken = run_module(weights_tree, {**asked, "evictable": ["lab/*"]})["evict"]
+    assert "lab/old" in taken
+    kept = run_module(
+        weights_tree, {**asked, "evictable": ["lab/*"], "beside": [{"repo": "lab/old", "size_gib": 0.001}]}
+    )["evict"]
+    assert "lab/old" not in kept
+    assert "lab/new" in kept
+
+
+def test_the_draft_model_of_a_served_model_is_in_use(full: Path, tmp_path: Path) -> None:
+    record = {"repo": "lab/model", "model": "m", "mounted": [str(full / "lab/model"), str(full / "lab/old")]}
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/active.json").write_text(json.dumps(record), encoding="utf-8")
+    assert weights_tree.users(full)[str(full / "lab/old")] == "the model that is served, m"

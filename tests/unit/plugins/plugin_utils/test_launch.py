@@ -220,3 +220,21 @@ def test_the_container_mounts_what_lies_beside_the_weights() -> None:
     ]
     assert found[1]["arguments"] == ["--volume", f"/w/o/draft:{MOUNTED}:ro"]
     assert len(launch.mounts(plan(), "/w")) == 1
+
+
+def test_each_repository_of_a_model_is_moved_like_the_others() -> None:
+    data = {"name": "rows", "command": ["make", "{output}"], "mount": "/data/rows", "size_gib": 48}
+    given = plan(drafter=DRAFTER, prepared_data=[data], serve={"load-format": "fastsafetensors"})
+    found = launch.trees(given)
+    assert [(each["repo"], each["kind"], each["size_gib"]) for each in found] == [
+        ("o/m", "model", 1.0),
+        ("o/draft", "drafter", 1.0),
+        ("gb10-prepared/m.rows", "prepared", 48.0),
+    ]
+    assert found[0]["serve"] == given["spec"]["serve"]
+    assert found[1]["serve"] == {"load-format": "fastsafetensors", "skip-tokenizer-init": True}
+    assert launch.trees_beside(given, "o/m") == [
+        {"repo": "o/draft", "size_gib": 1.0},
+        {"repo": "gb10-prepared/m.rows", "size_gib": 48.0},
+    ]
+    assert launch.trees({}) == []

@@ -147,8 +147,8 @@ def test_the_cpu_build_takes_its_pool_from_the_environment() -> None:
     ("changes", "sentence"),
     [
         (
-            {"serve": {"max-model-len": "auto"}},
-            "model_spec.serve.max-model-len is 'auto', which is no number that vLLM reads.",
+            {"serve": {"max-model-len": "long"}},
+            "model_spec.serve.max-model-len is 'long', which is no number that vLLM reads.",
         ),
         (
             {"serve": {"max-model-len": 8192, "max-num-seqs": 1.5}},
@@ -208,3 +208,8 @@ def test_the_weights_of_a_draft_model_count() -> None:
     serve = {**ULTRA["serve"], "speculative-config": alone}
     # On one rank of four it is not divided: as if it were four times as large.
     assert memory_arguments(spec(drafter=drafter, serve=serve), "0.22.1")["weights_gib"] == 345.0
+
+
+@pytest.mark.parametrize("length", ["auto", -1, "-1"])
+def test_a_length_that_vllm_chooses_is_passed_on(length: object) -> None:
+    assert memory_arguments(spec(serve={**ULTRA["serve"], "max-model-len": length}), "0.22.1")["max_model_len"] == -1
