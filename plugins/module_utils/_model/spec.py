@@ -20,7 +20,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.table import M
 _NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _MOUNT = re.compile(r"^(?:/[A-Za-z0-9_@.+-]+)+$")
-_REPO = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
+REPO = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -144,7 +144,7 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
         return out, errors
     if not _NAME.fullmatch(out["name"]):
         errors.append(f"{where}.name '{out['name']}' must be lower-case letters, digits, dots and dashes.")
-    if not _REPO.fullmatch(out["repo"]):
+    if not REPO.fullmatch(out["repo"]):
         errors.append(f"{where}.repo '{out['repo']}' must be <organisation>/<repository>.")
     errors += _beside_errors(out, where)
     errors += [
@@ -206,7 +206,7 @@ def _beside_errors(model: Mapping[str, Any], where: str) -> list[str]:
     drafter = model["drafter"]
     if drafter:
         here = f"{where}.drafter"
-        if not _REPO.fullmatch(drafter["repo"]):
+        if not REPO.fullmatch(drafter["repo"]):
             errors.append(f"{here}.repo '{drafter['repo']}' must be <organisation>/<repository>.")
         if drafter["repo"] == model["repo"]:
             errors.append(

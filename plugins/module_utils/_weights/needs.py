@@ -58,6 +58,11 @@ _TOKENIZER = re.compile(
 _MISTRAL_TOKENIZER = re.compile(r"^(?:tekken\.json|tokenizer\.model(?:\.v\d+)?)$")
 
 
+def is_weights(name: str) -> bool:
+    """Tell whether a file holds weights, in whatever format, by its name."""
+    return bool(_WEIGHTS.search(name))
+
+
 def choose(
     files: Mapping[str, int], indexes: Mapping[str, Any], serve: Mapping[str, Any] | None = None
 ) -> tuple[list[str], dict[str, str], list[str]]:

@@ -85,6 +85,11 @@ def _leaf(value: object) -> str:
         return "{" + ", ".join(f"{_leaf(key)}: {_leaf(each)}" for key, each in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_leaf(each) for each in value) + "]"
+    # Ansible's values are subclasses of these, which YAML does not know.
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            value = kind(value)
+            break
     # Dumped inside a list, so that a text is quoted where it would end the list that it may stand in.
     style = '"' if isinstance(value, str) and not value.isprintable() else None
     text: str = yaml.safe_dump(
@@ -107,6 +112,11 @@ def _home(spec: Mapping[str, Any], path: Path) -> Path | None:
         if isinstance(value, Mapping) and value:
             home = path[: depth + 1]
     return None
+
+
+def unknown_paths(spec: Mapping[str, Any], reasons: Mapping[Path, str]) -> list[Path]:
+    """Return the paths that have a reason and no value: what `render` marks as unknown."""
+    return [path for path in reasons if _home(spec, path) is not None]
 
 
 class _Writer:

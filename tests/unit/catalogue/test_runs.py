@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import names_from_files
+from tests.hub import serve
+from tests.unit.repositories import MOE, repository
 
 API_KEY = "an-api-key-that-nobody-may-see"
 
@@ -101,6 +102,8 @@ def test_every_playbook_checks_the_addresses_first() -> None:
         first = plays[0]
         imported = first.get("ansible.builtin.import_playbook")
         roles = [task.get("ansible.builtin.import_role") for task in first.get("tasks", [])[:1]]
+        if first.get("tasks") and all("gb10.cluster.placeholders" in str(each.get("when")) for each in first["tasks"]):
+            continue  # it goes on without the nodes
         # What renders or plans does not contact a node; the others begin with one that plans.
         assert imported in ("plan.yml", "validate.yml") or (
             roles
@@ -159,20 +162,22 @@ def test_rendering_asks_no_node_and_gives_no_secret_away(rendered: Callable[[str
 
 def test_add_a_model_as_the_page_says(site: Callable[[], Any], tmp_path: Path) -> None:
     text = (GROUP_VARS.parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
-    section = text[text.index("## Add a model") :]
-    (written,) = re.findall(r"^   ```yaml\n(.*?)^   ```$", section.split("\n## ")[0], re.MULTILINE | re.DOTALL)
-    made = site()
-    folder = made.inventory / "group_vars"
-    folder.mkdir(exist_ok=True)
-    (folder / "model_my_model.yml").write_text(textwrap.dedent(written), encoding="utf-8")
-    commands = re.findall(r"^       ansible-playbook (?:playbooks/)?(\S+) (.*)$", section, re.MULTILINE)
-    assert [name for name, _words in commands] == ["render.yml", "memory.yml", "swap-model.yml"]
-    out = tmp_path / "out"
-    run = made.run(commands[0][0], *commands[0][1].replace("/tmp/my-model", str(out)).split())
+    section = text[text.index("## Add a model") :].split("\n## ")[0]
+    commands = re.findall(r"^    ansible-playbook (?:playbooks/)?(\S+) (.*)$", section, re.MULTILINE)
+    assert [name for name, _words in commands] == ["add_model.yml", "swap-model.yml", "render.yml", "memory.yml"]
+    add, _swap, render, memory = [words.replace("-i inventories/spark4 ", "").split() for _name, words in commands]
+    made, out = site(), tmp_path / "out"
+    with serve({"organisation/name": repository(MOE, 29)}) as hub:
+        run = made.run("add_model.yml", *add, "-e", f"weights_hub_endpoint={hub.url}")
     assert run.returncode == 0, run.output
     assert not run.contacted
-    assert (out / "gx10-2" / "etc" / "systemd" / "system" / "vllm-my-model.service").is_file()
-    run = made.run(commands[1][0], *commands[1][1].split())
+    run = made.run(
+        "render.yml", *(word.replace("/tmp/my-model", str(out)).replace("my-model", "name") for word in render)
+    )
+    assert run.returncode == 0, run.output
+    assert not run.contacted
+    assert (out / "gx10-1" / "etc" / "systemd" / "system" / "vllm-name.service").is_file()
+    run = made.run("memory.yml", *(word.replace("my-model", "name") for word in memory))
     assert "ansible_host is still the placeholder" in run.output, "the model is known, the nodes are not"
 
 

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a repository and a cluster to a model file: which nodes, image, context and options, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import budget, report
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import render, unknown_paths
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose import (
+    ASSUMED_MEMORY_GIB,
+    Cluster,
+    Proposal,
+    ProposalError,
+    Wanted,
+    free_port,
+    model_name,
+    propose,
+)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.source import Repository
+from tests.unit.repositories import GIB, HYBRID, MOE, SPARSE, TEMPLATE
+
+IMAGES: dict[str, Any] = {
+    "older": {"base": "x", "vllm_version": "0.22.1", "steps": []},
+    "newer": {"pull": "y", "vllm_version": "0.30.0"},
+    "own": {"base": "x", "vllm_version": "0.33.0", "steps": [{"name": "vllm", "wheels": ["vllm-*.whl"]}]},
+    "broken": {"vllm_version": "0.33.0"},
+    "no-version": {"pull": "z"},
+}
+FOUR = Cluster([119.2] * 4, IMAGES)
+
+
+def repository(config: Mapping[str, Any], gib: float = 29, template: str = TEMPLATE, **more: Any) -> Repository:
+    values: dict[str, Any] = {
+        "repo": "org/Some_Model.v2",
+        "revision": "0" * 40,
+        "where": "http://hub/org/Some_Model.v2",
+        "sizes": {"model.safetensors": int(gib * GIB)},
+        "weights": ("model.safetensors",),
+        "config": config,
+        "documents": {"tokenizer_config.json": {"chat_template": template}},
+        **more,
+    }
+    return Repository(**values)
+
+
+def refused(read: Repository, cluster: Cluster = FOUR, wanted: Wanted | None = None) -> str:
+    with pytest.raises(ProposalError) as problem:
+        propose(read, cluster, wanted or Wanted())
+    assert "\n" not in str(problem.value)
+    return str(problem.value)
+
+
+def text_of(proposal: Proposal) -> str:
+    text = render(proposal.spec, proposal.reasons, proposal.header)
+    assert yaml.safe_load(text) == {"model_spec": proposal.spec}
+    return text
+
+
+# --- one of each kind -----------------------------------------------------------------------------------
+
+
+def test_a_model_that_fits_one_box() -> None:
+    made = propose(repository(MOE), FOUR, Wanted())
+    spec, errors = ms.validate(made.spec)
+    assert not errors
+    assert (spec["name"], spec["nodes"], spec["image"], spec["size_gib"]) == ("some-model.v2", 1, "newer", 29)
+    assert spec["serve"] == {
+        "tensor-parallel-size": 1,
+        "max-num-seqs": 8,
+        "max-num-batched-tokens": 8192,
+        "reasoning-parser": "qwen3",
+        "tool-call-parser": "hermes",
+        "enable-auto-tool-choice": True,
+        "max-model-len": 262144,
+        "gpu-memory-utilization": 0.85,
+    }
+    assert geometry_from_dict(spec["geometry"]).attention.kv_heads == 4
+    assert [(each.nodes, each.verdict) for each in made.fits] == [(1, "fits"), (2, "fits"), (4, "fits")]
+    tokens = [each.kv_cache_tokens or 0 for each in made.fits]
+    assert tokens[0] > 262144
+    assert tokens == sorted(tokens)
+
+
+def test_every_value_has_a_reason_or_holds_only_such() -> None:
+    for config, gib in ((MOE, 29), (HYBRID, 300), (SPARSE, 150)):
+        made = propose(repository(config, gib), FOUR, Wanted())
+        for key, value in made.spec.items():
+            if key in ("serve", "ports"):
+                assert not [option for option in value if (key, option) not in made.reasons]
+            elif value and key != "notes":
+                assert (key,) in made.reasons
+        text_of(made)
+
+
+def test_a_model_that_needs_four_boxes() -> None:
+    made = propose(repository(HYBRID, 300), FOUR, Wanted())
+    assert (made.spec["nodes"], made.spec["serve"]["tensor-parallel-size"], made.spec["engine"]) == (4, 4, "native")
+    assert [each.verdict for each in made.fits[:2]] == ["refused", "refused"]
+    assert made.fits[2].serves
+    assert made.spec["serve"]["kv-cache-dtype"] == "fp8"
+    assert any("head for multi-token prediction" in note for note in made.spec["notes"])
+
+
+def test_a_model_that_does_not_fit() -> None:
+    message = refused(repository(HYBRID, 700))
+    assert message.startswith(
+        "org/Some_Model.v2 (700.0 GiB of weights) is too large for the 4 nodes of this inventory: "
+    )
+    assert "Nothing is left for the cache" in message
+    assert message.endswith("It does not fit on 4 nodes of this size either.")
+    small = refused(repository(HYBRID, 300), Cluster([119.2], IMAGES))
+    assert "is too large for the 1 node of this inventory" in small
+    assert small.endswith("By the same calculation it would need 4 nodes.")
+
+
+# --- nodes ----------------------------------------------------------------------------------------------
+
+
+def test_the_owner_chooses_the_nodes() -> None:
+    made = propose(repository(MOE), FOUR, Wanted(nodes=2))
+    assert (made.spec["nodes"], made.spec["serve"]["tensor-parallel-size"]) == (2, 2)
+    assert made.reasons["nodes",].startswith("-e nodes=2")
+
+
+def test_ranks_that_do_not_divide_the_heads() -> None:
+    message = refused(repository(MOE), wanted=Wanted(nodes=3))
+    assert "does not run on 3 nodes: vLLM cannot split 32 attention heads over 3 ranks." in message
+    assert message.endswith("It would be possible here on 1, 2, 4.")
+    assert "vLLM cannot split 64 attention heads over 3 ranks." in refused(repository(SPARSE), wanted=Wanted(nodes=3))
+
+
+@pytest.mark.parametrize("nodes", [-1, 5])
+def test_more_nodes_than_there_are(nodes: int) -> None:
+    assert refused(repository(MOE), wanted=Wanted(nodes=nodes)) == (
+        f"nodes is {nodes}, and this inventory has 4: give 1 to 4."
+    )
+
+
+def test_the_tightest_node_counts_and_one_that_did_not_answer_is_assumed() -> None:
+    assert Cluster([119.2, 60.0, 119.2], {}).tightest_gib(1) == 119.2
+    assert Cluster([119.2, 60.0, 119.2], {}).tightest_gib(2) == 60.0
+    assert Cluster([119.2, 60.0], {}).tightest_gib(4) == 60.0
+    assert Cluster([None, 125.0], {}).tightest_gib(2) == ASSUMED_MEMORY_GIB
+    assert Cluster([None], {}).tightest_gib(4) == ASSUMED_MEMORY_GIB
+    made = propose(repository(MOE), Cluster([None], IMAGES), Wanted())
+    assert "119.0 GiB assumed" in made.reasons["nodes",]
+
+
+def test_a_context_that_does_not_fit_becomes_shorter() -> None:
+    made = propose(repository(MOE, 75), Cluster([119.2], IMAGES), Wanted())
+    assert budget.SHORTEST_TOKENS <= made.spec["serve"]["max-model-len"] <= 262144
+    long = {**MOE, "num_key_value_heads": 32, "max_position_embeddings": 1048576}
+    made = propose(repository(long, 60), Cluster([119.2], IMAGES), Wanted())
+    assert made.spec["serve"]["max-model-len"] < 262144
+    assert made.fits[0].verdict in ("fits", "tight")
+
+
+def test_the_contexts_that_are_tried() -> None:
+    assert budget.contexts(262144) == [262144, 131072, 65536, 32768, 16384, 8192, 4096]
+    assert budget.contexts(40960) == [40960, 32768, 16384, 8192, 4096]
+    assert budget.contexts(2048) == [2048]
+
+
+# --- images ---------------------------------------------------------------------------------------------
+
+
+def test_an_image_whose_vllm_has_the_class() -> None:
+    assert propose(repository(MOE), FOUR, Wanted(image="older")).spec["image"] == "older"
+    only = Cluster([119.2], {"own": IMAGES["own"]})
+    made = propose(repository(MOE), only, Wanted())
+    assert made.spec["image"] == "own"
+    assert "wheels of your own" in made.reasons["image",]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "image", "message"),
+    [
+        ("Qwen4ExpForConditionalGeneration", "older", "Image 'older' has vLLM 0.22.1, which has no Qwen4Exp"),
+        ("AliceAIForCausalLM", "", "Add an image"),
+        ("AliceAIForCausalLM", "newer", "it is in vLLM from 0.33.0 on"),
+        ("AquilaForCausalLM", "newer", "gone after 0.24.0"),
+        ("Qwen3MoeForCausalLM", "nope", "gb10_images has no image 'nope'"),
+        ("NoSuchForCausalLM", "", "which no release of vLLM that was read has (0.18.1 to "),
+        ("BertModel", "", "gives embeddings or scores (BertModel)"),
+        ("Qwen3DSparkModel", "", "a draft model: it is not served alone"),
+    ],
+)
+def test_a_class_that_cannot_be_served(architecture: str, image: str, message: str) -> None:
+    images = {key: value for key, value in IMAGES.items() if key != "own"}
+    found = refused(repository({**MOE, "architectures": [architecture]}), Cluster([119.2], images), Wanted(image=image))
+    assert message in found
+
+
+@pytest.mark.parametrize("named", [None, [], [3], "Qwen3MoeForCausalLM"])
+def test_a_config_that_names_no_class(named: Any) -> None:
+    assert "names no architecture" in refused(repository({**MOE, "architectures": named}))
+
+
+def test_sentence_transformers_are_no_chat_models() -> None:
+    sizes = {"model.safetensors": GIB, "modules.json": 10}
+    assert "gives embeddings or scores" in refused(repository(MOE, sizes=sizes))
+
+
+# --- what is not known ----------------------------------------------------------------------------------
+
+
+def test_a_class_without_a_memory_rule_is_marked_and_not_guessed() -> None:
+    made = propose(repository(SPARSE, 150, ""), FOUR, Wanted())
+    assert "geometry" not in made.spec
+    assert made.spec["nodes"] == 2
+    assert made.spec["serve"]["max-model-len"] == 32768
+    assert made.spec["serve"]["tokenizer-mode"] == "deepseek_v4"
+    assert [each.verdict for each in made.fits] == ["refused", "unknown", "unknown"]
+    text = text_of(made)
+    assert "# UNKNOWN geometry: The memory model has no rules for the architecture DeepseekV4ForCausalLM." in text
+    assert "# UNKNOWN expected.kv_cache: " in text
+    lines = report.lines(made)
+    assert any(line.startswith("2 boxes: unknown. 75.0 GiB of weights on each node") for line in lines)
+    assert any(line.startswith("Unknown: geometry: ") for line in lines)
+
+
+def test_a_family_without_a_row_says_so() -> None:
+    config = {**MOE, "architectures": ["GraniteMoeForCausalLM"], "auto_map": {"AutoConfig": "x.Y"}}
+    made = propose(repository(config), FOUR, Wanted())
+    missing = {path for path in unknown_paths(made.spec, made.reasons) if path[0] == "serve"}
+    assert missing == {("serve", "reasoning-parser"), ("serve", "tool-call-parser"), ("serve", "trust-remote-code")}
+
+
+def test_parsers_follow_the_chat_template() -> None:
+    made = propose(repository(MOE, template="{{ messages }}"), FOUR, Wanted())
+    assert not {"reasoning-parser", "tool-call-parser", "enable-auto-tool-choice"} & made.spec["serve"].keys()
+    assert "reasoning-parser qwen3 (no 'think')" in made.reasons["serve",]
+    bare = propose(repository(MOE, documents={}), FOUR, Wanted())
+    assert any("no chat template" in note for note in bare.spec["notes"])
+
+
+def test_what_the_other_files_say_becomes_a_note() -> None:
+    documents = {"generation_config.json": {"temperature": 0.6, "top_k": 20, "bos_token_id": 1}}
+    made = propose(repository(MOE, documents=documents, index_bytes=20 * GIB), FOUR, Wanted())
+    assert any("sets temperature 0.6, top_k 20, where" in note for note in made.notes)
+    assert any("The index says 20.00 GiB of tensors and the files have 29.00 GiB" in note for note in made.notes)
+
+
+def test_nvfp4_experts_run_on_marlin() -> None:
+    documents = {"hf_quant_config.json": {"quantization": {"quant_algo": "NVFP4"}}}
+    old = propose(repository(MOE, documents=documents), FOUR, Wanted(image="older"))
+    assert old.spec["serve"]["moe-backend"] == "marlin"
+    assert old.spec["env"] == {"VLLM_NVFP4_GEMM_BACKEND": "marlin", "VLLM_USE_FLASHINFER_MOE_FP4": "0"}
+    new = propose(repository(MOE, documents=documents), FOUR, Wanted())
+    assert (new.spec["serve"]["moe-backend"], new.spec["env"]) == ("marlin", {})
+
+
+# --- the owner's own ------------------------------------------------------------------------------------
+
+
+def test_overrides_of_the_inventory_are_in_every_new_model() -> None:
+    overrides = {
+        "serve": {"max-model-len": 4096, "kv-cache-memory-bytes": 2**30, "max-num-batched-tokens": None},
+        "env": {"A": "1"},
+        "memory": {"floor_gib": 0.5},
+        "shm_size": "512m",
+    }
+    made = propose(repository(MOE), FOUR, Wanted(overrides=overrides))
+    serve = made.spec["serve"]
+    assert (serve["max-model-len"], serve["kv-cache-memory-bytes"]) == (4096, 2**30)
+    assert not {"gpu-memory-utilization", "max-num-batched-tokens"} & serve.keys()
+    assert made.reasons["serve", "max-model-len"] == made.reasons["env", "A"] == "add_model_overrides"
+    assert not [path for path in unknown_paths(made.spec, made.reasons) if path[0] == "serve"]
+    assert made.spec["shm_size"] == "512m"
+
+
+def test_a_wrong_override_is_a_sentence() -> None:
+    message = refused(repository(MOE), wanted=Wanted(overrides={"serve": {"max-num-seqs": "many"}}))
+    assert "model_spec.serve.max-num-seqs is 'many', which is no number that vLLM reads" in message
+
+
+# --- small parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("repo", "name"),
+    [("org/Some_Model.v2", "some-model.v2"), ("org/A--B__C", "a--b-c"), ("x/.-Z", "z"), ("Plain", "plain")],
+)
+def test_a_name_from_a_repository(repo: str, name: str) -> None:
+    assert model_name(repo) == name
+
+
+def test_a_port_that_no_other_model_has() -> None:
+    assert free_port([]) == 29510
+    assert free_port([29510, 29530]) == 29520
+    with pytest.raises(ProposalError, match=r"Every rendezvous port from 29510 to 29990 is taken"):
+        free_port(range(29000, 30000))
+
+
+def test_the_same_input_gives_the_same_file() -> None:
+    first, second = (text_of(propose(repository(HYBRID, 300), FOUR, Wanted())) for _run in range(2))
+    assert first == second
+    assert json.dumps(yaml.safe_load(first))
+
+
+def test_published_shapes_fit_where_they_were_served() -> None:
+    """The search finds a context for every shape of the catalogue on as many nodes as its source served it on."""
+    folder = Path(__file__).parents[4] / "playbooks" / "group_vars"
+    shapes = [yaml.safe_load(path.read_text(encoding="utf-8"))["model_spec"] for path in folder.glob("model_*.yml")]
+    shapes = [spec for spec in shapes if spec.get("geometry") and "speculative-config" not in spec["serve"]]
+    assert shapes
+    for spec in shapes:
+        serve = {
+            key: spec["serve"][key] for key in ("kv-cache-dtype", "enable-expert-parallel") if key in spec["serve"]
+        }
+        base = {**spec, "serve": {"max-num-seqs": 8, "max-num-batched-tokens": 8192, **serve}, "memory": {}}
+        fit = budget.fit(base, geometry_from_dict(spec["geometry"]), "0.30.0", spec["nodes"], 119.2)
+        assert fit.serves, f"{spec['name']}: {fit.reason}"
