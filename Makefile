@@ -34,6 +34,10 @@ lock: ## Pin requirements.in anew into requirements.lock (needs uv)
 lock-images: venv ## Pin the wheels of the engine images anew into locks/ (needs uv)
 	@$(PY) scripts/lock_images.py $(ARGS)
 
+.PHONY: models-page
+models-page: venv ## Write the tables of models in README.md and docs/models.md anew
+	@$(PY) scripts/models_page.py
+
 .PHONY: demo
 demo: venv ## Lab of four nodes -> served model -> swap -> a completion and a status screen
 	@$(PY) -m lab.demo --nodes $(NODES) --second-model $(SECOND_MODEL)

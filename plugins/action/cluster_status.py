@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
-from ansible.utils.display import Display
-
-from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED, document, screen
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import document, screen
 from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 
 
@@ -34,17 +29,10 @@ class ActionModule(ControlNodeAction):
         found = document(
             arguments["nodes"], arguments["head"], arguments["reports"], arguments["problems"], round(time.time(), 3)
         )
-        text = json.dumps(found, indent=2, sort_keys=True)
-        wish = arguments["json"].strip()
-        printed = wish.lower() in PRINTED
         lines = screen(found)
-        Display().display(text if printed else "\n".join(lines))
-        if not printed and wish.lower() not in ("", "false", "no", "0"):
-            target = Path(wish).expanduser()
-            try:
-                write(target, text + "\n")
-            except OSError as error:
-                result.update(failed=True, msg=f"{target} could not be written: {error.strerror}")
-                return result
+        wrong = self.deliver(arguments["json"], found, lines)
+        if wrong:
+            result.update(failed=True, msg=wrong)
+            return result
         result.update(changed=False, cluster=found, screen=lines)
         return result

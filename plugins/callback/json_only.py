@@ -10,8 +10,9 @@ type: aggregate
 short_description: Leave standard output to the JSON document that a playbook was asked for
 version_added: 0.2.0
 description:
-  - With C(-e status_json=true) or C(-e doctor_json=-) the document goes to standard output and everything else that
-    Ansible prints to standard error, so that the output can be piped into a program. Does nothing otherwise.
+  - With C(-e status_json=true), C(-e models_json=true) or C(-e doctor_json=-) the document goes to standard output and
+    everything else that Ansible prints to standard error, so that the output can be piped into a program. Does
+    nothing otherwise.
   - The repository's C(ansible.cfg) enables it; elsewhere set C(ANSIBLE_CALLBACKS_ENABLED=gb10.cluster.json_only).
 requirements:
   - Enabled in C(callbacks_enabled).
@@ -29,8 +30,8 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED
 
-#: What asks for a document on standard output; the last is the former name of the first.
-VARIABLES = ("status_json", "doctor_json", "json")
+#: What asks for a document on standard output; the last is the former name of the first one.
+VARIABLES = ("status_json", "doctor_json", "models_json", "json")
 
 
 def wanted(variables: Mapping[str, Any]) -> bool:

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED
 
 
 class ControlNodeAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
@@ -25,3 +31,23 @@ class ControlNodeAction(ActionBase):  # type: ignore[misc]  # ansible-core has n
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         _validation, arguments = self.validate_argument_spec(argument_spec=dict(spec))
         return result, dict(arguments)
+
+    @staticmethod
+    def deliver(wish: str, document: Mapping[str, Any], lines: Sequence[str]) -> str:
+        """Print lines for people, or one JSON document; return what is wrong, nothing when all is well.
+
+        :param wish: a word for "print JSON in place of the lines" (``true``, ``-``), a path for the document beside the
+            lines, or nothing.
+        """
+        text = json.dumps(document, indent=2, sort_keys=True)
+        wish = wish.strip()
+        printed = wish.lower() in PRINTED
+        Display().display(text if printed else "\n".join(lines))
+        if printed or wish.lower() in ("", "false", "no", "0"):
+            return ""
+        target = Path(wish).expanduser()
+        try:
+            write(target, text + "\n")
+        except OSError as error:
+            return f"{target} could not be written: {error.strerror}"
+        return ""

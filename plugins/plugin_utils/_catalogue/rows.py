@@ -35,13 +35,10 @@ def version_of(spec: Mapping[str, Any], images: Mapping[str, Any]) -> str | None
     return None if errors else str(recipe["vllm_version"])
 
 
-def verdict_on(
-    spec: Mapping[str, Any], images: Mapping[str, Any], memory_gib: Sequence[float], available_gib: float | None = None
-) -> tuple[str, str]:
+def verdict_on(spec: Mapping[str, Any], images: Mapping[str, Any], memory_gib: Sequence[float]) -> tuple[str, str]:
     """Return (verdict, reason) of a model on a cluster; the tightest node decides.
 
     :param memory_gib: MemTotal of each node, the head first.
-    :param available_gib: what the tightest node has free; None for what its size suggests.
     :returns: fits, tight, refused, unknown or ``too few nodes``, and one or more sentences.
     """
     nodes = int(spec.get("nodes") or 1)
@@ -51,7 +48,7 @@ def verdict_on(
     if version is None:
         return UNKNOWN, "its image is not in the catalogue"
     try:
-        found = budget_of(spec, version, min(memory_gib[:nodes]), available_gib)
+        found = budget_of(spec, version, min(memory_gib[:nodes]))
     except (GeometryError, MemoryModelError) as error:
         return UNKNOWN, str(error)
     return found.verdict, " ".join([*found.reasons, *found.missing])
@@ -74,7 +71,11 @@ def budget_of(
     points = points_from(asked.pop("measured", []))
     geometry = asked.pop("geometry", None)
     if geometry is None:
-        return verdict_from_points(points, [], asked | memory) if points else unknown(["its shape is not known"])
+        return (
+            verdict_from_points(points, [], asked | memory)
+            if points
+            else unknown(["Its shape is not known, and expected.kv_cache has no measured cache."])
+        )
     found = evaluate(Settings(geometry=geometry_from_dict(geometry), **memory, **asked))
     if found.verdict == UNKNOWN and points:
         return verdict_from_points(points, found.missing, asked | memory)
@@ -83,6 +84,8 @@ def budget_of(
 
 def on_boxes(spec: Mapping[str, Any], images: Mapping[str, Any], nodes: int, memory_gib: float) -> tuple[str, str]:
     """Return (verdict, reason) of a model that is split over another number of equal nodes (tensor parallelism)."""
+    if not spec.get("geometry") and nodes != spec["nodes"]:
+        return UNKNOWN, "a cache that was measured says nothing about another number of nodes"
     heads = int(((spec.get("geometry") or {}).get("attention") or {}).get("heads") or 0)
     if heads % nodes:
         return NOT_DIVISIBLE, f"{heads} attention heads cannot be split over {nodes} ranks"
@@ -122,18 +125,50 @@ def row(spec: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_cluster(
-    specs: Sequence[Mapping[str, Any]], images: Mapping[str, Any], memory_gib: Sequence[float]
+    specs: Sequence[Mapping[str, Any]], images: Mapping[str, Any], memory_gib: Sequence[float | None]
 ) -> list[dict[str, Any]]:
     """Return the rows of a cluster with ``verdict`` and ``reason``, the largest that fits first.
 
-    :param memory_gib: MemTotal of each node, the head first.
+    :param memory_gib: MemTotal of each node, the head first; None for a node that did not answer.
     """
     found = []
     for spec in specs:
-        verdict, reason = verdict_on(spec, images, memory_gib)
+        nodes = int(spec.get("nodes") or 1)
+        known = [each for each in memory_gib[:nodes] if each is not None]
+        if len(known) < min(nodes, len(memory_gib)):
+            verdict, reason = UNKNOWN, f"of its {nodes} nodes, {nodes - len(known)} did not answer"
+        else:
+            verdict, reason = verdict_on(spec, images, known)
         found.append({**row(spec, images), "verdict": verdict, "reason": reason})
-    order = {FITS: 0, TIGHT: 0, UNKNOWN: 1, REFUSED: 2}
-    return sorted(found, key=lambda each: (order.get(each["verdict"], 3), -float(each["size_gib"] or 0.0)))
+    order = {FITS: 0, TIGHT: 0, UNKNOWN: 1}
+    return sorted(found, key=lambda each: (order.get(each["verdict"], 2), -float(each["size_gib"] or 0.0)))
+
+
+def cluster(
+    specs: Sequence[Mapping[str, Any]], images: Mapping[str, Any], nodes: Sequence[str], memory_gib: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return ``models`` (see ``on_cluster``) and ``nodes``: MemTotal by node, null for one that did not answer.
+
+    A model that stands in two directories counts once, as in the first of them.
+    """
+    first: dict[str, Mapping[str, Any]] = {}
+    for spec in specs:
+        first.setdefault(str(spec.get("name")), spec)
+    known = {node: float(memory_gib[node]) if node in memory_gib else None for node in nodes}
+    return {"models": on_cluster(list(first.values()), images, list(known.values())), "nodes": known}
+
+
+def screen(found: Mapping[str, Any]) -> list[str]:
+    """Return a cluster's rows as lines for a terminal, with what stands behind the marks."""
+    answered = [size for size in found["nodes"].values() if size is not None]
+    silent = [node for node, size in found["nodes"].items() if size is None]
+    smallest = f", the smallest has {min(answered):.1f} GiB" if answered else ""
+    lines = [f"{len(found['nodes'])} boxes{smallest}" + (f"; no answer from {', '.join(silent)}" if silent else "")]
+    lines += [*table(found["models"]), "", "Speeds were published by the source of each model, not measured here."]
+    if any("settings" in (each[key] or {}) for each in found["models"] for key in ("decode_one", "decode_peak")):
+        lines.append("* with other settings than the model's file: docs/models.md")
+    lines += [f"{each['name']}: {each['reason']}" for each in found["models"] if each["verdict"] == REFUSED]
+    return lines
 
 
 def speed_text(point: Mapping[str, Any] | None) -> str:

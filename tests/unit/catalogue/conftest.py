@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import models_page
+
 REPO = Path(__file__).resolve().parents[3]
 API_KEY = "an-api-key-that-nobody-may-see"
 
@@ -127,10 +129,4 @@ def catalogue() -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="session")
 def images() -> dict[str, Any]:
     """Return the image catalogue with its pins filled in, as Ansible's templates would."""
-    text = (REPO / "playbooks" / "group_vars" / "all" / "images.yml").read_text(encoding="utf-8")
-    raw = yaml.safe_load(text)
-    text = re.sub(r"\{\{ gb10_pins\.(\w+) \}\}", lambda match: str(raw["gb10_pins"][match[1]]), text)
-    text = text.replace("{{ gb10_torch_index }}", raw["gb10_torch_index"])
-    assert "{{" not in text
-    images: dict[str, Any] = yaml.safe_load(text)["gb10_images"]
-    return images
+    return models_page.images()

@@ -251,3 +251,15 @@ def test_memory_goes_on_with_a_measured_cache_and_says_what_is_not_known(address
     assert "holds about 65536 tokens: measured were 65536 tokens in 0.12 GiB a rank (measured for the test)" in text
     assert "config.json cannot be read on this node" in text
     assert run.returncode == 0, run.output
+
+
+def test_the_models_of_an_inventory_are_printed(addressed: Any) -> None:
+    run = addressed.run("models.yml", *LOCAL)
+    assert run.returncode == 0, run.output
+    assert "4 boxes, the smallest has" in run.output
+    for model in MODELS:
+        assert re.search(rf"^{model} ", run.output, re.MULTILINE), model
+    run = addressed.run("models.yml", *LOCAL, "-e", "models_json=true")
+    document = json.loads(run.output[run.output.index("\n{") if "\n{" in run.output else 0 :].split("\n}")[0] + "\n}")
+    assert {each["name"] for each in document["models"]} == set(MODELS)
+    assert len(document["nodes"]) == 4

@@ -12,6 +12,7 @@ import pytest
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.action import cluster_status, journal_merge
+from ansible_collections.gb10.cluster.plugins.plugin_utils import _action
 
 STATUS = {"nodes": ["gx10-1"], "head": "gx10-1", "reports": {}, "problems": {"gx10-1": "No route to host"}}
 ENTRIES = {"gx10-1": [{"time_us": 5, "unit": "vllm-a.service", "text": "hello"}]}
@@ -21,7 +22,7 @@ ENTRIES = {"gx10-1": [{"time_us": 5, "unit": "vllm-a.service", "text": "hello"}]
 def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What reaches the terminal."""
     lines: list[str] = []
-    for module in (cluster_status, journal_merge):
+    for module in (_action, journal_merge):
         monkeypatch.setattr(module, "Display", lambda: SimpleNamespace(display=lines.append))
     return lines
 

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Print what each model of the catalogue would be on this cluster, for people or programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
+
+
+class ActionModule(ControlNodeAction):
+    """See the module of the same name for the documentation."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Judge every model and print the table."""
+        result, arguments = self.begin(
+            tmp,
+            task_vars,
+            {
+                "specs": {"type": "list", "elements": "dict", "required": True},
+                "images": {"type": "dict", "required": True},
+                "nodes": {"type": "list", "elements": "str", "required": True},
+                "memory_gib": {"type": "dict", "required": True},
+                "json": {"type": "str", "default": ""},
+            },
+        )
+        found = rows.cluster(arguments["specs"], arguments["images"], arguments["nodes"], arguments["memory_gib"])
+        wrong = self.deliver(arguments["json"], found, rows.screen(found))
+        if wrong:
+            result.update(failed=True, msg=wrong)
+            return result
+        result.update(changed=False, **found)
+        return result
