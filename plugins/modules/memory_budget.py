@@ -50,6 +50,20 @@ options:
         description: Where this was published.
         type: str
         default: no source
+  draft_geometry:
+    description: The shape of a draft model with weights of its own, with the keys of O(geometry).
+    type: dict
+  draft_config_json:
+    description: Path on the node to the C(config.json) of the draft model, or to the directory with it.
+    type: path
+  draft_weights_gib:
+    description: Size of the draft model's weight files in GiB; V(0) where the checkpoint's own head drafts.
+    type: float
+    default: 0
+  draft_has_layers:
+    description: Whether a model drafts; false for a search in the text (methods C(ngram) and C(suffix)).
+    type: bool
+    default: true
   weights_gib:
     description: Size of the repository's weight files, MTP head included, in GiB.
     type: float
@@ -72,7 +86,9 @@ options:
     description: C(--kv-cache-dtype). V(auto) is the dtype of the activations.
     type: str
     default: auto
-    choices: [auto, bfloat16, float16, fp8, fp8_e4m3, fp8_e5m2, fp8_inc, int8_per_token_head, fp8_per_token_head, nvfp4]
+    choices:
+      [auto, bfloat16, float16, fp8, fp8_e4m3, fp8_e5m2, fp8_inc, int8_per_token_head, fp8_per_token_head, nvfp4,
+       fp8_ds_mla, nvfp4_ds_mla]
   ssm_dtype:
     description: C(--mamba-ssm-cache-dtype). V(auto) is the model's own.
     type: str
@@ -123,7 +139,11 @@ options:
     type: bool
     default: true
   pipeline_parallel_size:
-    description: Stages that the layers are split over (C(--pipeline-parallel-size)). Above 1 the cache is not computed.
+    description: Stages that the layers are split over (C(--pipeline-parallel-size)), one a node.
+    type: int
+    default: 1
+  decode_context_parallel_size:
+    description: Ranks over which the tokens of a sequence are spread (C(--decode-context-parallel-size)).
     type: int
     default: 1
   hybrid_kv_cache_manager:
@@ -352,26 +372,17 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    Geometry,
-    GeometryError,
-    UnknownGeometryError,
-    geometry_from_dict,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.answer import answer
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError, UnknownGeometryError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import CACHE_MODES, KV_CACHE_DTYPES, SSM_DTYPES
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.measured import points_from, verdict_from_points
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     DEVICES,
     FP4_BACKENDS,
-    UNKNOWN,
     Budget,
     MemoryModelError,
-    Settings,
     available_on_idle_node,
     meminfo_gib,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate, unknown
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -387,6 +398,10 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
             "source": {"type": "str", "default": "no source"},
         },
     },
+    "draft_geometry": {"type": "dict"},
+    "draft_config_json": {"type": "path"},
+    "draft_weights_gib": {"type": "float", "default": 0},
+    "draft_has_layers": {"type": "bool", "default": True},
     "weights_gib": {"type": "float", "required": True},
     "vllm_version": {"type": "str", "required": True},
     "tensor_parallel_size": {"type": "int", "default": 1},
@@ -405,6 +420,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "block_granularity": {"type": "int"},
     "async_scheduling": {"type": "bool", "default": True},
     "pipeline_parallel_size": {"type": "int", "default": 1},
+    "decode_context_parallel_size": {"type": "int", "default": 1},
     "hybrid_kv_cache_manager": {"type": "bool", "default": True},
     "enforce_eager": {"type": "bool", "default": False},
     "fp4_backend": {"type": "str", "default": "marlin", "choices": list(FP4_BACKENDS)},
@@ -415,9 +431,6 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "mem_available_gib": {"type": "float"},
     "reclaim_gib": {"type": "float", "default": 0},
 }
-
-#: Arguments that do not go into the settings as they are.
-_APART = ("geometry", "config_json", "measured", "mem_total_gib", "mem_available_gib", "reclaim_gib")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -436,20 +449,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"config_json: {file} holds no JSON object.")  # noqa: TRY004
     return values
-
-
-def read_geometry(params: dict[str, Any]) -> Geometry:
-    """Return the geometry from either argument.
-
-    :raises GeometryError: the dictionary is wrong
-    :raises UnknownGeometryError: the file does not say enough
-    :raises ValueError: the file cannot be read
-    """
-    if params["geometry"] is not None:
-        return geometry_from_dict(params["geometry"])
-    if params["config_json"] is None:
-        raise UnknownGeometryError(["The shape of the model is not given, so its cache is not computed."])
-    return geometry_from_hf_config(read_config(Path(params["config_json"])))
 
 
 def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float, float | None]:
@@ -474,24 +473,16 @@ def run(params: dict[str, Any], meminfo: Path = MEMINFO) -> Budget:
 
     :raises ValueError: the arguments are wrong; the message is one or more sentences
     """
-    points = points_from(params["measured"] or [])
     total, available = node_memory(params, meminfo)
-    memory: dict[str, Any] = {"mem_total_gib": total, "mem_available_gib": available}
-    try:
-        geometry = read_geometry(params)
-    except UnknownGeometryError as error:
-        return verdict_from_points(points, error.missing, params | memory) if points else unknown(error.missing)
-    plain = {name: value for name, value in params.items() if name not in _APART}
-    budget = evaluate(Settings(geometry=geometry, **memory, **plain))
-    if budget.verdict == UNKNOWN and points:
-        return verdict_from_points(points, budget.missing, params | memory)
-    return budget
+    return answer(
+        params | {"mem_total_gib": total, "mem_available_gib": available}, lambda path: read_config(Path(path))
+    )
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec=ARGUMENT_SPEC,
-        mutually_exclusive=[("geometry", "config_json")],
+        mutually_exclusive=[("geometry", "config_json"), ("draft_geometry", "draft_config_json")],
         required_one_of=[("geometry", "config_json", "measured")],
         supports_check_mode=True,
     )

@@ -129,7 +129,7 @@ def _cache_changes(plan: Plan) -> list[_Candidate]:
         changed = replace(settings, mamba_cache_mode=ALIGN)
         action = "Set --mamba-cache-mode align instead of keeping a state at every block boundary"
         found.append(_Candidate(changed, {"mamba-cache-mode": ALIGN}, action))
-    elif layout.cache_mode == ALIGN and layout.recurrent_groups:
+    elif layout.cache_mode == ALIGN and layout.has_recurrent:
         changed = replace(settings, enable_prefix_caching=False)
         action = "Switch prefix caching off, which leaves one state a sequence"
         found.append(_Candidate(changed, {"enable-prefix-caching": False}, action))

@@ -7,10 +7,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_sparse import (
+    from_compressed,
+    from_delta_hybrid,
+    from_indexed,
+    from_pooled,
+    from_qsa,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
+    Config,
+    attention_from_config,
+    moe_of,
+    mtp_of,
+    plain_geometry,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     DTYPE_BYTES,
     ONE_DTYPE,
-    WHOLE,
     Attention,
     GatedDeltaNet,
     Geometry,
@@ -24,6 +37,9 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
 
 #: Full attention in every layer, or windows where `layer_types` says so; with or without experts.
 _PLAIN = (
+    "ApertusForCausalLM",
+    "ArceeForCausalLM",
+    "Dots1ForCausalLM",
     "Ernie4_5ForCausalLM",
     "Ernie4_5_MoeForCausalLM",
     "Exaone4ForCausalLM",
@@ -38,17 +54,42 @@ _PLAIN = (
     "MiniMaxM2ForCausalLM",
     "MistralForCausalLM",
     "MixtralForCausalLM",
+    "Olmo2ForCausalLM",
     "OlmoeForCausalLM",
     "Phi3ForCausalLM",
     "PhiMoEForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen2MoeForCausalLM",
     "Qwen3ForCausalLM",
+    "Qwen3ForSequenceClassification",
     "Qwen3MoeForCausalLM",
     "SeedOssForCausalLM",
+    "SmolLM3ForCausalLM",
+)
+#: Draft models with weights of their own: attention like any other's, in the few layers that they have.
+_DRAFTS = (
+    "DFlash2DraftModel",
+    "DFlashDraftModel",
+    "Eagle3LlamaForCausalLM",
+    "Eagle3MiniMaxM2ForCausalLM",
+    "Eagle3Qwen3ForCausalLM",
+    "EagleLlamaForCausalLM",
+    "EagleMistralForCausalLM",
+    "LlamaForCausalLMEagle3",
+    "PEagleDraftModel",
+    "PeagleLlamaForCausalLM",
+    "PeagleQwen3ForCausalLM",
+    "Qwen3DSparkModel",
 )
 #: One latent vector of a token instead of keys and values.
 _LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+#: The same with an indexer, which chooses what attention reads.
+_INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
+_COMPRESSED = ("DeepseekV4ForCausalLM",)
+_POOLED = ("Glm5NextForConditionalGeneration",)
+_QSA = ("Qwen4ExpForConditionalGeneration",)
+#: Kimi Delta Attention beside latent attention.
+_DELTA_HYBRID = ("KimiLinearForCausalLM",)
 _CHUNKED = ("Llama4ForCausalLM",)
 _TWO_WIDTHS = ("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")
 _QWEN_GDN = (
@@ -73,15 +114,19 @@ _AROUND = {
 
 KNOWN_ARCHITECTURES: tuple[str, ...] = (
     *_PLAIN,
+    *_DRAFTS,
     *_LATENT,
+    *_INDEXED,
+    *_COMPRESSED,
+    *_POOLED,
+    *_QSA,
+    *_DELTA_HYBRID,
     *_CHUNKED,
     *_TWO_WIDTHS,
     *_QWEN_GDN,
     *_NEMOTRON_H,
     *_AROUND,
 )
-
-_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 
 #: How the block letters and names of Nemotron-H read; both the remote-code spelling
 #: (``hybrid_override_pattern``) and that of transformers 5 (``layers_block_type``).
@@ -99,50 +144,7 @@ _BLOCK_KINDS = {
 }
 
 
-class _Config:
-    """A config.json that notes what was asked of it and was not there."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-        self.missing: list[str] = []
-
-    def has(self, key: str) -> bool:
-        return self.values.get(key) is not None
-
-    def integer(self, *keys: str) -> int:
-        """Return the first of the keys that is there as a whole number; note their absence otherwise."""
-        for key in keys:
-            value = self.values.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-        self.missing.append(f"config.json has no {' or '.join(keys)} that is {WHOLE}.")
-        return 1
-
-    def optional(self, key: str) -> int | None:
-        value = self.values.get(key)
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-    def texts(self, key: str) -> list[str] | None:
-        value = self.values.get(key)
-        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-            return list(value)
-        return None
-
-
-def _attention_from_config(config: _Config, layers: int) -> Attention:
-    heads = config.integer("num_attention_heads")
-    head_dim = config.optional("head_dim") or config.optional("attention_head_dim")
-    if head_dim is None:
-        head_dim = max(1, config.integer("hidden_size") // heads)
-    return Attention(
-        layers=layers,
-        heads=heads,
-        kv_heads=config.optional("num_key_value_heads") or heads,
-        head_dim=head_dim,
-    )
-
-
-def _kinds(config: _Config, architecture: str, layers: int) -> list[str]:
+def _kinds(config: Config, architecture: str, layers: int) -> list[str]:
     """Return what each layer's attention is: full, sliding or chunked; note kinds without a rule here.
 
     Models that do not list it follow the rule of their class in vLLM or in its configuration's defaults.
@@ -173,57 +175,10 @@ def _kinds(config: _Config, architecture: str, layers: int) -> list[str]:
     return kinds
 
 
-def _moe(config: _Config, layers: int) -> Moe | None:
-    """Return the experts; dense layers are those at the start, or those that a step or a list leaves out."""
-    if not any(config.has(key) for key in _EXPERTS):
-        return None
-    step = config.optional("decoder_sparse_step") or config.optional("interleave_moe_layer_step") or 1
-    dense = config.values.get("mlp_only_layers") or []
-    first = config.optional("first_k_dense_replace") or 0
-    sparse = sum(1 for index in range(first, layers) if index not in dense and (index + 1) % step == 0)
-    return Moe(
-        layers=max(1, sparse),
-        experts=config.integer(*_EXPERTS),
-        experts_per_token=config.integer("num_experts_per_tok", "experts_per_token", "moe_k"),
-        expert_intermediate_size=config.integer("moe_intermediate_size", "intermediate_size"),
-    )
-
-
-def _mtp(config: _Config, *keys: str) -> Mtp | None:
-    for key in keys:
-        layers = config.optional(key)
-        if layers:
-            return Mtp(layers=layers, attention_layers=layers)
-    return None
-
-
-def _geometry(
-    config: _Config,
-    architecture: str,
-    dtype: str,
-    attention: Attention,
-    windows: tuple[Window, ...] = (),
-    mtp: Mtp | None = None,
-) -> Geometry:
-    layers = config.integer("num_hidden_layers")
-    return Geometry(
-        architecture=architecture,
-        layers=layers,
-        hidden_size=config.integer("hidden_size"),
-        max_position_embeddings=config.integer("max_position_embeddings"),
-        attention=attention,
-        windows=windows,
-        moe=_moe(config, layers),
-        mtp=mtp,
-        vocab_size=config.optional("vocab_size"),
-        dtype=dtype,
-    )
-
-
-def _from_plain(config: _Config, architecture: str, dtype: str) -> Geometry:
+def _from_plain(config: Config, architecture: str, dtype: str) -> Geometry:
     layers = config.integer("num_hidden_layers")
     kinds = _kinds(config, architecture, layers)
-    attention = _attention_from_config(config, max(1, kinds.count("full_attention")))
+    attention = attention_from_config(config, max(1, kinds.count("full_attention")))
     windows: tuple[Window, ...] = ()
     if "sliding_attention" in kinds:
         windows = (
@@ -234,10 +189,10 @@ def _from_plain(config: _Config, architecture: str, dtype: str) -> Geometry:
                 head_dim=attention.head_dim,
             ),
         )
-    return _geometry(config, architecture, dtype, attention, windows, _mtp(config, "num_nextn_predict_layers"))
+    return plain_geometry(config, architecture, dtype, attention, windows, mtp_of(config, "num_nextn_predict_layers"))
 
 
-def _from_latent(config: _Config, architecture: str, dtype: str) -> Geometry:
+def _from_latent(config: Config, architecture: str, dtype: str) -> Geometry:
     """Read a model with multi-head latent attention (vllm/model_executor/models/deepseek_v2.py).
 
     A token is one vector: the compressed keys and values, and the part of the key that carries the position.
@@ -247,10 +202,10 @@ def _from_latent(config: _Config, architecture: str, dtype: str) -> Geometry:
         config.missing.append("config.json has a sparse or compressed cache, which the memory model has no rule for.")
     latent = config.integer("kv_lora_rank") + config.integer("qk_rope_head_dim")
     attention = Attention(layers=layers, heads=heads, kv_heads=1, head_dim=latent, latent_dim=latent)
-    return _geometry(config, architecture, dtype, attention, (), _mtp(config, "num_nextn_predict_layers"))
+    return plain_geometry(config, architecture, dtype, attention, (), mtp_of(config, "num_nextn_predict_layers"))
 
 
-def _from_chunked(config: _Config, architecture: str, dtype: str) -> Geometry:
+def _from_chunked(config: Config, architecture: str, dtype: str) -> Geometry:
     """Read Llama 4: layers with rotary positions keep a chunk, the others everything (``no_rope_layers``)."""
     layers = config.integer("num_hidden_layers")
     rotary = config.values.get("no_rope_layers")
@@ -259,13 +214,13 @@ def _from_chunked(config: _Config, architecture: str, dtype: str) -> Geometry:
         rotary = [int((index + 1) % every != 0) for index in range(layers)]
     chunk, full = config.optional("attention_chunk_size"), rotary.count(0)
     if chunk is None:
-        return _geometry(config, architecture, dtype, _attention_from_config(config, layers))
-    attention = _attention_from_config(config, max(1, full))
+        return plain_geometry(config, architecture, dtype, attention_from_config(config, layers))
+    attention = attention_from_config(config, max(1, full))
     chunks = Window(layers - full, chunk, attention.kv_heads, attention.head_dim, chunked=True)
-    return _geometry(config, architecture, dtype, attention, (chunks,))
+    return plain_geometry(config, architecture, dtype, attention, (chunks,))
 
 
-def _from_two_widths(config: _Config, architecture: str, dtype: str) -> Geometry:
+def _from_two_widths(config: Config, architecture: str, dtype: str) -> Geometry:
     """Read MiMo-V2 (vllm/model_executor/models/mimo_v2.py): windows with heads of their own, values narrower than keys.
 
     Its draft layers have no rule here: the geometry has no mtp section.
@@ -277,7 +232,7 @@ def _from_two_widths(config: _Config, architecture: str, dtype: str) -> Geometry
         pattern = [0] * layers
     if 0 not in pattern:
         config.missing.append("config.json has no layer of full attention: the memory model needs one.")
-    full = _attention_from_config(config, max(1, pattern.count(0)))
+    full = attention_from_config(config, max(1, pattern.count(0)))
     attention = replace(full, value_head_dim=config.optional("v_head_dim"))
     windows: tuple[Window, ...] = ()
     if 1 in pattern:
@@ -290,10 +245,10 @@ def _from_two_widths(config: _Config, architecture: str, dtype: str) -> Geometry
                 value_head_dim=config.optional("swa_v_head_dim"),
             ),
         )
-    return _geometry(config, architecture, dtype, attention, windows)
+    return plain_geometry(config, architecture, dtype, attention, windows)
 
 
-def _from_qwen_gdn(config: _Config, architecture: str, dtype: str) -> Geometry:
+def _from_qwen_gdn(config: Config, architecture: str, dtype: str) -> Geometry:
     layers = config.integer("num_hidden_layers")
     kinds = config.texts("layer_types")
     odd = sorted({kind for kind in kinds or [] if kind not in ("full_attention", "linear_attention")})
@@ -313,7 +268,7 @@ def _from_qwen_gdn(config: _Config, architecture: str, dtype: str) -> Geometry:
         layers=layers,
         hidden_size=config.integer("hidden_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
-        attention=_attention_from_config(config, max(1, kinds.count("full_attention"))),
+        attention=attention_from_config(config, max(1, kinds.count("full_attention"))),
         recurrent=GatedDeltaNet(
             layers=max(1, kinds.count("linear_attention")),
             k_heads=config.integer("linear_num_key_heads"),
@@ -323,14 +278,14 @@ def _from_qwen_gdn(config: _Config, architecture: str, dtype: str) -> Geometry:
             conv_kernel=config.integer("linear_conv_kernel_dim"),
             state_dtype=state_dtype,
         ),
-        moe=_moe(config, layers),
-        mtp=_mtp(config, "mtp_num_hidden_layers", "num_nextn_predict_layers"),
+        moe=moe_of(config, layers),
+        mtp=mtp_of(config, "mtp_num_hidden_layers", "num_nextn_predict_layers"),
         vocab_size=config.optional("vocab_size"),
         dtype=dtype,
     )
 
 
-def _blocks(config: _Config, list_key: str, pattern_key: str) -> list[str]:
+def _blocks(config: Config, list_key: str, pattern_key: str) -> list[str]:
     """Return the kinds of Nemotron-H's blocks, from a list of names or a string of letters."""
     named = config.texts(list_key)
     letters = config.values.get(pattern_key)
@@ -341,7 +296,7 @@ def _blocks(config: _Config, list_key: str, pattern_key: str) -> list[str]:
     return [_BLOCK_KINDS.get(item, "mlp") for item in spelled]
 
 
-def _from_nemotron_h(config: _Config, architecture: str, dtype: str) -> Geometry:
+def _from_nemotron_h(config: Config, architecture: str, dtype: str) -> Geometry:
     blocks = _blocks(config, "layers_block_type", "hybrid_override_pattern")
     if not blocks:
         config.missing.append("config.json has neither layers_block_type nor hybrid_override_pattern.")
@@ -361,7 +316,7 @@ def _from_nemotron_h(config: _Config, architecture: str, dtype: str) -> Geometry
         layers=len(blocks) or 1,
         hidden_size=config.integer("hidden_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
-        attention=_attention_from_config(config, max(1, counts["attention"])),
+        attention=attention_from_config(config, max(1, counts["attention"])),
         recurrent=Mamba2(
             layers=counts["mamba"],
             heads=config.integer("mamba_num_heads"),
@@ -390,6 +345,33 @@ def _from_nemotron_h(config: _Config, architecture: str, dtype: str) -> Geometry
     )
 
 
+def checkpoint_kv_dtype(quantization: object) -> str:
+    """Return what ``--kv-cache-dtype auto`` is for a quantised checkpoint that brings scales for its cache.
+
+    As ``get_kv_cache_quant_algo_string`` (vllm/utils/torch_utils.py) reads ModelOpt's files, and
+    ``_init_kv_cache_quant`` those of compressed-tensors.
+
+    :param quantization: ``quantization_config`` of config.json
+    """
+    if not isinstance(quantization, Mapping):
+        return "auto"
+    method = str(quantization.get("quant_method", ""))
+    inner = quantization.get("quantization", quantization)
+    inner = inner if isinstance(inner, Mapping) else quantization
+    keys = ("kv_cache_scheme", "kv_cache_quant_algo")
+    found = next((each[key] for key in keys for each in (inner, quantization) if each.get(key)), None)
+    if method == "compressed-tensors":
+        return "fp8" if quantization.get("kv_cache_scheme") else "auto"
+    if not method.startswith("modelopt"):
+        return "auto"
+    if isinstance(found, Mapping):
+        if found.get("type") != "float":
+            return "auto"
+        scaled = found.get("num_bits") == 8 and found.get("dynamic") is False
+        return "fp8" if scaled else "nvfp4" if found.get("num_bits") == 4 else "auto"
+    return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(found).lower(), "auto")
+
+
 def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
     """Return the geometry that a Hugging Face ``config.json`` describes.
 
@@ -414,21 +396,30 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
     if architecture in _AROUND and not isinstance(text, Mapping):
         raise UnknownGeometryError([f"config.json of {architecture} has no text_config."])
     inner_architecture = _AROUND.get(architecture, architecture)
-    config = _Config(inner)
+    config = Config(inner)
     dtype = inner.get("dtype") or inner.get("torch_dtype") or values.get("dtype") or values.get("torch_dtype")
     dtype = dtype or "bfloat16"
     if dtype not in DTYPE_BYTES:
         config.missing.append(f"config.json has dtype {dtype!r}, which is not {ONE_DTYPE}.")
     readers = (
-        (_PLAIN, _from_plain),
+        ((*_PLAIN, *_DRAFTS), _from_plain),
         (_LATENT, _from_latent),
+        (_INDEXED, from_indexed),
+        (_COMPRESSED, from_compressed),
+        (_POOLED, from_pooled),
+        (_QSA, from_qsa),
+        (_DELTA_HYBRID, from_delta_hybrid),
         (_CHUNKED, _from_chunked),
         (_TWO_WIDTHS, _from_two_widths),
         (_QWEN_GDN, _from_qwen_gdn),
         (_NEMOTRON_H, _from_nemotron_h),
     )
     reader = next(each for names, each in readers if inner_architecture in names)
-    geometry = replace(reader(config, inner_architecture, str(dtype)), architecture=architecture)
+    geometry = replace(
+        reader(config, inner_architecture, str(dtype)),
+        architecture=architecture,
+        kv_cache_dtype=checkpoint_kv_dtype(values.get("quantization_config") or inner.get("quantization_config")),
+    )
     missing = list(dict.fromkeys(config.missing)) or check_consistency(geometry)
     if missing:
         raise UnknownGeometryError(missing)

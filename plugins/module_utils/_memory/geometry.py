@@ -19,6 +19,11 @@ DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 MAMBA2 = "mamba2"
 GATED_DELTA_NET = "gated_delta_net"
+KDA = "kda"
+
+#: Kinds of indexer: DeepSeek-V3.2's, GLM-5.3's pooled one, Qwen3.8-Flash-Next's compressed one.
+DSA, KPOOL, QSA = "dsa", "kpool", "qsa"
+INDEXERS = (DSA, KPOOL, QSA)
 
 
 class GeometryError(ValueError):
@@ -98,7 +103,60 @@ class GatedDeltaNet:
     kind = GATED_DELTA_NET
 
 
-Recurrent: TypeAlias = "Mamba2 | GatedDeltaNet"
+@dataclass(frozen=True)
+class Kda:
+    """Kimi Delta Attention: as many heads of keys as of values, of one width."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    conv_kernel: int
+    state_dtype: str
+
+    kind = KDA
+
+    @property
+    def k_head_dim(self) -> int:
+        return self.head_dim
+
+
+Recurrent: TypeAlias = "Mamba2 | GatedDeltaNet | Kda"
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """DeepSeek-V4: every layer has a window, most also keep one state for 4 or for 128 tokens.
+
+    The layers of ratio 4 have an indexer besides.
+    """
+
+    layers: int
+    window_tokens: int
+    indexed_layers: int
+    pooled_layers: int
+    head_dim: int
+    index_head_dim: int
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """Keys by which sparse attention chooses what to read, beside the cache of each layer of full attention."""
+
+    kind: str
+    head_dim: int
+    #: One key for so many tokens.
+    tokens_per_state: int = 1
+    #: Qwen's ring also keeps the positions of an image model.
+    rope_positions: bool = False
+
+
+@dataclass(frozen=True)
+class ShortConv:
+    """Short convolutions beside the layers (n-gram embeddings); every rank keeps their whole state."""
+
+    layers: int
+    width: int
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -134,6 +192,13 @@ class Geometry:
     recurrent: Recurrent | None = None
     moe: Moe | None = None
     mtp: Mtp | None = None
+    compressed: Compressed | None = None
+    indexer: Indexer | None = None
+    short_conv: ShortConv | None = None
+    #: Inner width of the dense layers' MLP.
+    intermediate_size: int | None = None
+    #: What vLLM makes of ``--kv-cache-dtype auto``, where the checkpoint says so.
+    kv_cache_dtype: str = "auto"
     vocab_size: int | None = None
     dtype: str = "bfloat16"
 
@@ -147,6 +212,7 @@ _FLOAT = "a number above zero"
 _TEXT = "a text"
 _SWITCH = "true or false"
 ONE_DTYPE = "one of " + ", ".join(DTYPE_BYTES)
+ONE_INDEXER = "one of " + ", ".join(INDEXERS)
 
 #: key -> (kind of value, required)
 _Keys = Mapping[str, tuple[str, bool]]
@@ -189,7 +255,30 @@ _RECURRENT_KEYS: dict[str, _Keys] = {
         "conv_kernel": (WHOLE, True),
         "state_dtype": (ONE_DTYPE, True),
     },
+    KDA: {
+        "kind": (_TEXT, True),
+        "layers": (WHOLE, True),
+        "heads": (WHOLE, True),
+        "head_dim": (WHOLE, True),
+        "conv_kernel": (WHOLE, True),
+        "state_dtype": (ONE_DTYPE, True),
+    },
 }
+_COMPRESSED_KEYS: _Keys = {
+    "layers": (WHOLE, True),
+    "window_tokens": (WHOLE, True),
+    "indexed_layers": (WHOLE, True),
+    "pooled_layers": (WHOLE, True),
+    "head_dim": (WHOLE, True),
+    "index_head_dim": (WHOLE, True),
+}
+_INDEXER_KEYS: _Keys = {
+    "kind": (ONE_INDEXER, True),
+    "head_dim": (WHOLE, True),
+    "tokens_per_state": (WHOLE, False),
+    "rope_positions": (_SWITCH, False),
+}
+_SHORT_CONV_KEYS: _Keys = {"layers": (WHOLE, True), "width": (WHOLE, True), "columns": (WHOLE, True)}
 _MOE_KEYS: _Keys = {
     "layers": (WHOLE, True),
     "experts": (WHOLE, True),
@@ -207,10 +296,28 @@ _TOP_KEYS: _Keys = {
     "layers": (WHOLE, True),
     "hidden_size": (WHOLE, True),
     "vocab_size": (WHOLE, False),
+    "intermediate_size": (WHOLE, False),
+    "kv_cache_dtype": (_TEXT, False),
     "dtype": (ONE_DTYPE, False),
     "max_position_embeddings": (WHOLE, True),
 }
-_SECTIONS = {"attention": True, "recurrent": False, "moe": False, "mtp": False}
+_SECTIONS = {
+    "attention": True,
+    "recurrent": False,
+    "moe": False,
+    "mtp": False,
+    "compressed": False,
+    "indexer": False,
+    "short_conv": False,
+}
+_SECTION_KEYS: Mapping[str, _Keys] = {
+    "attention": _ATTENTION_KEYS,
+    "moe": _MOE_KEYS,
+    "mtp": _MTP_KEYS,
+    "compressed": _COMPRESSED_KEYS,
+    "indexer": _INDEXER_KEYS,
+    "short_conv": _SHORT_CONV_KEYS,
+}
 
 
 def _is_kind(value: object, kind: str) -> bool:
@@ -218,6 +325,8 @@ def _is_kind(value: object, kind: str) -> bool:
         return isinstance(value, str) and value != ""
     if kind == ONE_DTYPE:
         return isinstance(value, str) and value in DTYPE_BYTES
+    if kind == ONE_INDEXER:
+        return isinstance(value, str) and value in INDEXERS
     if kind == _SWITCH:
         return isinstance(value, bool)
     if isinstance(value, bool):
@@ -252,7 +361,7 @@ def _check_section(name: str, values: Mapping[str, Any]) -> list[str]:
         if kind not in _RECURRENT_KEYS:
             return [f"{path}.kind is {kind!r}, but it must be one of {', '.join(_RECURRENT_KEYS)}."]
         return _check_keys(path, values, _RECURRENT_KEYS[kind])
-    return _check_keys(path, values, {"attention": _ATTENTION_KEYS, "moe": _MOE_KEYS, "mtp": _MTP_KEYS}[name])
+    return _check_keys(path, values, _SECTION_KEYS[name])
 
 
 def check_consistency(geometry: Geometry) -> list[str]:
@@ -264,6 +373,16 @@ def check_consistency(geometry: Geometry) -> list[str]:
     if stateful > geometry.layers:
         problems.append(
             f"geometry.layers is {geometry.layers}, but attention and recurrent layers alone are {stateful}."
+        )
+    compressed, indexer = geometry.compressed, geometry.indexer
+    if compressed and compressed.indexed_layers + compressed.pooled_layers > compressed.layers:
+        problems.append(
+            f"geometry.compressed.layers is {compressed.layers}, but indexed_layers and pooled_layers are "
+            f"{compressed.indexed_layers + compressed.pooled_layers}."
+        )
+    if indexer and indexer.kind != QSA and not attention.latent_dim:
+        problems.append(
+            f"geometry.indexer.kind {indexer.kind} is for latent attention, but attention.latent_dim is missing."
         )
     if attention.latent_dim and attention.kv_heads != 1:
         problems.append(
@@ -315,7 +434,12 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     recurrent: Recurrent | None = None
     if values.get("recurrent"):
         fields = {key: value for key, value in values["recurrent"].items() if key != "kind"}
-        recurrent = (Mamba2 if values["recurrent"]["kind"] == MAMBA2 else GatedDeltaNet)(**fields)
+        kinds: Mapping[str, type[Mamba2 | GatedDeltaNet | Kda]] = {
+            MAMBA2: Mamba2,
+            GATED_DELTA_NET: GatedDeltaNet,
+            KDA: Kda,
+        }
+        recurrent = kinds[values["recurrent"]["kind"]](**fields)
     mtp = None
     if values.get("mtp"):
         mtp = Mtp(**{"attention_layers": values["mtp"]["layers"], **values["mtp"]})
@@ -329,6 +453,11 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
         recurrent=recurrent,
         moe=Moe(**values["moe"]) if values.get("moe") else None,
         mtp=mtp,
+        compressed=Compressed(**values["compressed"]) if values.get("compressed") else None,
+        indexer=Indexer(**values["indexer"]) if values.get("indexer") else None,
+        short_conv=ShortConv(**values["short_conv"]) if values.get("short_conv") else None,
+        intermediate_size=values.get("intermediate_size"),
+        kv_cache_dtype=values.get("kv_cache_dtype", "auto"),
         vocab_size=values.get("vocab_size"),
         dtype=values.get("dtype", "bfloat16"),
     )

@@ -30,7 +30,7 @@ def _pool_refusals(plan: Plan) -> list[str]:
             + (f"; it would hold {longest} tokens." if longest else " of anything.")
         )
     graphs = plan.rules.graphs_want_block_per_sequence and not settings.enforce_eager and settings.device == CUDA
-    if graphs and layout.recurrent_groups and plan.max_num_seqs > plan.pool.blocks:
+    if graphs and layout.has_recurrent and plan.max_num_seqs > plan.pool.blocks:
         reasons.append(
             f"CUDA graphs want a cache block for each of max_num_seqs {plan.max_num_seqs} sequences, and the pool has "
             f"{plan.pool.blocks}: set max_num_seqs to {plan.pool.blocks} or less."
@@ -43,7 +43,7 @@ def _refusals(plan: Plan) -> list[str]:
     settings, layout, fit = plan.settings, plan.layout, fit_of(plan.settings)
     reasons = _pool_refusals(plan)
     too_long = layout.cache_mode == ALIGN and layout.block_tokens > plan.batched_tokens
-    if plan.rules.align_block_within_batch and layout.recurrent_groups and too_long:
+    if plan.rules.align_block_within_batch and layout.has_recurrent and too_long:
         reasons.append(
             f"With prefix caching a block of {layout.block_tokens} tokens must fit into max_num_batched_tokens, which "
             f"is {plan.batched_tokens}: raise it, keep the state in a smaller dtype, or switch prefix caching off."

@@ -14,9 +14,12 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
     GIB,
     MIB,
+    VersionRules,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.layout import (
+    Asked,
     Layout,
     Pool,
-    VersionRules,
     fill_pool,
     plan_layout,
 )
@@ -103,9 +106,12 @@ def default_batch(settings: Settings) -> tuple[int, int]:
 def weights_per_rank_gib(settings: Settings) -> float:
     """Return one rank's share of the weights; the MTP head is loaded only when it is used."""
     weights, head = settings.weights_gib, settings.geometry.mtp
-    if head is not None and head.weights_gib is not None and not settings.speculative_tokens:
+    if head is not None and head.weights_gib is not None and not (settings.speculative_tokens and settings.own_heads):
         weights -= head.weights_gib
-    return weights / settings.tensor_parallel_size
+    if settings.speculative_tokens:
+        # A draft model is split over the same ranks, and is in every stage's way only once.
+        weights += settings.draft_weights_gib
+    return weights / (settings.tensor_parallel_size * settings.pipeline_parallel_size)
 
 
 def overheads_gib(settings: Settings, batched_tokens: int) -> dict[str, float]:
@@ -127,7 +133,9 @@ def overheads_gib(settings: Settings, batched_tokens: int) -> dict[str, float]:
         "autotuner_gib": autotuner,
         "draft_gib": fit.draft_hidden_tensors * hidden if settings.speculative_tokens else 0.0,
         "graphs_gib": 0.0 if settings.enforce_eager else fit.graphs_gib,
-        "distributed_gib": fit.distributed_gib if settings.tensor_parallel_size > 1 else 0.0,
+        "distributed_gib": fit.distributed_gib
+        if settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
+        else 0.0,
     }
 
 
@@ -142,16 +150,22 @@ def make_plan(settings: Settings, rules: VersionRules) -> Plan:
     max_num_seqs, tokens = default_batch(settings)
     layout = plan_layout(
         settings.geometry,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        kv_cache_dtype=settings.kv_cache_dtype,
-        ssm_dtype=settings.ssm_dtype,
-        speculative_tokens=settings.speculative_tokens,
-        block_granularity=settings.block_granularity or _GRANULARITY[settings.device],
-        prefix_caching=settings.enable_prefix_caching,
-        cache_mode=settings.mamba_cache_mode,
-        rules=rules,
-        in_flight_tokens=in_flight_tokens(settings, tokens, rules),
-        hybrid_manager=settings.hybrid_kv_cache_manager,
+        Asked(
+            tensor_parallel_size=settings.tensor_parallel_size,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            ssm_dtype=settings.ssm_dtype,
+            speculative_tokens=settings.speculative_tokens,
+            block_granularity=settings.block_granularity or _GRANULARITY[settings.device],
+            prefix_caching=settings.enable_prefix_caching,
+            cache_mode=settings.mamba_cache_mode,
+            rules=rules,
+            in_flight_tokens=in_flight_tokens(settings, tokens, rules),
+            hybrid_manager=settings.hybrid_kv_cache_manager,
+            draft=settings.draft if settings.speculative_tokens else None,
+            own_heads=settings.own_heads,
+            pipeline_parallel_size=settings.pipeline_parallel_size,
+            decode_context_parallel_size=settings.decode_context_parallel_size,
+        ),
     )
     # No step is larger than all sequences together.
     tokens = min(tokens, settings.max_model_len * max_num_seqs)

@@ -9,7 +9,13 @@ from math import isfinite
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Geometry, Mamba2
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+    DSA,
+    GatedDeltaNet,
+    Geometry,
+    Kda,
+    Mamba2,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
     ALL,
     CACHE_MODES,
@@ -18,6 +24,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
     VersionRules,
     parse_version,
     resolve_cache_mode,
+    resolve_kv_cache_dtype,
     resolve_prefix_caching,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import KIB_PER_GIB, parse_meminfo
@@ -91,12 +98,24 @@ class Settings:
     block_granularity: int | None = None
     async_scheduling: bool = True
     pipeline_parallel_size: int = 1
+    #: Ranks of the tensor-parallel group over which the tokens of a sequence are spread.
+    decode_context_parallel_size: int = 1
+    #: A draft model beside the target: its shape and the size of its weights.
+    draft: Geometry | None = None
+    draft_weights_gib: float = 0.0
+    #: False where no layers draft: a search in the text (ngram, suffix).
+    draft_has_layers: bool = True
     hybrid_kv_cache_manager: bool = True
     enforce_eager: bool = False
     fp4_backend: str = MARLIN
     device: str = CUDA
     floor_gib: float = memory_fit.DEFAULT_FLOOR_GIB
     firm_cap_gib: float | None = None
+
+    @property
+    def own_heads(self) -> bool:
+        """Whether what drafts are the checkpoint's own heads."""
+        return self.draft is None and self.draft_weights_gib == 0 and self.draft_has_layers
 
 
 @dataclass(frozen=True)
@@ -274,6 +293,7 @@ def check_settings(settings: Settings) -> list[str]:
     problems += _positive("max_num_seqs", settings.max_num_seqs, " (sequences)")
     problems += _positive("max_num_batched_tokens", settings.max_num_batched_tokens, " (tokens)")
     problems += _positive("pipeline_parallel_size", settings.pipeline_parallel_size, " (stages)")
+    problems += _positive("decode_context_parallel_size", settings.decode_context_parallel_size, " (ranks)")
     problems += _positive("block_granularity", settings.block_granularity, " (tokens)")
     if settings.speculative_tokens < 0:
         problems.append(f"speculative_tokens is {settings.speculative_tokens}, but it must be zero or more.")
@@ -323,11 +343,19 @@ def split_problems(settings: Settings) -> list[str]:
                 f"vLLM cannot split {recurrent.groups} Mamba groups over {ranks} ranks: only a single group is "
                 "replicated."
             )
-    elif recurrent is not None:
+    elif isinstance(recurrent, Kda):
+        must_divide("heads of the delta attention", recurrent.heads)
+    elif isinstance(recurrent, GatedDeltaNet):
         must_divide("key heads of the delta net", recurrent.k_heads)
         must_divide("value heads of the delta net", recurrent.v_heads)
     if geometry.moe and not settings.expert_parallel:
         must_divide("columns of each expert (expert_parallel is off)", geometry.moe.expert_intermediate_size)
+    context = settings.decode_context_parallel_size
+    if context > 1:
+        if ranks % context:
+            problems.append(f"vLLM cannot spread a sequence over {context} of {ranks} tensor-parallel ranks.")
+        if geometry.windows:
+            problems.append(f"vLLM cannot spread windows over {context} ranks: decode_context_parallel_size must be 1.")
     return problems
 
 
@@ -335,15 +363,34 @@ def missing_facts(settings: Settings, rules: VersionRules) -> list[str]:
     """Return one sentence for each fact without which a figure would be a guess."""
     geometry = settings.geometry
     missing = []
-    if settings.pipeline_parallel_size > 1:
+    packed = geometry.compressed is not None or (geometry.indexer is not None and geometry.indexer.kind != DSA)
+    for name in ("pipeline_parallel_size", "decode_context_parallel_size"):
+        size = getattr(settings, name)
+        if size > 1 and (packed or geometry.indexer):
+            missing.append(f"{name} is {size}: how vLLM splits a compressed or indexed cache then is not known here.")
+    if settings.speculative_tokens and settings.draft_has_layers and settings.draft is None:
+        if settings.draft_weights_gib:
+            missing.append(
+                f"speculative_tokens is {settings.speculative_tokens} and a draft model stands beside the target, "
+                "whose shape is not known: drafter.geometry, or config.json of its weights."
+            )
+        elif geometry.mtp is None:
+            missing.append(
+                f"speculative_tokens is {settings.speculative_tokens}, but the geometry has no mtp section: the layers "
+                "of the draft model are unknown."
+            )
+    if packed and not geometry.compressed and not rules.packs_any_model:
         missing.append(
-            f"pipeline_parallel_size is {settings.pipeline_parallel_size}: the memory model knows layers that "
-            "are all on every rank."
+            f"geometry.indexer.kind {geometry.indexer.kind if geometry.indexer else ''} with vLLM "
+            f"{settings.vllm_version}: the rules of releases before 0.30 for it were not read."
         )
-    if settings.speculative_tokens and geometry.mtp is None:
+    dtype = resolve_kv_cache_dtype(geometry, settings.kv_cache_dtype)
+    if dtype.endswith("_ds_mla") and not geometry.attention.latent_dim and not geometry.compressed:
+        missing.append(f"kv_cache_dtype is {dtype}, which is for latent attention, and this model has none.")
+    if geometry.compressed and dtype == "nvfp4_ds_mla":
         missing.append(
-            f"speculative_tokens is {settings.speculative_tokens}, but the geometry has no mtp section: the layers of "
-            "the draft model are unknown."
+            "kv_cache_dtype is nvfp4_ds_mla: the releases whose source was read refuse it for this kind of cache, so "
+            "the size of a state is not known."
         )
     recurrent = geometry.recurrent
     if isinstance(recurrent, Mamba2) and recurrent.chunk_size is None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError, geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.measured import points_from, verdict_from_points
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.answer import answer
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     FITS,
     REFUSED,
@@ -18,9 +18,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
     UNKNOWN,
     Budget,
     MemoryModelError,
-    Settings,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate, unknown
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import device_of, memory_arguments
@@ -67,19 +65,7 @@ def budget_of(
     :raises MemoryModelError: the options cannot be sized.
     """
     asked = {**memory_arguments(spec, version, device_of(version)), **changes}
-    memory: dict[str, Any] = {"mem_total_gib": total_gib, "mem_available_gib": available_gib}
-    points = points_from(asked.pop("measured", []))
-    geometry = asked.pop("geometry", None)
-    if geometry is None:
-        return (
-            verdict_from_points(points, [], asked | memory)
-            if points
-            else unknown(["Its shape is not known, and expected.kv_cache has no measured cache."])
-        )
-    found = evaluate(Settings(geometry=geometry_from_dict(geometry), **memory, **asked))
-    if found.verdict == UNKNOWN and points:
-        return verdict_from_points(points, found.missing, asked | memory)
-    return found
+    return answer({**asked, "mem_total_gib": total_gib, "mem_available_gib": available_gib})
 
 
 def on_boxes(spec: Mapping[str, Any], images: Mapping[str, Any], nodes: int, memory_gib: float) -> tuple[str, str]:

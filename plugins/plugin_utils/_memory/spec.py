@@ -30,6 +30,7 @@ _SAME = {
     "mamba-cache-mode": "mamba_cache_mode",
 }
 _WHOLE = {
+    "decode-context-parallel-size": "decode_context_parallel_size",
     "pipeline-parallel-size": "pipeline_parallel_size",
     "tensor-parallel-size": "tensor_parallel_size",
     "max-model-len": "max_model_len",
@@ -47,6 +48,8 @@ _BUDGET = {
     "gpu-memory-utilization-gb": "budget_gib",
     "gpu-memory-utilization": "gpu_memory_utilization",
 }
+#: Methods that search the text so far: nothing of them has weights or a cache.
+_SEARCHES = ("ngram", "ngram_gpu", "suffix")
 _MEMORY_KEYS = ("budget_gib", "gpu_memory_utilization", "kv_cache_memory_gib", "floor_gib", "firm_cap_gib")
 
 #: vLLM reads small letters as powers of 1000 and capitals as powers of 1024.
@@ -121,18 +124,25 @@ def _limits(spec: Mapping[str, Any], arguments: Mapping[str, Any], problems: lis
     return found
 
 
-def _drafter_gib(spec: Mapping[str, Any]) -> float:
-    """Return what the draft model's weights add to those of the model, in GiB over all ranks.
-
-    A draft model that runs on fewer ranks than the model (draft_tensor_parallel_size) weighs more on each of them.
-    """
-    drafter, serve = spec.get("drafter") or {}, spec.get("serve") or {}
-    if not drafter:
-        return 0.0
-    ranks = serve.get("tensor-parallel-size", 1)
+def _draft(spec: Mapping[str, Any], weights_root: str) -> dict[str, Any]:
+    """Return the arguments about what drafts, beside the number of its tokens."""
+    serve, drafter = spec.get("serve") or {}, spec.get("drafter") or {}
     speculation = serve.get("speculative-config")
-    own = speculation.get("draft_tensor_parallel_size") if isinstance(speculation, Mapping) else None
-    return float(drafter["size_gib"]) * float(ranks) / float(own or ranks)
+    if not isinstance(speculation, Mapping):
+        return {}
+    if speculation.get("method") in _SEARCHES:
+        return {"draft_has_layers": False}
+    if not drafter:
+        return {}
+    # A draft model that runs on fewer ranks than the model weighs more on each of them.
+    ranks = float(serve.get("tensor-parallel-size", 1))
+    own = float(speculation.get("draft_tensor_parallel_size") or ranks)
+    found: dict[str, Any] = {"draft_weights_gib": float(drafter["size_gib"]) * ranks / own}
+    if drafter.get("geometry"):
+        found["draft_geometry"] = dict(drafter["geometry"])
+    elif weights_root:
+        found["draft_config_json"] = f"{weights_root}/{drafter['repo']}"
+    return found
 
 
 def device_of(vllm_version: str) -> str:
@@ -177,11 +187,12 @@ def memory_arguments(
     elif weights_root:
         arguments["config_json"] = f"{weights_root}/{spec['repo']}"
     arguments |= {
-        "weights_gib": float(spec["size_gib"]) + _drafter_gib(spec),
+        "weights_gib": float(spec["size_gib"]),
         # An image whose version nobody has written down counts as the newest release that was read.
         "vllm_version": vllm_version or version_text(NEWEST_READ),
         "device": device,
         "fp4_backend": _fp4_backend(spec),
+        **_draft(spec, weights_root),
     }
     arguments.update({argument: str(serve[option]) for option, argument in _SAME.items() if option in serve})
     arguments.update({argument: bool(serve[option]) for option, argument in _SWITCH.items() if option in serve})

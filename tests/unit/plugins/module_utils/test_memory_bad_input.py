@@ -30,8 +30,9 @@ GEOMETRY: list[tuple[dict[str, Any], str]] = [
     ({"hiden_size": 8192}, "geometry.hiden_size is not a key that the memory model knows: did you mean hidden_size?"),
     (
         {"zzz": 1},
-        "geometry.zzz is not a key that the memory model knows: known are architecture, attention, dtype, hidden_size, "
-        "layers, max_position_embeddings, moe, mtp, recurrent, vocab_size, windows.",
+        "geometry.zzz is not a key that the memory model knows: known are architecture, attention, compressed, dtype, "
+        "hidden_size, indexer, intermediate_size, kv_cache_dtype, layers, max_position_embeddings, moe, mtp, "
+        "recurrent, short_conv, vocab_size, windows.",
     ),
     ({"dtype": "fp8"}, "geometry.dtype is 'fp8', but it must be one of float32, float16, bfloat16."),
     ({"attention": None}, "geometry.attention is missing: it must be a dictionary."),
@@ -46,9 +47,9 @@ GEOMETRY: list[tuple[dict[str, Any], str]] = [
     ({"recurrent": "mamba2"}, "geometry.recurrent is 'mamba2', but it must be a dictionary."),
     (
         {"recurrent.kind": "mamba1"},
-        "geometry.recurrent.kind is 'mamba1', but it must be one of mamba2, gated_delta_net.",
+        "geometry.recurrent.kind is 'mamba1', but it must be one of mamba2, gated_delta_net, kda.",
     ),
-    ({"recurrent.kind": None}, "geometry.recurrent.kind is None, but it must be one of mamba2, gated_delta_net."),
+    ({"recurrent.kind": None}, "geometry.recurrent.kind is None, but it must be one of mamba2, gated_delta_net, kda."),
     (
         {"recurrent.k_heads": 16},
         "geometry.recurrent.k_heads is not a key that the memory model knows: did you mean heads?",
@@ -90,7 +91,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     (
         {"kv_cache_dtype": "int4"},
         "kv_cache_dtype is 'int4', but it must be one of auto, bfloat16, float16, fp8, fp8_e4m3, fp8_e5m2, fp8_inc, "
-        "int8_per_token_head, fp8_per_token_head, nvfp4.",
+        "int8_per_token_head, fp8_per_token_head, nvfp4, fp8_ds_mla, nvfp4_ds_mla.",
     ),
     ({"ssm_dtype": "fp8"}, "ssm_dtype is 'fp8', but it must be one of auto, float32, float16, bfloat16."),
     ({"mamba_cache_mode": "some"}, "mamba_cache_mode is 'some', but it must be one of none, align, all."),

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import (
+    checkpoint_kv_dtype,
+    geometry_from_hf_config,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     Attention,
     Geometry,
@@ -20,7 +23,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Window,
     geometry_from_dict,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, fill_pool, plan_layout, rules_for
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, rules_for
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.layout import Asked, fill_pool, plan_layout
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "memory"
 #: Made by scripts/kv_layouts.py with vLLM's CPU build of the version in the name.
@@ -28,25 +32,30 @@ PLANNED: dict[str, Any] = json.loads((FIXTURES / "kv-layouts-0.32.0.json").read_
 CASES = yaml.safe_load((FIXTURES / "families.yml").read_text(encoding="utf-8"))
 
 
-def geometry_of(case: dict[str, Any]) -> Geometry:
+def geometry_of(case: dict[str, Any], key: str = "geometry") -> Geometry:
     shape = {"architecture": "x", "hidden_size": 1, "layers": 200, "max_position_embeddings": case["max_model_len"]}
-    return geometry_from_dict(shape | case["geometry"])
+    return geometry_from_dict(shape | case[key])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["name"]))
 def test_the_layout_is_the_one_that_vllm_plans(case: dict[str, Any]) -> None:
     rules = rules_for((0, 32, 0))
+    mode = case.get("cache_mode")
     layout = plan_layout(
         geometry_of(case),
-        tensor_parallel_size=case["tensor_parallel_size"],
-        kv_cache_dtype=case["kv_cache_dtype"],
-        ssm_dtype="auto",
-        speculative_tokens=0,
-        block_granularity=16,
-        prefix_caching=None,
-        cache_mode=None,
-        rules=rules,
-        in_flight_tokens=2 * case["max_num_batched_tokens"],
+        Asked(
+            tensor_parallel_size=case["tensor_parallel_size"],
+            kv_cache_dtype=case["kv_cache_dtype"],
+            ssm_dtype="auto",
+            speculative_tokens=case.get("speculative_tokens", 0),
+            block_granularity=case.get("block_size", 16),
+            prefix_caching=None if mode is None else mode != "none",
+            cache_mode=mode,
+            rules=rules,
+            in_flight_tokens=2 * case["max_num_batched_tokens"],
+            draft=geometry_of(case, "draft") if "draft" in case else None,
+            own_heads="draft" not in case,
+        ),
     )
     pool = fill_pool(layout, int(case["pool_gib"] * GIB), case["max_model_len"], rules)
     planned = PLANNED[case["name"]]
@@ -62,7 +71,7 @@ def test_without_the_hybrid_manager_a_window_keeps_everything() -> None:
         "tensor_parallel_size": 1, "kv_cache_dtype": "fp8", "ssm_dtype": "auto", "speculative_tokens": 0,
         "block_granularity": 16, "prefix_caching": None, "cache_mode": None, "rules": rules_for((0, 32, 0)),
     }  # fmt: skip
-    layout = plan_layout(geometry_of(case), **options, hybrid_manager=False)
+    layout = plan_layout(geometry_of(case), Asked(**options, hybrid_manager=False))
     assert (layout.groups, layout.sequence_bytes(160)) == (1, 36 * 2 * 8 * 64 * 160)
 
 
@@ -249,3 +258,98 @@ def test_a_wrong_window_is_named(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(GeometryError) as caught:
         geometry_from_dict(shape | change)
     assert sentence in caught.value.problems
+
+
+CONFIGS = FIXTURES / "config"
+EXPECTED: dict[str, Any] = yaml.safe_load((CONFIGS / "expected.yml").read_text(encoding="utf-8"))
+
+
+def config_of(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    return values
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_repository_is_read_from_its_config(name: str) -> None:
+    expected = {key: value for key, value in EXPECTED[name].items() if key != "source"}
+    found = geometry_from_hf_config(config_of(name))
+    values = config_of(name)
+    text = values.get("text_config", values)
+    common = {
+        "architecture": values["architectures"][0],
+        "layers": text["num_hidden_layers"],
+        "hidden_size": text["hidden_size"],
+        "max_position_embeddings": text.get("max_position_embeddings") or text["model_max_length"],
+        "vocab_size": text["vocab_size"],
+    }
+    dense = {"intermediate_size": found.intermediate_size} if found.intermediate_size else {}
+    assert found == geometry_from_dict(common | dense | expected)
+    assert EXPECTED[name]["source"]
+
+
+def test_every_config_has_an_expectation() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.json")} == set(EXPECTED)
+    assert len(EXPECTED) >= 10
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("deepseek-v3.2", {"index_topk_freq": 4},
+         "config.json shares the indexer between layers, which the memory model has no rule for."),
+        ("deepseek-v4-flash-0731", {"compress_ratios": [2] * 46},
+         "config.json has no compress_ratios of 4 and 128 (and 0) for its 43 layers."),
+        ("kimi-linear-48b-a3b", {"linear_attn_config": None},
+         "config.json has no linear_attn_config with kda_layers and full_attn_layers."),
+    ],
+)  # fmt: skip
+def test_a_variant_without_a_rule_is_unknown(name: str, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UnknownGeometryError) as caught:
+        geometry_from_hf_config(config_of(name) | change)
+    assert sentence in caught.value.missing
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"layer_types": None}, "config.json does not list which layers are of which kind (layer_types)."),
+        ({"layer_types": ["odd"] * 45},
+         "config.json has layers of type odd, whose cache the memory model cannot size."),
+        ({"layer_types": ["linear_attention"]}, "config.json lists 1 layer_types for 45 layers."),
+        ({"linear_attn_config": {"num_heads": 64, "head_dim": 128}},
+         "config.json has no short_conv_kernel_size or linear_conv_kernel_dim that is a whole number above zero."),
+    ],
+)  # fmt: skip
+def test_a_wrapped_variant_without_a_rule_is_unknown(change: dict[str, Any], sentence: str) -> None:
+    values = config_of("glm-5.3-flash")
+    with pytest.raises(UnknownGeometryError) as caught:
+        geometry_from_hf_config(values | {"text_config": values["text_config"] | change})
+    assert sentence in caught.value.missing
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype"),
+    [
+        (None, "auto"),
+        ({"quant_method": "mxfp4"}, "auto"),
+        ({"quant_method": "awq", "kv_cache_quant_algo": "FP8"}, "auto"),
+        ({"quant_method": "gptq"}, "auto"),
+        ({"quant_method": "auto-round"}, "auto"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "auto"),
+        ({"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}, "fp8"),
+        ({"quant_method": "modelopt_fp4", "kv_cache_quant_algo": "NVFP4"}, "nvfp4"),
+        ({"quant_method": "modelopt", "kv_cache_scheme": {"type": "float", "num_bits": 8, "dynamic": True}}, "auto"),
+        ({"quant_method": "modelopt", "kv_cache_scheme": {"type": "float", "num_bits": 4}}, "nvfp4"),
+        ({"quant_method": "modelopt", "kv_cache_scheme": {"type": "int", "num_bits": 8, "dynamic": False}}, "auto"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "fp8"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": None}, "auto"),
+    ],
+)
+def test_what_auto_means_for_the_cache_of_a_quantised_checkpoint(quantization: object, dtype: str) -> None:
+    assert checkpoint_kv_dtype(quantization) == dtype
+
+
+@pytest.mark.parametrize("architecture", ["DFlash2DraftModel", "Eagle3LlamaForCausalLM", "Qwen3DSparkModel"])
+def test_a_draft_model_is_read_from_its_config(architecture: str) -> None:
+    values = config(architecture, num_hidden_layers=5, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
+    assert geometry_from_hf_config(values).attention == Attention(5, 32, 8, 128)

@@ -161,7 +161,7 @@ def test_all_problems_of_a_geometry_come_at_once() -> None:
         "geometry.hidden_size is missing: it must be a whole number above zero.",
         "geometry.max_position_embeddings is missing: it must be a whole number above zero.",
         "geometry.attention is missing: it must be a dictionary.",
-        "geometry.recurrent.kind is 'rwkv', but it must be one of mamba2, gated_delta_net.",
+        "geometry.recurrent.kind is 'rwkv', but it must be one of mamba2, gated_delta_net, kda.",
     ]
     assert str(caught.value) == " ".join(caught.value.problems)
 
@@ -275,8 +275,8 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
         ({}, "config.json names no architecture."),
         ({"architectures": []}, "config.json names no architecture."),
         (
-            {"architectures": ["DeepseekV4ForCausalLM"]},
-            "The memory model has no rules for the architecture DeepseekV4ForCausalLM. Describe the model in "
+            {"architectures": ["DeepseekV41ForCausalLM"]},
+            "The memory model has no rules for the architecture DeepseekV41ForCausalLM. Describe the model in "
             "`geometry` (docs/memory.md), or give a measured point in expected.kv_cache.",
         ),
         (

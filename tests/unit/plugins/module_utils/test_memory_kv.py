@@ -22,17 +22,20 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
     ALL,
     GIB,
     NONE,
-    Layout,
-    attention_bytes_per_token,
+    attention_bytes,
     ceil_div,
-    fill_pool,
     parse_version,
-    plan_layout,
     resolve_cache_mode,
     resolve_prefix_caching,
     rules_for,
     state_bytes,
     version_text,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.layout import (
+    Asked,
+    Layout,
+    fill_pool,
+    plan_layout,
 )
 
 REPO = Path(__file__).resolve().parents[4]
@@ -53,17 +56,8 @@ def layout(
     caching: bool | None = None,
     mode: str | None = None,
 ) -> Layout:
-    return plan_layout(
-        geometry,
-        tensor_parallel_size=ranks,
-        kv_cache_dtype=kv,
-        ssm_dtype=ssm,
-        speculative_tokens=speculative,
-        block_granularity=granularity,
-        prefix_caching=caching,
-        cache_mode=mode,
-        rules=rules_for(version),
-    )
+    asked = Asked(ranks, kv, ssm, speculative, granularity, caching, mode, rules_for(version))
+    return plan_layout(geometry, asked)
 
 
 def mamba(geometry: Geometry) -> Mamba2:
@@ -191,17 +185,17 @@ def test_the_cache_mode_by_release(
     ],
 )
 def test_bytes_of_a_token_in_one_layer(dtype: str, expected: int) -> None:
-    assert attention_bytes_per_token(NANO, 2, dtype) == expected
+    assert attention_bytes(NANO.attention, NANO.dtype, 2, dtype) == expected
 
 
 def test_kv_heads_are_replicated_beyond_their_number() -> None:
-    at_two = attention_bytes_per_token(NANO, 2, "fp8")
-    assert attention_bytes_per_token(NANO, 4, "fp8") == at_two
-    assert attention_bytes_per_token(NANO, 1, "fp8") == 2 * at_two
+    at_two = attention_bytes(NANO.attention, NANO.dtype, 2, "fp8")
+    assert attention_bytes(NANO.attention, NANO.dtype, 4, "fp8") == at_two
+    assert attention_bytes(NANO.attention, NANO.dtype, 1, "fp8") == 2 * at_two
 
 
 def test_a_float32_model_keeps_wide_keys() -> None:
-    assert attention_bytes_per_token(replace(NANO, dtype="float32"), 1, "auto") == 2048
+    assert attention_bytes(NANO.attention, "float32", 1, "auto") == 2048
 
 
 def test_mamba_state_by_hand() -> None:

@@ -296,6 +296,84 @@ def test_a_known_shape_goes_before_a_measured_cache(capsys: pytest.CaptureFixtur
     assert (with_point["verdict"], with_point["reasons"]) == (without["verdict"], without["reasons"])
 
 
-def test_pipeline_parallelism_is_not_computed(capsys: pytest.CaptureFixture[str]) -> None:
-    result = call(capsys, **{**NANO, "pipeline_parallel_size": 2})
-    assert (result["verdict"], result["missing"][0][:29]) == ("unknown", "pipeline_parallel_size is 2: ")
+def test_stages_share_the_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (call(capsys, **{**NANO, "kv_cache_memory_gib": 2, "gpu_memory_utilization": None,
+                                "pipeline_parallel_size": stages}) for stages in (1, 2))  # fmt: skip
+    assert two["weights_gib_per_rank"] == pytest.approx(one["weights_gib_per_rank"] / 2, abs=0.001)
+    assert two["kv_cache_tokens"] == pytest.approx(2 * one["kv_cache_tokens"], rel=0.01)
+
+
+QWEN: dict[str, Any] = {
+    "architecture": "Qwen3_5ForConditionalGeneration", "layers": 64, "hidden_size": 5120, "vocab_size": 248320,
+    "max_position_embeddings": 262144, "attention": {"layers": 16, "heads": 24, "kv_heads": 4, "head_dim": 256},
+    "recurrent": {
+        "kind": "gated_delta_net", "layers": 48, "k_heads": 16, "v_heads": 48, "k_head_dim": 128, "v_head_dim": 128,
+        "conv_kernel": 4, "state_dtype": "float32",
+    },
+}  # fmt: skip
+DRAFT: dict[str, Any] = {
+    "architecture": "DFlash2DraftModel", "layers": 5, "hidden_size": 5120, "max_position_embeddings": 262144,
+    "attention": {"layers": 5, "heads": 32, "kv_heads": 8, "head_dim": 128},
+}  # fmt: skip
+
+
+def with_draft(capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, Any]:
+    asked: dict[str, Any] = {
+        "geometry": QWEN, "weights_gib": 20.4, "vllm_version": "0.30.0", "kv_cache_dtype": "fp8", "max_num_seqs": 8,
+        "max_model_len": 262144, "max_num_batched_tokens": 16384, "speculative_tokens": 8, "kv_cache_memory_gib": 19.6,
+        "gpu_memory_utilization": 0.8, "draft_geometry": DRAFT, "draft_weights_gib": 3.5, "mem_total_gib": 121.69,
+    }  # fmt: skip
+    return call(capsys, **{**asked, **changes})
+
+
+def test_a_draft_model_takes_weights_and_cache(capsys: pytest.CaptureFixture[str]) -> None:
+    found = with_draft(capsys)
+    assert found["weights_gib_per_rank"] == pytest.approx(23.9)
+    # 16 layers of the target and 5 of the draft, of 2048 bytes each.
+    assert found["kv_bytes_per_token"] == 21 * 2048
+    without = with_draft(capsys, speculative_tokens=0)
+    assert (without["weights_gib_per_rank"], without["kv_bytes_per_token"]) == (20.4, 16 * 2048)
+
+
+def test_a_draft_model_is_read_from_its_own_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    values = {
+        "architectures": ["DFlash2DraftModel"], "num_hidden_layers": 5, "hidden_size": 5120, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 262144,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    found = with_draft(capsys, draft_geometry=None, draft_config_json=str(tmp_path))
+    assert found["kv_bytes_per_token"] == with_draft(capsys)["kv_bytes_per_token"]
+    (tmp_path / "config.json").unlink()
+    missing = with_draft(capsys, draft_geometry=None, draft_config_json=str(tmp_path))
+    assert (missing["verdict"], missing["missing"]) == (
+        "unknown", [f"{tmp_path}/config.json cannot be read on this node: No such file or directory."],
+    )  # fmt: skip
+
+
+def test_a_search_in_the_text_takes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    found = with_draft(capsys, draft_geometry=None, draft_weights_gib=0, draft_has_layers=False)
+    assert (found["weights_gib_per_rank"], found["kv_bytes_per_token"]) == (20.4, 16 * 2048)
+    own = with_draft(capsys, draft_geometry=None, draft_weights_gib=0)
+    assert own["missing"][0].startswith("speculative_tokens is 8, but the geometry has no mtp section")
+
+
+def test_auto_comes_to_the_longest_context(capsys: pytest.CaptureFixture[str]) -> None:
+    found = with_draft(capsys, max_model_len=-1, kv_cache_memory_gib=8.0)
+    longest = found["max_model_len"]
+    assert 0 < longest < 262144
+    assert found["max_concurrency"] >= 1
+    assert with_draft(capsys, max_model_len=longest + 4096, kv_cache_memory_gib=8.0)["verdict"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"decode_context_parallel_size": 2}, "vLLM cannot spread a sequence over 2 of 1 tensor-parallel ranks."),
+        ({"decode_context_parallel_size": 0}, "decode_context_parallel_size is 0, but it must be above zero (ranks)."),
+    ],
+)
+def test_contexts_that_cannot_be_spread(
+    capsys: pytest.CaptureFixture[str], changes: dict[str, Any], sentence: str
+) -> None:
+    found = with_draft(capsys, **changes)
+    assert sentence in [*found.get("reasons", []), *found.get("problems", [])]

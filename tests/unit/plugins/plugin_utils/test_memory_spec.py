@@ -201,13 +201,28 @@ def test_caches_that_were_measured_are_found_in_both_places() -> None:
     assert memory_arguments(measured, "0.22.1")["measured"] == measured_points(measured)
 
 
-def test_the_weights_of_a_draft_model_count() -> None:
-    drafter = {"repo": "org/draft", "size_gib": 4.0}
-    assert memory_arguments(spec(drafter=drafter), "0.22.1")["weights_gib"] == 333.0
+def test_a_draft_model_counts_with_its_weights_and_its_shape() -> None:
+    drafter: dict[str, Any] = {"repo": "org/draft", "size_gib": 4.0}
+    found = memory_arguments(spec(drafter=drafter), "0.22.1", weights_root="/srv/models")
+    assert (found["weights_gib"], found["draft_weights_gib"]) == (329.0, 4.0)
+    assert found["draft_config_json"] == "/srv/models/org/draft"
+    shaped = memory_arguments(spec(drafter=drafter | {"geometry": {"layers": 5}}), "0.22.1", weights_root="/srv/models")
+    assert (shaped["draft_geometry"], "draft_config_json" in shaped) == ({"layers": 5}, False)
     alone = {**ULTRA["serve"]["speculative-config"], "draft_tensor_parallel_size": 1}
     serve = {**ULTRA["serve"], "speculative-config": alone}
     # On one rank of four it is not divided: as if it were four times as large.
-    assert memory_arguments(spec(drafter=drafter, serve=serve), "0.22.1")["weights_gib"] == 345.0
+    assert memory_arguments(spec(drafter=drafter, serve=serve), "0.22.1")["draft_weights_gib"] == 16.0
+
+
+def test_a_draft_model_that_nothing_uses_does_not_count() -> None:
+    serve = {key: value for key, value in ULTRA["serve"].items() if key != "speculative-config"}
+    found = memory_arguments(spec(drafter={"repo": "org/draft", "size_gib": 4.0}, serve=serve), "0.22.1")
+    assert not any(key.startswith("draft") for key in found)
+
+
+def test_a_search_in_the_text_has_no_layers() -> None:
+    serve = {**ULTRA["serve"], "speculative-config": {"method": "ngram", "num_speculative_tokens": 3}}
+    assert memory_arguments(spec(serve=serve), "0.22.1")["draft_has_layers"] is False
 
 
 @pytest.mark.parametrize("length", ["auto", -1, "-1"])

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read models with compressed, indexed or delta attention from their config.json, as vLLM's classes do.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
+    Config,
+    attention_from_config,
+    mtp_of,
+    plain_geometry,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+    DSA,
+    KPOOL,
+    QSA,
+    Attention,
+    Compressed,
+    GatedDeltaNet,
+    Geometry,
+    Indexer,
+    Kda,
+    Mtp,
+    ShortConv,
+)
+
+_NEXT = "num_nextn_predict_layers"
+
+
+def _latent(config: Config, layers: int) -> Attention:
+    """Return latent attention: the compressed keys and values, and the part of the key with the position, if any."""
+    latent = config.integer("kv_lora_rank") + (config.optional("qk_rope_head_dim") or 0)
+    heads = config.integer("num_attention_heads")
+    return Attention(max(1, layers), heads, kv_heads=1, head_dim=latent, latent_dim=latent)
+
+
+def _count(config: Config, kinds: list[str] | None, **known: str) -> dict[str, int]:
+    """Return how many layers there are of each kind; note what is missing or has no rule.
+
+    :param known: name here -> name in ``layer_types``
+    """
+    layers = config.integer("num_hidden_layers")
+    if kinds is None:
+        config.missing.append("config.json does not list which layers are of which kind (layer_types).")
+        kinds = []
+    odd = sorted(set(kinds) - set(known.values()))
+    if odd:
+        config.missing.append(
+            f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size."
+        )
+    if kinds and len(kinds) != layers:
+        config.missing.append(f"config.json lists {len(kinds)} layer_types for {layers} layers.")
+    return {name: max(1, kinds.count(kind)) for name, kind in known.items()}
+
+
+def from_indexed(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read DeepSeek-V3.2 and GLM-5 (vllm/model_executor/models/deepseek_v2.py): a key of the indexer on every layer."""
+    if (config.optional("index_topk_freq") or 1) > 1 or config.has("index_topk_pattern"):
+        config.missing.append("config.json shares the indexer between layers, which the memory model has no rule for.")
+    attention = _latent(config, config.integer("num_hidden_layers"))
+    geometry = plain_geometry(config, architecture, dtype, attention, (), mtp_of(config, _NEXT))
+    return replace(geometry, indexer=Indexer(DSA, config.integer("index_head_dim")))
+
+
+def from_compressed(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read DeepSeek-V4 (vllm/models/deepseek_v4/attention.py).
+
+    ``compress_ratios`` has a ratio for each layer and zeros for the draft layers after them; 0 is a window alone.
+    """
+    layers, ratios = config.integer("num_hidden_layers"), config.values.get("compress_ratios")
+    if not (isinstance(ratios, list) and len(ratios) >= layers and {4, 128} <= set(ratios) <= {0, 1, 4, 128}):
+        config.missing.append(f"config.json has no compress_ratios of 4 and 128 (and 0) for its {layers} layers.")
+        ratios = [0] * layers
+    head_dim = config.integer("head_dim")
+    attention = Attention(layers, config.integer("num_attention_heads"), kv_heads=1, head_dim=head_dim)
+    drafts = max(len(ratios) - layers, config.optional(_NEXT) or 0)
+    geometry = plain_geometry(config, architecture, dtype, attention, (), Mtp(drafts, drafts) if drafts else None)
+    return replace(
+        geometry,
+        compressed=Compressed(
+            layers=layers,
+            window_tokens=config.integer("sliding_window"),
+            indexed_layers=max(1, ratios[:layers].count(4)),
+            pooled_layers=max(1, ratios[:layers].count(128)),
+            head_dim=head_dim,
+            index_head_dim=config.integer("index_head_dim"),
+        ),
+    )
+
+
+def from_qsa(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read Qwen3.8-Flash-Next (vllm/models/qwen4_exp): gated delta nets, sparse attention, n-gram embeddings."""
+    layers, every = config.integer("num_hidden_layers"), config.optional("full_attention_interval")
+    kinds = config.texts("layer_types")
+    if kinds is None and every:
+        kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
+    counts = _count(config, kinds, full="full_attention", linear="linear_attention")
+    attention = attention_from_config(config, counts["full"])
+    geometry = plain_geometry(
+        config, architecture, dtype, attention, (), mtp_of(config, "mtp_num_hidden_layers", _NEXT)
+    )
+    embedded = config.values.get("ple_layer_ids")
+    conv = None
+    if embedded:
+        columns = (config.integer("ple_conv_kernel_size") - 1) * config.integer("ngram_size")
+        conv = ShortConv(len(set(embedded)), geometry.hidden_size * config.integer("hc_count"), max(1, columns))
+    return replace(
+        geometry,
+        recurrent=GatedDeltaNet(
+            layers=counts["linear"],
+            k_heads=config.integer("linear_num_key_heads"),
+            v_heads=config.integer("linear_num_value_heads"),
+            k_head_dim=config.integer("linear_key_head_dim"),
+            v_head_dim=config.integer("linear_value_head_dim"),
+            conv_kernel=config.integer("linear_conv_kernel_dim"),
+            state_dtype=str(config.values.get("mamba_ssm_dtype") or "float32"),
+        ),
+        # Positions have three axes in this family, so they are kept beside the keys.
+        indexer=Indexer(QSA, config.integer("indexer_head_dim"), config.integer("indexer_compress_ratio"), True),
+        short_conv=conv,
+    )
+
+
+def _delta(config: Config, layers: int) -> Kda:
+    """Return delta attention from ``linear_attn_config``, or from the keys that newer files have."""
+    section = config.values.get("linear_attn_config")
+    inner = Config(section) if isinstance(section, Mapping) else config
+    found = Kda(
+        layers=layers,
+        heads=inner.integer("num_heads", "linear_num_heads"),
+        head_dim=inner.integer("head_dim", "linear_head_dim")
+        if inner is not config
+        else config.integer("linear_head_dim"),
+        conv_kernel=inner.integer("short_conv_kernel_size", "linear_conv_kernel_dim"),
+        state_dtype="float32",  # vLLM's own, whatever the file says (MambaStateDtypeCalculator.kda_state_dtype)
+    )
+    if inner is not config:
+        config.missing += inner.missing
+    return found
+
+
+def from_pooled(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read GLM-5.3-Flash (vllm/models/glm5next): latent attention with a pooled indexer beside delta attention."""
+    counts = _count(config, config.texts("layer_types"), full="deepseek_sparse_attention", linear="linear_attention")
+    geometry = plain_geometry(config, architecture, dtype, _latent(config, counts["full"]), (), mtp_of(config, _NEXT))
+    indexer = Indexer(KPOOL, config.integer("index_head_dim"), config.integer("index_kpool"))
+    return replace(geometry, recurrent=_delta(config, counts["linear"]), indexer=indexer)
+
+
+def from_delta_hybrid(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read Kimi-Linear: delta attention beside plain latent attention, as ``linear_attn_config`` lists them."""
+    section = config.values.get("linear_attn_config")
+    lists = [section.get(key) if isinstance(section, Mapping) else None for key in ("kda_layers", "full_attn_layers")]
+    if not all(isinstance(each, list) and each for each in lists):
+        config.missing.append("config.json has no linear_attn_config with kda_layers and full_attn_layers.")
+        lists = [[1], [1]]
+    linear, full = (len(each) if isinstance(each, list) else 1 for each in lists)
+    geometry = plain_geometry(config, architecture, dtype, _latent(config, full), (), mtp_of(config, _NEXT))
+    return replace(geometry, recurrent=_delta(config, linear))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config.json that notes what was asked of it and was not there, and the parts that most families share.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+    WHOLE,
+    Attention,
+    Geometry,
+    Moe,
+    Mtp,
+    Window,
+)
+
+EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+
+
+class Config:
+    """A config.json that notes what was asked of it and was not there."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+        self.missing: list[str] = []
+
+    def has(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def integer(self, *keys: str) -> int:
+        """Return the first of the keys that is there as a whole number; note their absence otherwise."""
+        for key in keys:
+            value = self.values.get(key)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+        self.missing.append(f"config.json has no {' or '.join(keys)} that is {WHOLE}.")
+        return 1
+
+    def optional(self, key: str) -> int | None:
+        value = self.values.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+    def texts(self, key: str) -> list[str] | None:
+        value = self.values.get(key)
+        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            return list(value)
+        return None
+
+
+def attention_from_config(config: Config, layers: int) -> Attention:
+    heads = config.integer("num_attention_heads")
+    head_dim = config.optional("head_dim") or config.optional("attention_head_dim")
+    if head_dim is None:
+        head_dim = max(1, config.integer("hidden_size") // heads)
+    return Attention(
+        layers=layers,
+        heads=heads,
+        kv_heads=config.optional("num_key_value_heads") or heads,
+        head_dim=head_dim,
+    )
+
+
+def moe_of(config: Config, layers: int) -> Moe | None:
+    """Return the experts; dense layers are those at the start, or those that a step or a list leaves out."""
+    if not any(config.has(key) for key in EXPERTS):
+        return None
+    step = config.optional("decoder_sparse_step") or config.optional("interleave_moe_layer_step") or 1
+    dense = config.values.get("mlp_only_layers") or []
+    first = config.optional("first_k_dense_replace") or 0
+    sparse = sum(1 for index in range(first, layers) if index not in dense and (index + 1) % step == 0)
+    return Moe(
+        layers=max(1, sparse),
+        experts=config.integer(*EXPERTS),
+        experts_per_token=config.integer("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k"),
+        expert_intermediate_size=config.integer("moe_intermediate_size", "intermediate_size"),
+    )
+
+
+def mtp_of(config: Config, *keys: str) -> Mtp | None:
+    for key in keys:
+        layers = config.optional(key)
+        if layers:
+            return Mtp(layers=layers, attention_layers=layers)
+    return None
+
+
+def plain_geometry(
+    config: Config,
+    architecture: str,
+    dtype: str,
+    attention: Attention,
+    windows: tuple[Window, ...] = (),
+    mtp: Mtp | None = None,
+) -> Geometry:
+    layers = config.integer("num_hidden_layers")
+    return Geometry(
+        architecture=architecture,
+        layers=layers,
+        hidden_size=config.integer("hidden_size"),
+        max_position_embeddings=config.integer("max_position_embeddings", "model_max_length"),
+        attention=attention,
+        windows=windows,
+        moe=moe_of(config, layers),
+        mtp=mtp,
+        vocab_size=config.optional("vocab_size"),
+        intermediate_size=config.optional("intermediate_size"),
+        dtype=dtype,
+    )

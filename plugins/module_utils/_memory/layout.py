@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How vLLM lays out its cache: groups, pages, blocks, and what a pool of blocks holds.  Pure.
+
+This half of the memory model is exact: it restates the rules of vLLM's own planner, which were read in the
+sources of the releases 0.18.1 to 0.33.0 (``vllm/v1/core/kv_cache_utils.py`` and, in 0.33,
+``kv_cache_planning.py``; ``vllm/v1/kv_cache_interface.py``; ``vllm/platforms/interface.py``).  Sizes are bytes
+unless a name says otherwise, and always those of one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import lcm
+
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+    DSA,
+    KPOOL,
+    Attention,
+    Geometry,
+    Mamba2,
+    Recurrent,
+    Window,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
+    ALL,
+    NONE,
+    VersionRules,
+    attention_bytes,
+    bytes_per_token,
+    ceil_div,
+    resolve_cache_mode,
+    resolve_kv_cache_dtype,
+    resolve_prefix_caching,
+    state_bytes,
+)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.packing import Bucket, Packed, pack, pack_tuples
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.sparse import (
+    COMPRESSED_BLOCK,
+    compressed_buckets,
+    index_page,
+    ring_bucket,
+    short_conv_bytes,
+)
+
+#: Hybrids with latent attention round their block up to this (``Platform._align_hybrid_block_size``).
+_LATENT_HYBRID_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Layers that keep the same of a token.
+
+    :ivar tokens: of the window or chunk; None where a layer keeps every token
+    """
+
+    layers: int
+    bytes_per_token: int
+    tokens: int | None = None
+    chunked: bool = False
+    #: KV heads and widths: layers of another form are apart, even if they keep as many bytes.
+    form: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class KindGroups:
+    """The groups of one further kind of layer; each group has a block table of its own."""
+
+    layers: int
+    groups: int
+    block_tokens: int
+    bytes_per_token: int
+    #: Tokens of a sequence that stay: the window and what is under way, or a chunk and what is under way; None for all.
+    kept_tokens: int | None
+    chunked: bool
+
+    def blocks(self, length: int) -> int:
+        """Return the blocks that one group keeps of a sequence."""
+        if self.kept_tokens is None:
+            return ceil_div(length, self.block_tokens)
+        kept = ceil_div(min(self.kept_tokens, length), self.block_tokens)
+        # A window need not begin at the edge of a block.
+        return kept if self.chunked else kept + 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the cache of one model is cut up on one rank.
+
+    A block holds the pages of ``group_layers`` layers; every group of layers has its own
+    block table and draws from the one pool.
+    """
+
+    attention_layers: int
+    attention_groups: int
+    recurrent_groups: int
+    group_layers: int
+    block_tokens: int
+    page_bytes: int
+    block_bytes: int
+    attention_bytes_per_token: int
+    state_bytes: int
+    #: Share by which a recurrent page is larger than the state in it, in percent.
+    padding_percent: float
+    cache_mode: str
+    prefix_caching: bool
+    recurrent_blocks_fixed: int
+    recurrent_blocks_follow_length: bool
+    #: Windows, chunks, and layers of a draft model.
+    others: tuple[KindGroups, ...] = ()
+    #: Pages of several sizes in one block; the groups above are none then.
+    packed: Packed | None = None
+    #: Ranks over which the tokens of a whole cache are spread (``--decode-context-parallel-size``).
+    token_ranks: int = 1
+    #: What grows with each token, where it is not the attention layers of one size alone.
+    growing_bytes: int | None = None
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What all layers that keep every token, draft layers included, keep of one token."""
+        if self.packed is not None:
+            return self.packed.bytes_per_token
+        if self.growing_bytes is not None:
+            return self.growing_bytes
+        further = sum(each.layers * each.bytes_per_token for each in self.others if each.kept_tokens is None)
+        return self.attention_layers * self.attention_bytes_per_token + further
+
+    @property
+    def groups(self) -> int:
+        if self.packed is not None:
+            return self.packed.count
+        return self.attention_groups + self.recurrent_groups + sum(each.groups for each in self.others)
+
+    @property
+    def has_recurrent(self) -> bool:
+        return self.state_bytes > 0
+
+    def recurrent_blocks(self, length: int) -> int:
+        """Return the blocks that one recurrent group keeps of a sequence."""
+        growing = ceil_div(length, self.block_tokens) if self.recurrent_blocks_follow_length else 0
+        return growing + self.recurrent_blocks_fixed
+
+    def blocks_per_sequence(self, length: int) -> int:
+        """Return the blocks that a sequence of ``length`` tokens takes out of the pool."""
+        if self.packed is not None:
+            return self.packed.blocks(length)
+        attention = self.attention_groups * ceil_div(ceil_div(length, self.token_ranks), self.block_tokens)
+        others = sum(each.groups * each.blocks(length) for each in self.others)
+        return attention + others + self.recurrent_groups * self.recurrent_blocks(length)
+
+    def sequence_bytes(self, length: int) -> int:
+        """Return the share of the pool that a sequence of ``length`` tokens takes."""
+        return self.blocks_per_sequence(length) * self.block_bytes
+
+    def recurrent_bytes(self, length: int) -> int:
+        """Return what of ``sequence_bytes`` goes to the recurrent layers."""
+        if self.packed is not None:
+            return self.packed.recurrent_blocks(length) * self.block_bytes
+        return self.recurrent_groups * self.recurrent_blocks(length) * self.block_bytes
+
+    def longest_sequence(self, pool_bytes: int, at_most: int) -> int:
+        """Return the longest sequence, up to ``at_most`` tokens, that a pool holds; 0 when none fits."""
+        low, high = 0, at_most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.sequence_bytes(middle) <= pool_bytes:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def _group_layers(*layers: int) -> int:
+    """Return how many layers share a block table, from the number of layers of each kind.
+
+    As many as the rarest kind has; as the commonest one when they are close, so that a
+    draft head does not double the number of groups.
+    """
+    smallest, largest = min(layers), max(layers)
+    return largest if largest < 1.5 * smallest else smallest
+
+
+def _kinds(attention: Attention, windows: Sequence[Window], dtype: str, ranks: int, kv_cache_dtype: str) -> list[Kind]:
+    """Return what the layers of a model keep, those that keep every token first."""
+
+    def form(each: Attention | Window) -> tuple[int, int, int]:
+        return max(1, each.kv_heads // ranks), each.head_dim, each.value_head_dim or each.head_dim
+
+    size = attention_bytes(attention, dtype, ranks, kv_cache_dtype)
+    found = [Kind(attention.layers, size, form=form(attention))]
+    for each in windows:
+        value = each.value_head_dim or each.head_dim
+        size = bytes_per_token(each.kv_heads, each.head_dim, value, ranks, dtype, kv_cache_dtype)
+        found.append(Kind(each.layers, size, each.tokens, each.chunked, form(each)))
+    return found
+
+
+def _merged(kinds: Sequence[Kind]) -> list[Kind]:
+    """Return the kinds with equal ones put together, as the planner does with equal specifications."""
+    found: dict[tuple[int, int | None, bool, tuple[int, int, int]], int] = {}
+    for each in kinds:
+        key = each.bytes_per_token, each.tokens, each.chunked, each.form
+        found[key] = found.get(key, 0) + each.layers
+    return [Kind(layers, *key) for key, layers in found.items()]
+
+
+def _kind_groups(kind: Kind, block_tokens: int, page: int, group_layers: int, in_flight_tokens: int) -> KindGroups:
+    """Return the groups of one kind, in pages of the common size.
+
+    A smaller page holds more tokens when it divides the common one, and is padded otherwise.
+    """
+    own_page = block_tokens * kind.bytes_per_token
+    if page % own_page == 0:
+        block_tokens = block_tokens * (page // own_page)
+    kept = None
+    if kind.tokens is not None:
+        kept = kind.tokens + in_flight_tokens - (0 if kind.chunked else 1)
+    return KindGroups(
+        layers=kind.layers,
+        groups=ceil_div(kind.layers, group_layers),
+        block_tokens=block_tokens,
+        bytes_per_token=kind.bytes_per_token,
+        kept_tokens=kept,
+        chunked=kind.chunked,
+    )
+
+
+def _fixed_recurrent_blocks(recurrent: Recurrent, mode: str, speculative_tokens: int, rules: VersionRules) -> int:
+    if mode == ALL:
+        return speculative_tokens if rules.all_counts_speculative else 0
+    if mode == NONE:
+        return 1 + speculative_tokens
+    if isinstance(recurrent, Mamba2):
+        checkpoint = rules.mamba2_checkpoint_block
+    else:
+        # FlashInfer's prefill kernel for GB10 (SM12x) is built for heads of 128; delta attention exports none there.
+        checkpoint = rules.gdn_checkpoint_block and recurrent.kind == "gated_delta_net" and recurrent.k_head_dim == 128
+    return 2 + speculative_tokens + (1 if checkpoint else 0)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a layout depends on besides the shape; see `Settings` for the fields of the same names."""
+
+    tensor_parallel_size: int
+    kv_cache_dtype: str
+    ssm_dtype: str
+    speculative_tokens: int
+    #: Tokens of the smallest block of the attention kernel: 16 on CUDA, 128 on the CPU build; or --block-size.
+    block_granularity: int
+    #: None for the release's default.
+    prefix_caching: bool | None
+    #: --mamba-cache-mode; None for the release's default.
+    cache_mode: str | None
+    rules: VersionRules
+    #: Tokens scheduled and not yet settled, which windows keep besides.
+    in_flight_tokens: int = 0
+    #: False with --disable-hybrid-kv-cache-manager: every window keeps all tokens.
+    hybrid_manager: bool = True
+    #: A draft model with a cache of its own.
+    draft: Geometry | None = None
+    #: The checkpoint's own heads draft, not a model beside it or a search in the text.
+    own_heads: bool = True
+    pipeline_parallel_size: int = 1
+    decode_context_parallel_size: int = 1
+
+
+@dataclass(frozen=True)
+class _State:
+    """The recurrent layers' part of a layout."""
+
+    mode: str
+    bytes: int
+    block_tokens: int
+    fixed_blocks: int
+
+
+def _state_of(geometry: Geometry, asked: Asked, per_token: int, caching: bool) -> _State:
+    """Return how the recurrent state is kept, and the tokens of an attention block that holds one."""
+    recurrent = geometry.recurrent
+    step = asked.block_granularity
+    if geometry.compressed:
+        step = max(step, COMPRESSED_BLOCK)
+    elif geometry.indexer and geometry.indexer.kind == KPOOL:
+        step = lcm(step, 64 * geometry.indexer.tokens_per_state)
+    if recurrent is None:
+        return _State(NONE, 0, step, 0)
+    if geometry.attention.latent_dim:
+        step = max(step, _LATENT_HYBRID_BLOCK)
+    speculative = asked.speculative_tokens
+    mode = resolve_cache_mode(recurrent, caching, speculative, asked.rules, asked.cache_mode)
+    state = state_bytes(recurrent, geometry.dtype, asked.tensor_parallel_size, speculative, asked.ssm_dtype)
+    if mode == ALL and isinstance(recurrent, Mamba2):
+        step = lcm(recurrent.chunk_size or step, step)
+    largest = state
+    if geometry.short_conv:
+        largest = max(state, short_conv_bytes(geometry.short_conv, geometry.dtype, speculative))
+    # An attention page must hold a state, so that both kinds of layer can share the pool.
+    block_tokens = step * ceil_div(ceil_div(largest, per_token), step)
+    return _State(mode, state, block_tokens, _fixed_recurrent_blocks(recurrent, mode, speculative, asked.rules))
+
+
+def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
+    """Return the layout that vLLM chooses on each rank."""
+    kv_cache_dtype = resolve_kv_cache_dtype(geometry, asked.kv_cache_dtype)
+    ranks = asked.tensor_parallel_size
+    if geometry.compressed:
+        kinds = [Kind(geometry.attention.layers, 1)]  # replaced by its compressed states
+    else:
+        kinds = _kinds(geometry.attention, geometry.windows, geometry.dtype, ranks, kv_cache_dtype)
+    per_token = kinds[0].bytes_per_token
+    heads = geometry.mtp if asked.speculative_tokens and asked.own_heads else None
+    if heads:
+        kinds[0] = replace(kinds[0], layers=kinds[0].layers + heads.attention_layers)
+    if asked.draft is not None:
+        plain = "fp8" if kv_cache_dtype.endswith("_ds_mla") else kv_cache_dtype  # the packed states are the target's
+        kinds += _kinds(asked.draft.attention, asked.draft.windows, asked.draft.dtype, ranks, plain)
+    kinds = _merged(kinds)
+    caching = resolve_prefix_caching(geometry, asked.prefix_caching, asked.rules)
+    state = _state_of(geometry, asked, per_token, caching)
+    if geometry.compressed or (geometry.indexer and geometry.indexer.kind != DSA):
+        return _packed_layout(geometry, asked, kinds, state, caching, kv_cache_dtype)
+    whole = [each for each in kinds if each.tokens is None]
+    recurrent = geometry.recurrent
+    page = state.block_tokens * max(each.bytes_per_token for each in kinds)
+    if geometry.attention.latent_dim and any(page % (state.block_tokens * each.bytes_per_token) for each in kinds):
+        # Latent rows cannot be padded: the windows of a draft model are kept whole.
+        whole = kinds
+    if recurrent is None and (len(whole) == len(kinds) or not asked.hybrid_manager):
+        return _one_group(kinds, geometry, asked, state.block_tokens, caching)
+    own_page = state.block_tokens * per_token
+    layers = [*(each.layers for each in kinds), *([recurrent.layers] if recurrent else [])]
+    group_layers = _group_layers(*layers)
+    return Layout(
+        attention_layers=kinds[0].layers,
+        attention_groups=ceil_div(kinds[0].layers, group_layers),
+        recurrent_groups=ceil_div(recurrent.layers, group_layers) if recurrent else 0,
+        group_layers=group_layers,
+        block_tokens=state.block_tokens * (page // own_page) if page % own_page == 0 else state.block_tokens,
+        page_bytes=page,
+        block_bytes=ceil_div(group_layers, asked.pipeline_parallel_size) * page,
+        attention_bytes_per_token=per_token,
+        state_bytes=state.bytes,
+        padding_percent=100.0 * (page - state.bytes) / state.bytes if recurrent else 0.0,
+        cache_mode=state.mode,
+        prefix_caching=caching,
+        recurrent_blocks_fixed=state.fixed_blocks,
+        recurrent_blocks_follow_length=state.mode == ALL,
+        others=tuple(
+            _kind_groups(each, state.block_tokens, page, group_layers, asked.in_flight_tokens) for each in kinds[1:]
+        ),
+        token_ranks=asked.decode_context_parallel_size,
+    )
+
+
+def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, block_tokens: int, caching: bool) -> Layout:
+    """Return the layout of a model whose layers all keep every token: one group, whatever each keeps of it."""
+    stages = asked.pipeline_parallel_size
+    per_token = kinds[0].bytes_per_token
+    sizes = [(each.layers, each.bytes_per_token) for each in kinds]
+    if geometry.indexer:
+        sizes.append((kinds[0].layers, index_page(geometry.indexer, 1)))
+    layers = sum(each.layers for each in kinds)
+    return Layout(
+        attention_layers=layers,
+        attention_groups=1,
+        recurrent_groups=0,
+        group_layers=layers,
+        block_tokens=block_tokens,
+        page_bytes=block_tokens * per_token,
+        block_bytes=block_tokens * sum(ceil_div(count, stages) * size for count, size in sizes),
+        attention_bytes_per_token=per_token,
+        state_bytes=0,
+        padding_percent=0.0,
+        cache_mode=NONE,
+        prefix_caching=caching,
+        recurrent_blocks_fixed=0,
+        recurrent_blocks_follow_length=False,
+        token_ranks=asked.decode_context_parallel_size,
+        growing_bytes=sum(count * size for count, size in sizes),
+    )
+
+
+def _packed_layout(
+    geometry: Geometry, asked: Asked, kinds: Sequence[Kind], state: _State, caching: bool, kv_cache_dtype: str
+) -> Layout:
+    """Return the layout of a model with pages of several sizes."""
+    block, in_flight = state.block_tokens, asked.in_flight_tokens
+    buckets: list[Bucket] = []
+    if geometry.compressed:
+        heads = geometry.mtp if asked.speculative_tokens and asked.own_heads else None
+        draft = heads.attention_layers if heads else 0
+        buckets += compressed_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft)
+        kinds = kinds[1:]
+    indexer, attention_layers = geometry.indexer, geometry.attention.layers
+    if indexer:
+        attention_layers = kinds[0].layers
+        pages = ((block * kinds[0].bytes_per_token, kinds[0].layers), (index_page(indexer, block), kinds[0].layers))
+        buckets.append(Bucket(pages, block))
+        ring = ring_bucket(indexer, kinds[0].layers, asked.speculative_tokens)
+        buckets += [ring] if ring else []
+        kinds = kinds[1:]
+    per_token = 0
+    if not geometry.compressed:
+        per_token = attention_bytes(geometry.attention, geometry.dtype, asked.tensor_parallel_size, kv_cache_dtype)
+    page = block * per_token
+    for recurrent in (geometry.recurrent, geometry.short_conv):
+        if recurrent:
+            buckets.append(Bucket(((page, recurrent.layers),), block, None, state.fixed_blocks, is_recurrent=True))
+    whole = tuple((block * each.bytes_per_token, each.layers) for each in kinds if each.tokens is None)
+    buckets[0] = Bucket((*buckets[0].pages, *whole), block)
+    for each in kinds:
+        if each.tokens is not None:
+            window = ((block * each.bytes_per_token, each.layers),)
+            buckets.append(Bucket(window, block, each.tokens - 1 + in_flight))
+    rules = asked.rules
+    packed = pack(buckets) if rules.packs_any_model else pack_tuples(buckets, rules.packs_densely)
+    return Layout(
+        attention_layers=attention_layers,
+        attention_groups=0,
+        recurrent_groups=0,
+        group_layers=0,
+        block_tokens=block,
+        page_bytes=page,
+        block_bytes=packed.block_bytes,
+        attention_bytes_per_token=per_token,
+        state_bytes=state.bytes,
+        padding_percent=100.0 * (page - state.bytes) / state.bytes if state.bytes else 0.0,
+        cache_mode=state.mode,
+        prefix_caching=caching,
+        recurrent_blocks_fixed=state.fixed_blocks,
+        recurrent_blocks_follow_length=False,
+        packed=packed,
+    )
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a pool of a given size holds, in vLLM's own figures."""
+
+    blocks: int
+    #: Sequences of ``max_model_len`` that fit at once (``Maximum concurrency`` in the log).
+    max_concurrency: float
+    #: ``GPU KV cache size`` in the log; its meaning differs between releases.
+    cache_tokens: int
+
+
+def fill_pool(layout: Layout, pool_bytes: int, max_model_len: int, rules: VersionRules) -> Pool:
+    """Return what fits into a pool of ``pool_bytes`` on every rank."""
+    blocks = max(0, pool_bytes // layout.block_bytes)
+    concurrency = blocks / layout.blocks_per_sequence(max_model_len)
+    if rules.tokens_from_concurrency:
+        tokens = int(concurrency * max_model_len)
+    else:
+        # Without prefix caching a recurrent block spans the whole context.
+        recurrent_tokens = max_model_len if layout.cache_mode == NONE else layout.block_tokens
+        per_block = min(layout.block_tokens, recurrent_tokens) if layout.has_recurrent else layout.block_tokens
+        tokens = blocks // layout.groups * per_block
+    return Pool(blocks=blocks, max_concurrency=concurrency, cache_tokens=tokens)
