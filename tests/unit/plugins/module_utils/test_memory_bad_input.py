@@ -79,7 +79,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"weights_gib": -329.0}, "weights_gib is -329.0, but it must be above zero (GiB)."),
     ({"weights_gib": float("nan")}, "weights_gib is nan, but it must be above zero (GiB)."),
     ({"tensor_parallel_size": 0}, "tensor_parallel_size is 0, but it must be above zero (ranks)."),
-    ({"max_model_len": -1}, "max_model_len is -1, but it must be above zero (tokens)."),
+    ({"max_model_len": -2}, "max_model_len is -2, but it must be above zero (tokens)."),
     ({"max_num_seqs": 0}, "max_num_seqs is 0, but it must be above zero (sequences)."),
     ({"max_num_batched_tokens": 0}, "max_num_batched_tokens is 0, but it must be above zero (tokens)."),
     (
