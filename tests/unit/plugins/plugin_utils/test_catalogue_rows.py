@@ -82,7 +82,7 @@ def test_a_measured_cache_stands_in_for_a_shape() -> None:
     nothing = {**MEASURED, "expected": {}}
     verdict, reason = rows.verdict_on(nothing, IMAGES, [119.0])
     assert verdict == "unknown"
-    assert "Its shape is not known, and expected.kv_cache has no measured cache." in reason
+    assert "The shape of the model is not given, so its cache is not computed." in reason
 
 
 @pytest.mark.parametrize(("boxes", "verdict"), [(1, "refused"), (2, "fits"), (3, "not divisible"), (4, "fits")])
