@@ -23,7 +23,7 @@ ROLES = sorted(path.name for path in (REPO / "roles").iterdir() if path.is_dir()
 PLAYBOOKS = sorted(path.stem for path in (REPO / "playbooks").glob("*.yml"))
 
 #: What -e may name without the prefix of a role.
-SELECTORS = frozenset({"model", "placement", "recipe", "target", "repo", "revision", "nodes", "engine"})
+SELECTORS = frozenset({"model", "placement", "recipe", "target", "repo", "revision", "nodes", "engine", "take_over"})
 
 #: Names that Ansible or Jinja define themselves.
 DEFINED = frozenset(
