@@ -105,6 +105,10 @@ status:
     watch:
       description: State of the watch, where there is one.
       type: dict
+    leases:
+      description: Runs that change the cluster now, as M(gb10.cluster.lease) names their holders; on the head alone.
+      type: list
+      elements: dict
 """
 
 import time
@@ -113,6 +117,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, parse_metrics, probe_api
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient
@@ -196,6 +201,7 @@ def main() -> None:
         "mem_floor_gib": None,
         "last_failure": read_json(state_dir / "engine" / "last_failure.json"),
         "watch": read_json(state_dir / "watch" / "state.json"),
+        "leases": lease.live(lease.FOLDER),
     }
     status.update(meminfo_gib(Path("/proc/meminfo").read_text(encoding="ascii")))
     code, out, _err = run(

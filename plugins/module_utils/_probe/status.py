@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 
 #: What asks for JSON on the terminal; anything else that is not empty is a path.
@@ -178,6 +179,7 @@ def document(
         "diagnosis": [],
         "last_failure": last_failure(reports),
         "watch": (reports.get(serving_head) or {}).get("watch") or None,
+        "leases": (reports.get(head) or {}).get("leases") or [],
     }
     if recorded and record is not recorded:
         result["replaces"] = {key: str(recorded.get(key, "")) for key in ("model", "served_name")}
@@ -286,6 +288,7 @@ def screen(found: Mapping[str, Any]) -> list[str]:
     if found["model"]:
         lines += ["", str(found["summary"])]
     lines += notes
+    lines += [lease.sentence(each) for each in found.get("leases") or []]
     watch = found.get("watch")
     if watch:
         looked = instant(watch.get("looked"))

@@ -187,7 +187,17 @@ def _service_checks(node: Mapping[str, Any]) -> list[Check]:
     failed = node["systemd"]["failed"]
     if failed:
         checks.append(Check("failed units", ", ".join(failed), WARN, f"systemctl status {failed[0]}"))
-    checks.append(Check("engine", ", ".join(node["engines"]) or "none serves"))
+    two = len(node["engines"]) > 1
+    checks.append(
+        Check(
+            "engine",
+            ", ".join(node["engines"]) or "none serves",
+            FAIL if two else OK,
+            "Two engines run on one node: run playbooks/serve.yml with -e model= and the one that is to serve."
+            if two
+            else "",
+        )
+    )
     enabled = node.get("engines_enabled", [])
     if len(enabled) > 1:
         checks.append(

@@ -274,3 +274,12 @@ def test_without_a_completion_no_token_is_reported() -> None:
     found = document(NODES, "gx10-1", told(**{"gx10-1": head}), {}, NOW_S)
     assert found["state"] == "ready"
     assert found["summary"] == "2 rank(s) up, qwen/qwen3.5-397b is listed; no completion was asked for."
+
+
+def test_whoever_changes_the_cluster_now_is_named() -> None:
+    held = {"scope": "deployment", "run": "a", "who": "ada", "where": "desk", "what": "serve.yml", "since": "20:00",
+            "seconds": 9.0, "renewed_seconds": 1.0}  # fmt: skip
+    found = document(NODES, "gx10-1", told(**{"gx10-1": member("gx10-1", leases=[held])}), {}, NOW_S)
+    assert found["leases"] == [held]
+    assert "ada on desk runs serve.yml since 20:00 (9 s), with the lease of the deployment" in shown(found)
+    assert document(NODES, "gx10-1", told(), {}, NOW_S)["leases"] == []

@@ -11,6 +11,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Reply
 from ansible_collections.gb10.cluster.plugins.modules import node_journal, node_status
 
@@ -109,6 +110,16 @@ def test_the_head_tells_all(capsys: pytest.CaptureFixture[str], places: dict[str
     assert status["load"]["running"] == 3
     assert status["load"]["generated_tokens_per_s"] > 0
     assert "secret" not in json.dumps(status)
+
+
+@pytest.mark.usefixtures("commands")
+def test_the_head_names_the_run_that_changes_it(
+    capsys: pytest.CaptureFixture[str], places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "FOLDER", tmp_path / "lease")
+    lease.hold(tmp_path / "lease", ["cluster"], {"run": "r", "who": "ada", "where": "desk", "what": "image.yml"})
+    leases = call(node_status, capsys, node="gx10-3", **places)["status"]["leases"]
+    assert [(each["who"], each["scope"]) for each in leases] == [("ada", "cluster")]
 
 
 @pytest.mark.usefixtures("commands")

@@ -106,6 +106,7 @@ def test_a_sound_cluster() -> None:
         (("kernel_next",), {"version": "6.17.0-1032-nvidia", "nvidia": False}, "next kernel", WARN),
         (("gpu_sample", "brakes"), ["power brake"], "GPU clock", WARN),
         (("bios",), "5.36_0ACUM018 09/18/2025", "firmware", WARN),
+        (("engines",), ["vllm-a.service", "vllm-b.service"], "engine", FAIL),
         (("engines_enabled",), ["vllm-a.service", "vllm-b.service"], "engines at boot", FAIL),
         (("protection", "systemd_oomd"), True, "systemd-oomd", WARN),
         (("memory_gib", "available"), 9.9, "memory", FAIL),
