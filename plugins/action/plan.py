@@ -13,6 +13,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.model import placement_error
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import importer
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import model_checks
@@ -55,6 +56,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "images": {"type": "dict", "required": True},
                 "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
                 "engine": {"type": "str", "choices": ["", "native", "ray"], "default": ""},
+                "record": {"type": "dict", "default": {}},
                 "render_only": {"type": "bool", "default": False},
             }
         )
@@ -163,6 +165,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "vllm_upstream": str(upstream or ""),
             "image_pulled": bool(recipe["pull"]),
         }
+        if moved := placement_error(args["record"], result["plan"], members[0]):
+            del result["plan"]
+            return [moved]
         result["warnings"] = model_checks.warnings(spec)
         if overrides:
             written = ms.validate(args["spec"])[0]

@@ -49,6 +49,12 @@ options:
     description: The known images by name.
     type: dict
     required: true
+  record:
+    description: >-
+      What was last verified on the head. A plan that serves the same model on other nodes or by another engine is
+      refused; omitted or empty when the command line says where and how to serve.
+    type: dict
+    default: {}
   mods_dir:
     description: Directory of the mods; the collection's own unless given.
     type: path

@@ -12,7 +12,7 @@ from tests.lint.collection import REPO
 #: Playbooks that change no node.
 READS = frozenset(
     """
-    bench doctor dynamo_render init lease logs memory plan render status validate verify wheels
+    add_model bench doctor dynamo_render init lease logs memory plan render status validate verify wheels
     """.split()
 )
 BOTH = ("cluster", "deployment")
@@ -51,7 +51,7 @@ def test_a_playbook_leases_what_it_imports_leases() -> None:
 
 def test_the_runbook_names_them() -> None:
     text = (REPO / "docs" / "runbook.md").read_text(encoding="utf-8")
-    shown = {}
+    shown: dict[str, tuple[str, ...]] = {}
     for row, scopes in {"deployment": ("deployment",), "cluster": ("cluster",), "both": BOTH}.items():
         names = re.search(rf"^\| {row} \| (.*) \|$", text, re.MULTILINE)
         assert names
