@@ -104,7 +104,7 @@ def test_every_playbook_checks_the_addresses_first() -> None:
         roles = [task.get("ansible.builtin.import_role") for task in first.get("tasks", [])[:1]]
         if first.get("tasks") and all("gb10.cluster.placeholders" in str(each.get("when")) for each in first["tasks"]):
             continue  # it goes on without the nodes
-        # What renders, chooses or plans contacts no placeholder; the others begin with one that plans, or with the lease.
+        # What renders, chooses or plans contacts no placeholder; the others begin with such a one, or with the lease.
         assert imported in ("plan.yml", "validate.yml", "lease.yml") or (
             roles
             and roles[0]["name"] == "gb10.cluster.model"
