@@ -34,6 +34,7 @@ class FilterModule:
             "entry_arguments": launch.entry_arguments,
             "model_path": launch.model_path,
             "model_trees": launch.trees,
+            "prepared_trees": launch.prepared,
             "trees_beside": launch.trees_beside,
             "engine_mounts": launch.mounts,
             "rank_ports": launch.rank_ports,

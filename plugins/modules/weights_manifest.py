@@ -48,6 +48,10 @@ options:
     description: Whether a source that does not exist gives no manifest instead of a failure.
     type: bool
     default: false
+  all_files:
+    description: Whether every file counts, whatever O(serve) says; for data that is no model.
+    type: bool
+    default: false
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
 attributes:
@@ -151,6 +155,7 @@ def main() -> None:
             "cache": {"type": "path", "required": True},
             "serve": {"type": "dict", "default": {}},
             "hashes": {"type": "bool", "default": True},
+            "all_files": {"type": "bool", "default": False},
             "absent_ok": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
@@ -176,6 +181,8 @@ def main() -> None:
             indexes[name], wrong = source.read_index(files[name])
             errors += [wrong] if wrong else []
     needed, left, missing = needs.choose(found.sizes, indexes, module.params["serve"])
+    if module.params["all_files"]:
+        needed, left, missing = [name for name in sorted(files) if name not in weights.OWN_FILES], {}, []
     left.update(found.left)
     errors += missing
     errors += [error for error in map(weights.path_error, needed) if error]

@@ -19,7 +19,9 @@ STAMP = ".gb10-manifest.json"
 PIECES = ".gb10-pieces"
 #: Beside the stamp: size, times and inode of each file when its hash was last seen to be right.
 MARKS = ".gb10-marks.json"
-OWN_FILES = (STAMP, PIECES, MARKS)
+#: Names what prepared data was made from, until it is moved to its place.
+MADE = ".gb10-prepared.json"
+OWN_FILES = (STAMP, PIECES, MARKS, MADE)
 HASH_BYTES = 32
 VERSION = 2
 #: What no model reaches; a manifest with more is not one of ours.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 CONTAINER_ROOT = "/root/.cache/huggingface"
 #: In place of an organisation, for what was made here and not downloaded.
 PREPARED = "gb10-prepared"
+#: Where the container that makes data writes (modules/prepared_data.py).
+PREPARED_OUTPUT = "/gb10-output"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -154,6 +157,34 @@ def trees(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
         made = {"repo": prepared_repo(spec, data), "revision": "", "size_gib": data["size_gib"]}
         found.append(_tree(made, "prepared", {}))
     return found
+
+
+def prepared(plan: Mapping[str, Any], image: Mapping[str, Any], weights_root: str) -> list[dict[str, Any]]:
+    """Return how each of a model's prepared data is made; see prepared_trees.yml.
+
+    Its revision names everything that it is made from, so that a new command, image or revision makes it anew.
+    """
+    spec = plan["spec"]
+    found = []
+    for data in spec.get("prepared_data") or []:
+        words = {"{model}": model_path(plan), "{output}": PREPARED_OUTPUT}
+        make = {
+            "command": [_filled(word, words) for word in data["command"]],
+            "env": {name: _filled(str(value), words) for name, value in data["env"].items()},
+            "mounts": {f"{weights_root}/{spec['repo']}": model_path(plan)},
+            "size_gib": data["size_gib"],
+        }
+        origin = {**make, "image": image["fingerprint"], "repo": spec["repo"], "revision": spec["revision"]}
+        digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()
+        repo = prepared_repo(spec, data)
+        found.append({"repo": repo, "revision": digest[:16], "make": {**make, "image": image["tag"]}})
+    return found
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
 
 
 def _tree(source: Mapping[str, Any], kind: str, serve: Mapping[str, Any]) -> dict[str, Any]:

@@ -238,3 +238,31 @@ def test_each_repository_of_a_model_is_moved_like_the_others() -> None:
         {"repo": "gb10-prepared/m.rows", "size_gib": 48.0},
     ]
     assert launch.trees({}) == []
+
+
+def test_prepared_data_is_made_anew_when_anything_that_it_is_made_from_changes() -> None:
+    data = {
+        "name": "rows",
+        "command": ["make", "--from={model}", "{output}/rows"],
+        "mount": "/data/rows",
+        "size_gib": 48,
+        "env": {"OUT": "{output}"},
+    }
+    image = {"tag": "gb10/i:1", "fingerprint": "f1"}
+    (found,) = launch.prepared(plan(prepared_data=[data]), image, "/w")
+    assert found["repo"] == "gb10-prepared/m.rows"
+    assert found["make"] == {
+        "command": ["make", "--from=/root/.cache/huggingface/o/m", "/gb10-output/rows"],
+        "env": {"OUT": "/gb10-output"},
+        "mounts": {"/w/o/m": "/root/.cache/huggingface/o/m"},
+        "size_gib": 48.0,
+        "image": "gb10/i:1",
+    }
+    others = [
+        launch.prepared(plan(prepared_data=[{**data, "command": ["make", "{output}"]}]), image, "/w"),
+        launch.prepared(plan(prepared_data=[data], revision="abc"), image, "/w"),
+        launch.prepared(plan(prepared_data=[data]), {**image, "fingerprint": "f2"}, "/w"),
+    ]
+    assert len({found["revision"], *(each[0]["revision"] for each in others)}) == 4
+    assert launch.prepared(plan(prepared_data=[data]), image, "/w") == [found]
+    assert launch.prepared(plan(), image, "/w") == []
