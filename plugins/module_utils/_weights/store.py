@@ -26,6 +26,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "repo": {"type": "str", "required": True},
     "size_gib": {"type": "float", "required": True},
 }
+#: POSIX_FADV_DONTNEED of Linux.
+_DONTNEED = 4
 #: How long a server keeps a request for a piece open that it does not have yet.
 WAIT_S = 4.0
 #: Silence after which a source counts as dead; longer than WAIT_S.
@@ -215,10 +217,14 @@ class Store:
 
     def drop_cache(self) -> None:
         """Give the page cache back: on these machines it competes with the engine for the same memory."""
+        # macOS, where the control node may serve files, has no such advice.
+        advise = getattr(os, "posix_fadvise", None)
+        if advise is None:
+            return
         with self._lock:
             for descriptor in self._files.values():
                 with suppress(OSError):
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                    advise(descriptor, 0, 0, _DONTNEED)
 
     def close(self) -> None:
         """Close the files."""
