@@ -3,18 +3,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.capabilities import decode, status_field
 from lab.errors import LabError
-
-#: Names of linux/capability.h without the ``CAP_`` prefix, by their number.
-NAMES: tuple[str, ...] = tuple(
-    """
-    CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
-    NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO
-    SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME
-    SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG
-    WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
-    """.split()
-)
 
 #: systemd, sshd and a nested Docker Engine do not work without these.
 NEEDED: tuple[str, ...] = tuple(
@@ -36,19 +26,12 @@ WELCOME: tuple[str, ...] = tuple(
 )
 
 
-def decode(mask_hex: str) -> frozenset[str]:
-    """Return the capabilities in a ``CapBnd:`` value of /proc/<pid>/status (hexadecimal)."""
-    mask = int(mask_hex, 16)
-    return frozenset(name for number, name in enumerate(NAMES) if mask >> number & 1)
-
-
 def bounding_set(proc_status: str) -> frozenset[str]:
     """Return the bounding set in the text of a /proc/<pid>/status; raise LabError without one."""
-    for line in proc_status.splitlines():
-        key, _unused, value = line.partition(":")
-        if key == "CapBnd":
-            return decode(value.strip())
-    raise LabError("A /proc/<pid>/status of the Docker Engine has no CapBnd line.")
+    mask = status_field(proc_status, "CapBnd")
+    if not mask:
+        raise LabError("A /proc/<pid>/status of the Docker Engine has no CapBnd line.")
+    return decode(mask)
 
 
 def in_inner_namespace(proc_status: str) -> bool:

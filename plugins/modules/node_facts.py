@@ -154,6 +154,20 @@ node:
       type: list
       elements: str
       returned: when O(detail=true)
+    engine_containers:
+      description: >-
+        By name of an engine's running container, what its first process may do: C(capabilities), C(no_new_privileges),
+        C(memlock_bytes) (V(-1) for unlimited), C(rdma_devices).
+      type: dict
+      returned: when O(detail=true)
+    swap:
+      description: A swap of the served model that is not decided on all nodes, as M(gb10.cluster.node_status) has it.
+      type: dict
+      returned: when O(detail=true)
+    swap_rolled_back:
+      description: When, why, and from which model to which a swap was rolled back by the nodes.
+      type: dict
+      returned: when O(detail=true)
     engines:
       description: Active units among O(units).
       type: list
@@ -173,7 +187,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import STATE_DIR, summary
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils._node.capabilities import of_process
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     KIB_PER_GIB,
     kho_fault,
@@ -182,6 +198,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     parse_systemctl_show,
     unit_names,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
 from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
     SMI_QUERY,
     busiest,
@@ -301,6 +318,17 @@ def container_names() -> dict[str, str]:
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
+def engine_containers(patterns: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what the first process of each running engine's container may do, from /proc."""
+    found = {}
+    for name in (unit.removesuffix(".service") for pattern in patterns for unit in active(pattern)):
+        pid = run("docker", "container", "inspect", "--format", "{{.State.Pid}}", name).strip()
+        if pid.isdigit() and pid != "0":
+            devices = [path.name for path in Path(f"/proc/{pid}/root/dev/infiniband").glob("*")]
+            found[name] = of_process(read(f"/proc/{pid}/status"), read(f"/proc/{pid}/limits"), devices)
+    return found
+
+
 def images() -> dict[str, str]:
     """Return the identity of every tagged image of this node."""
     tags = run("docker", "image", "ls", "--filter", "dangling=false", "--format", "{{.Repository}}:{{.Tag}}").split()
@@ -365,6 +393,9 @@ def detail(units: list[str]) -> dict[str, Any]:
         "kernel_next": kernel_next(),
         "reboot_required": sorted(set(reboot)) or (["not named"] if Path("/run/reboot-required").exists() else []),
         "engines_enabled": unit_names(enabled),
+        "engine_containers": engine_containers(units),
+        "swap": summary(read_json(STATE_DIR / "swap.json")),
+        "swap_rolled_back": read_json(STATE_DIR / "swap_rolled_back.json"),
     }
 
 

@@ -102,6 +102,13 @@ status:
     last_failure:
       description: Time, unit and reason, as the engine's program recorded them.
       type: dict
+    swap:
+      description: >-
+        Models before and after, state, head and stall of a swap that is not decided on all nodes; empty otherwise.
+      type: dict
+    rolled_back:
+      description: When, why, and from which model to which a swap was rolled back by the nodes; empty otherwise.
+      type: dict
     watch:
       description: State of the watch, where there is one.
       type: dict
@@ -117,6 +124,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import summary
 from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, parse_metrics, probe_api
@@ -200,6 +208,8 @@ def main() -> None:
         "mem_total_gib": None,
         "mem_floor_gib": None,
         "last_failure": read_json(state_dir / "engine" / "last_failure.json"),
+        "swap": summary(read_json(state_dir / "engine" / "swap.json")),
+        "rolled_back": read_json(state_dir / "engine" / "swap_rolled_back.json"),
         "watch": read_json(state_dir / "watch" / "state.json"),
         "leases": lease.live(lease.FOLDER),
     }

@@ -28,6 +28,7 @@ PROGRAMS: dict[str, dict[str, str]] = {
     "check": {"check": "_engine.check"},
     "collect": {"collect": "_monitor.collect"},
     "image": {"image": "_image.command"},
+    "swap": {"guard": "_engine.guard"},
     "watch": {"watch": "_probe.watch"},
     "weights": {"move": "_weights.mover"},
 }

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of faults share: a look at the cluster all the time that one lasts, and a control node that dies."""
+"""What the tests of faults share: a look at the cluster all the time that one lasts, and a control node that dies.
+
+`python -m tests.e2e.faults STEP SECONDS COMMAND...` runs a playbook and kills it as `kill_at` does.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,3 +93,30 @@ def kill_with_all(pid: int) -> None:
     for each in found:
         with suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
+
+
+def kill_at(step: str, seconds: float, command: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> None:
+    """Run a playbook and kill it, with all that it has started, some seconds after a step has begun.
+
+    :param step: what the line `TASK [...]` of the step contains.
+    :raises AssertionError: the run ended before; the message has the end of its output.
+    """
+    seen: list[str] = []
+    with subprocess.Popen(
+        list(command),
+        cwd=cwd, env={**env, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        for line in run.stdout:
+            seen.append(line)
+            if line.startswith("TASK") and step in line:
+                break
+        else:
+            raise AssertionError(f"the run never came to '{step}':\n{''.join(seen)[-3000:]}")
+        time.sleep(seconds)
+        kill_with_all(run.pid)
+
+
+if __name__ == "__main__":
+    kill_at(sys.argv[1], float(sys.argv[2]), sys.argv[3:], os.environ)

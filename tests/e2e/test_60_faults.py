@@ -8,111 +8,41 @@ to .lab/runs/faults.json; docs/decisions/faults.md shows it. While writing tests
 from __future__ import annotations
 
 import json
-import os
 import re
 import struct
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from lab.plan import container_name
-from tests.e2e import harness
-from tests.e2e.faults import keep, kill_with_all, watched
+from tests.e2e.faults import keep, kill_at, watched
 from tests.e2e.harness import REPO
+from tests.e2e.standin import (
+    LAB,
+    NODES,
+    lab,
+    on,
+    play,
+    play_command,
+    play_environment,
+    prepared,
+    tokens,
+    until,
+)
 
 pytestmark = pytest.mark.soak
 
 #: tests/e2e/conftest.py makes no lab of four for a run of modules that have one of their own.
 OWN_LAB = True
-LAB = "faults"
-NODES = (1, 2, 3)
-STATE = REPO / ".lab" / LAB
 FIGURES = REPO / ".lab" / "runs" / "faults.json"
-KEY = "molecule-key-5309"
 UNIT = "vllm-stand-native"
-READY_S = 90.0
 #: engine_silence_seconds of molecule/engine/vars/main.yml, and what the restart adds to it.
 SILENCE_S = 10.0
-
-
-def play_command(*playbooks: str, **extra: str) -> list[str]:
-    """Return the command that runs playbooks of molecule/engine on this lab."""
-    words = [str(Path(sys.executable).with_name("ansible-playbook"))]
-    words += ["-i", "molecule/shared/inventory", "-i", str(STATE / "inventory.yml"), "-e", f"gb10_lab_dir={STATE}"]
-    for name, value in extra.items():
-        words += ["-e", f"{name}={value}"]
-    return [*words, *(f"molecule/engine/{name}.yml" for name in playbooks)]
-
-
-def play_environment() -> dict[str, str]:
-    """Return the environment that the scenario's playbooks read."""
-    own = {"MOLECULE_PROJECT_DIRECTORY": str(REPO), "GB10_LAB": LAB, "GB10_LAB_NODES": str(len(NODES))}
-    return {**os.environ, **own, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
-
-
-def play(*playbooks: str, ok: bool = True, **extra: str) -> str:
-    """Run playbooks to their end, which must be as expected; return what they printed."""
-    done = subprocess.run(
-        play_command(*playbooks, **extra), cwd=REPO, env=play_environment(), capture_output=True, text=True, check=False
-    )
-    text = done.stdout + done.stderr
-    assert (done.returncode == 0) is ok, f"{playbooks} {extra} ended with {done.returncode}:\n{text[-4000:]}"
-    return text
-
-
-def lab(*words: str) -> None:
-    """Run `python -m lab <verb>` on this lab."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lab", words[0], "--name", LAB, *words[1:]],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"lab {words}: {done.stdout}{done.stderr}"
-
-
-def on(node: int, script: str, *, check: bool = True) -> str:
-    """Run a script as root on a node, past Ansible and SSH; return what it printed."""
-    return harness.node_exec(node, script, check=check, lab=LAB).stdout
-
-
-def api() -> str:
-    """Return the URL of the head's API."""
-    hosts = json.loads((STATE / "hosts.json").read_text(encoding="utf-8"))
-    text = json.dumps(hosts)
-    found = re.search(r"10\.\d+\.\d+\.11", text)
-    assert found, text
-    return f"http://{found[0]}:8000"
-
-
-def tokens() -> int:
-    """Return how many tokens a completion yields now, from outside; 0 when none comes."""
-    session = requests.Session()
-    session.trust_env = False
-    try:
-        models = session.get(f"{api()}/v1/models", headers={"Authorization": f"Bearer {KEY}"}, timeout=3).json()
-        body = {"model": models["data"][0]["id"], "prompt": "x", "max_tokens": 3}
-        answer = session.post(
-            f"{api()}/v1/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=3
-        )
-        return int(answer.json()["usage"]["completion_tokens"]) if answer.status_code == 200 else 0
-    except (requests.RequestException, ValueError, KeyError):
-        return 0
-
-
-def until(what: str, ask: Callable[[], Any], seconds: float = READY_S) -> float:
-    """Wait until it is so; return after how many seconds."""
-    start = time.monotonic()
-    harness.wait_until(what, ask, stall_s=seconds, every_s=0.25)
-    return time.monotonic() - start
 
 
 def restarts() -> list[int]:
@@ -150,14 +80,7 @@ note = partial(keep, FIGURES)
 @pytest.fixture(scope="module", autouse=True)
 def lab_of_three(request: pytest.FixtureRequest) -> Iterator[None]:
     """Bring up the lab with the stand-in's image and weights on it."""
-    reuse = bool(request.config.getoption("--reuse-lab"))
-    if not reuse:
-        lab("down")
-        lab("up", "--nodes", str(len(NODES)))
-        play("prepare")
-    yield
-    if not reuse and not request.config.getoption("--keep-lab"):
-        lab("down")
+    yield from prepared(request.config)
 
 
 @pytest.fixture
@@ -476,30 +399,15 @@ STEPS = (
     "Stop the engines on every node",
     "Start the unit of this rank",
     "Verify every rank",
-    "Record the active model",
+    "Commit the verified model on the head",
+    "Commit the verified model on the other nodes",
 )
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.usefixtures("served")
 def test_a_controller_that_dies_in_a_swap_leaves_what_the_next_run_heals(step: str) -> None:
-    with subprocess.Popen(
-        play_command("change", which="ray"),
-        cwd=REPO,
-        env=play_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as run:
-        assert run.stdout is not None
-        for line in run.stdout:
-            if line.startswith("TASK") and step in line:
-                break
-        else:
-            raise AssertionError(f"the run has no step '{step}'")
-        time.sleep(0.5)
-        kill_with_all(run.pid)
+    kill_at(step, 0.5, play_command("change", which="ray"), play_environment(), REPO)
     start = time.monotonic()
     play("change", which="ray")
     note(f"controller killed at: {step}", None, healed=time.monotonic() - start)

@@ -8,9 +8,7 @@ step later; what a run must not leave behind is looked at in between.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import pytest
 
 from lab.demo import prepare_lab
 from tests.e2e import harness
-from tests.e2e.faults import kill_with_all
+from tests.e2e.faults import kill_at
 from tests.e2e.harness import NODES, REPO
 
 pytestmark = pytest.mark.soak
@@ -40,7 +38,7 @@ STEPS = (
     ("engine : Write the unit and the launch description", 0.5),
     ("engine : Start the unit of this rank", 0.7),
     ("engine : Verify every rank", 15.0),
-    ("engine : Record the active model", 0.3),
+    ("engine : Commit the verified model on the head", 0.3),
     ("watch : Write the configuration and the units", 0.3),
 )
 
@@ -48,26 +46,8 @@ STEPS = (
 def run_until(step: str, seconds: float) -> None:
     """Run site.yml and kill it, with all that it has started, some seconds after a step has begun."""
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", harness.INVENTORY, "site.yml"]
-    env = {
-        **os.environ,
-        "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"),
-        "ANSIBLE_FORCE_COLOR": "0",
-        "ANSIBLE_NOCOLOR": "1",
-    }
-    seen: list[str] = []
-    with subprocess.Popen(
-        [*command, "-e", f"model={MODEL}"],
-        cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as run:  # fmt: skip
-        assert run.stdout is not None
-        for line in run.stdout:
-            seen.append(line)
-            if line.startswith("TASK") and step in line:
-                break
-        else:
-            raise AssertionError(f"the run never came to '{step}':\n{''.join(seen)[-3000:]}")
-        time.sleep(seconds)
-        kill_with_all(run.pid)
+    env = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg")}
+    kill_at(step, seconds, [*command, "-e", f"model={MODEL}"], env, REPO)
 
 
 def leftovers(nodes: Sequence[str] = NODES) -> dict[str, str]:

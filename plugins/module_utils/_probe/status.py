@@ -10,6 +10,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import (
+    PENDING,
+    pending_sentence,
+    rolled_back_sentence,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 
@@ -105,6 +110,24 @@ def last_failure(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | N
     return max(causes or found, key=lambda each: float(str(each["time"])))
 
 
+def swap_lines(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what there is to say of a swap that is not committed, or that the nodes rolled back; mostly nothing."""
+    pending = [each["swap"] for each in reports.values() if (each.get("swap") or {}).get("state") == PENDING]
+    if pending:
+        return [pending_sentence(pending[0])]
+    lines = []
+    coming = sorted({str(each["coming"]["model"]) for each in reports.values() if each.get("coming")})
+    if coming:
+        lines.append(
+            f"{', '.join(coming)} is not verified and does not start at boot; playbooks/serve.yml -e model={coming[0]} "
+            "verifies it."
+        )
+    notes = [each["rolled_back"] for each in reports.values() if each.get("rolled_back")]
+    if notes:
+        lines.append(rolled_back_sentence(max(notes, key=lambda each: instant(each.get("epoch_s")))))
+    return lines
+
+
 def _node(name: str, found: Mapping[str, Any] | None, problem: str, members: Sequence[str]) -> dict[str, Any]:
     rank = members.index(name) if name in members else None
     if found is None:
@@ -178,6 +201,7 @@ def document(
         "load": load,
         "diagnosis": [],
         "last_failure": last_failure(reports),
+        "swap": swap_lines(reports),
         "watch": (reports.get(serving_head) or {}).get("watch") or None,
         "leases": (reports.get(head) or {}).get("leases") or [],
     }
@@ -289,6 +313,7 @@ def screen(found: Mapping[str, Any]) -> list[str]:
         lines += ["", str(found["summary"])]
     lines += notes
     lines += [lease.sentence(each) for each in found.get("leases") or []]
+    lines += found.get("swap") or []
     watch = found.get("watch")
     if watch:
         looked = instant(watch.get("looked"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.findings import findings
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, from_dict
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.engine import engine_checks
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.hardware import (
     gpu_checks,
     nic_level,
@@ -62,6 +63,7 @@ def node_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
         *_memory_checks(node, limits),
         *_disk_checks(node, limits),
         *_service_checks(node),
+        *engine_checks(node, limits),
         *_clock_checks(node, data.get("skew"), limits),
         *_fabric_checks(data, limits),
         *_port_checks(data, limits),
@@ -187,28 +189,6 @@ def _service_checks(node: Mapping[str, Any]) -> list[Check]:
     failed = node["systemd"]["failed"]
     if failed:
         checks.append(Check("failed units", ", ".join(failed), WARN, f"systemctl status {failed[0]}"))
-    two = len(node["engines"]) > 1
-    checks.append(
-        Check(
-            "engine",
-            ", ".join(node["engines"]) or "none serves",
-            FAIL if two else OK,
-            "Two engines run on one node: run playbooks/serve.yml with -e model= and the one that is to serve."
-            if two
-            else "",
-        )
-    )
-    enabled = node.get("engines_enabled", [])
-    if len(enabled) > 1:
-        checks.append(
-            Check(
-                "engines at boot",
-                ", ".join(enabled),
-                FAIL,
-                "Two engines do not fit on one node, and all of these start at the next boot: `systemctl disable` all "
-                f"but the one that is to serve ({', '.join(node['engines']) or 'none serves now'}).",
-            )
-        )
     return checks
 
 

@@ -40,7 +40,13 @@ LINUX_ONLY: dict[str, tuple[str, ...]] = {
 
 
 #: A use that handles its absence where it stands.
-GUARDED = frozenset({("module_utils/_weights/server.py", "socket.TCP_CONGESTION")})
+GUARDED = frozenset(
+    {
+        ("module_utils/_weights/server.py", "socket.TCP_CONGESTION"),
+        ("plugin_utils/_lease/processes.py", "/proc/self/ns/pid"),
+        ("plugin_utils/_lease/processes.py", "/proc/self/stat"),
+    }
+)
 
 
 def entries() -> list[Path]:

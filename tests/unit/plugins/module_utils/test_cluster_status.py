@@ -262,6 +262,34 @@ def test_a_rank_of_the_coming_model_that_is_not_started_yet_is_counted() -> None
     assert (headless["state"], headless["summary"]) == ("starting", "Starting: rank 0 is not started yet.")
 
 
+def test_a_swap_that_is_not_committed_says_when_the_nodes_return() -> None:
+    swap = {"state": "pending", "before": "mellum", "after": "nimble", "head": "gx10-1", "stall_seconds": 900.0}
+    swapping = {"gx10-1": coming("gx10-1", 0, swap=swap), "gx10-2": coming("gx10-2", 1, swap=swap)}
+    text = shown(document(NODES, "gx10-1", told(**swapping), {}, NOW_S))
+    assert (
+        "The swap from mellum to nimble is not committed: the nodes return to mellum after 900 s without progress and "
+        "without a commit by the control node." in text.splitlines()
+    )
+
+
+def test_an_engine_that_was_never_verified_is_named_with_the_remedy() -> None:
+    first = {name: {**coming(name, number), "record": {}} for number, name in enumerate(NODES[:2])}
+    text = shown(document(NODES, "gx10-1", told(**first), {}, NOW_S))
+    wanted = "nimble is not verified and does not start at boot; playbooks/serve.yml -e model=nimble verifies it."
+    assert wanted in text.splitlines()
+
+
+def test_a_rollback_by_the_nodes_is_reported_until_a_swap_is_committed() -> None:
+    older = {"time": "2026-11-27T03:00:00Z", "epoch_s": 1.0, "before": "a", "after": "b", "why": "old"}
+    note = {"time": "2026-11-28T03:00:00Z", "epoch_s": 2.0, "before": "mellum", "after": "nimble", "why": "no commit"}
+    nodes = {"gx10-1": member("gx10-1", rolled_back=older), "gx10-2": member("gx10-2", rolled_back=note)}
+    found = document(NODES, "gx10-1", told(**nodes), {}, NOW_S)
+    wanted = "The swap from mellum to nimble was rolled back by the nodes at 2026-11-28T03:00:00Z: no commit."
+    assert found["swap"] == [wanted]
+    assert wanted in shown(found).splitlines()
+    assert document(NODES, "gx10-1", told(), {}, NOW_S)["swap"] == []
+
+
 def test_a_first_start_replaces_nothing() -> None:
     first = {name: {**coming(name, number), "record": {}} for number, name in enumerate(NODES[:2])}
     found = document(NODES, "gx10-1", told(**first), {}, NOW_S)

@@ -13,42 +13,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import record, started
 from ansible_collections.gb10.cluster.plugins.modules import engine_units
-
-A, B, FOREIGN = "vllm-a.service", "vllm-b.service", "vllm-foreign.service"
-
-
-class Node:
-    """Units in a directory, their states, and the commands that were run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.active = {A: "active", B: "inactive", FOREIGN: "active"}
-        self.enabled = {A}
-        self.reload_needed = "no"
-        self.asked: list[str] = []
-        for unit in (A, B):
-            (folder / unit).write_text("# Rendered by gb10.cluster: model\n", encoding="utf-8")
-        (folder / FOREIGN).write_text("[Unit]\n", encoding="utf-8")
-
-    def run(self, command: list[str]) -> tuple[int, str, str]:
-        """Answer a command as systemctl does."""
-        if command[1] == "show":
-            unit = command[2]
-            state = "enabled" if unit in self.enabled else "disabled"
-            return (
-                0,
-                f"ActiveState={self.active[unit]}\nUnitFileState={state}\nNeedDaemonReload={self.reload_needed}\n",
-                "",
-            )
-        self.asked.append(" ".join(command))
-        if command[1:3] == ["disable", "--now"]:
-            self.active[command[3]] = "inactive"
-            self.enabled.discard(command[3])
-        elif command[1] == "enable":
-            self.enabled.add(command[2])
-        elif command[1] == "start":
-            self.active[command[-1]] = "active"
-        return 0, "", ""
+from tests.unit.engine_node import A, B, Node
 
 
 @pytest.fixture
@@ -56,14 +21,13 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     """Stand a node in for this machine."""
     made = Node(tmp_path)
     monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, command, **_rest: made.run(command))
-    monkeypatch.setattr(AnsibleModule, "get_bin_path", lambda _self, name, **_rest: f"/usr/bin/{name}")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     return made
 
 
 def call(node: Node, capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]:
     """Run the module as Ansible does and return what it prints."""
-    places = {"record_path": str(node.folder / "etc" / "active.json"), "run_dir": str(node.folder / "run")}
-    given = {"units_dir": str(node.folder), **places, **arguments}
+    given = {**node.places, **arguments}
     with patch_module_args(given), pytest.raises(SystemExit):
         engine_units.main()
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -98,9 +62,11 @@ def test_what_the_starts_of_a_stopped_engine_left_goes_with_it(node: Node, capsy
     assert [path.name for path in run.iterdir()] == ["b.env"]
 
 
-def test_started_enables_and_starts_once(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_started_starts_once_and_enables_nothing(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    """A unit that is not verified yet must not start at boot."""
     assert call(node, capsys, state="started", unit=B)["started"] == [B]
     assert f"systemctl start --no-block {B}" in node.asked
+    assert B not in node.enabled
     assert call(node, capsys, state="started", unit=B)["changed"] is False
     refused = call(node, capsys, state="started", unit="vllm-c.service")
     assert refused["failed"]
@@ -113,13 +79,19 @@ def test_check_mode_tells_and_does_nothing(node: Node, capsys: pytest.CaptureFix
     assert f"{A}: stopped" in result["diff"]["after"]
 
 
-def test_the_record_is_kept_and_taken_away(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    record = {"model": "a", "unit": A}
-    assert call(node, capsys, state="started", unit=A, record=record)["changed"] is True
-    assert call(node, capsys, state="read")["record"] == record
-    assert call(node, capsys, state="started", unit=A, record=record)["changed"] is False
+def test_the_record_is_read_and_taken_away(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = {"model": "a", "unit": A}
+    node.units.write_record(kept)
+    assert call(node, capsys, state="read")["record"] == kept
+    assert call(node, capsys, state="started", unit=A)["changed"] is False
     assert call(node, capsys, state="stopped", record={})["changed"] is True
     assert call(node, capsys, state="read")["record"] == {}
+
+
+def test_a_refusal_of_systemd_is_a_sentence(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    node.refused = (f"systemctl disable --now {A}", "Unit is masked.\n")
+    result = call(node, capsys, state="stopped")
+    assert (result["failed"], result["msg"]) == (True, f"{A} cannot be stopped: Unit is masked.")
 
 
 def test_an_engine_that_runs_with_older_files_is_stale(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,8 +114,8 @@ def test_a_stop_keeps_the_record_of_what_was_last_verified(node: Node, capsys: p
     active = node.folder / "etc" / "active.json"
     first, second = {"model": "a", "unit": A}, {"model": "b", "unit": B}
     assert record.last_verified(active) == {}
-    call(node, capsys, state="started", unit=A, record=first)
-    call(node, capsys, state="started", unit=B, record=second)
+    node.units.write_record(first)
+    node.units.write_record(second)
     call(node, capsys, state="stopped", record={})
     assert not active.exists()
     assert record.last_verified(active) == second

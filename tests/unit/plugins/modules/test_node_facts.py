@@ -198,3 +198,38 @@ def test_a_clock_cap_counts_while_its_unit_is_active(
     unit = "gb10-clock-cap.service"
     commands[f"systemctl list-units --plain --no-legend --state=active {unit}"] = f"{unit} loaded active exited\n"
     assert facts(capsys)["gpu"]["clock_cap_mhz"] == 2000
+
+
+def test_what_the_container_of_an_engine_may_do(
+    node: tuple[dict[str, str], dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, commands = node
+    assert facts(capsys, detail=True)["engine_containers"] == {}  # Docker knows of none
+    commands["docker container inspect --format {{.State.Pid}} vllm-a"] = "999999999\n"
+    files["/proc/999999999/status"] = "CapEff:\t0000000000004000\nNoNewPrivs:\t1\n"
+    files["/proc/999999999/limits"] = "Max locked memory         unlimited            unlimited            bytes     \n"
+    assert facts(capsys, detail=True)["engine_containers"] == {
+        "vllm-a": {
+            "capabilities": ["IPC_LOCK"], "no_new_privileges": True, "memlock_bytes": -1, "rdma_devices": [],
+        },
+    }  # fmt: skip
+
+
+def test_a_swap_that_is_not_decided_is_read(
+    node: tuple[dict[str, str], dict[str, str]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    del node
+    monkeypatch.setattr(node_facts, "STATE_DIR", tmp_path)
+    assert (facts(capsys, detail=True)["swap"], facts(capsys, detail=True)["swap_rolled_back"]) == ({}, {})
+    described = {"state": "pending", "before": {"model": "a"}, "after": {"model": "b"}, "head": "n1", "armed_s": 5.0,
+                 "stall_seconds": 900.0, "key": "/etc/gb10/engine/tether.key"}  # fmt: skip
+    (tmp_path / "swap.json").write_text(json.dumps(described), encoding="utf-8")
+    (tmp_path / "swap_rolled_back.json").write_text('{"why": "w"}', encoding="utf-8")
+    found = facts(capsys, detail=True)
+    assert found["swap"] == {
+        "state": "pending", "before": "a", "after": "b", "head": "n1", "armed_s": 5.0, "stall_seconds": 900.0,
+    }  # fmt: skip
+    assert found["swap_rolled_back"] == {"why": "w"}

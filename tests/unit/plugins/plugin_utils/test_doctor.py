@@ -93,6 +93,54 @@ def test_a_sound_cluster() -> None:
     assert found.to_dict()["counts"][FAIL] == 0
 
 
+SWAP = {"state": "pending", "before": "a", "after": "b", "head": "n1", "armed_s": 1000.0, "stall_seconds": 900.0}
+NOTE = {"time": "2026-11-28T03:00:00Z", "epoch_s": 1.0, "before": "a", "after": "b", "why": "n2 was restarted"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"swap": SWAP, "engines": ["vllm-b.service"]}, "swap", "the nodes return to a after 900 s without progress"),
+        ({"swap": {**SWAP, "state": "rolled_back"}}, "swap", "was rolled back, and not every node has reported"),
+        ({"engines": ["vllm-b.service"]}, "engine at boot", "vllm-b.service runs, and does not start at boot"),
+        ({"swap_rolled_back": NOTE}, "last swap", "by the nodes at 2026-11-28T03:00:00Z: n2 was restarted."),
+    ],
+)
+def test_a_swap_that_was_not_committed_is_reported(changes: dict[str, Any], name: str, words: str) -> None:
+    data = reports()
+    data["n2"]["node"].update(changes)
+    found = [check for where, check in report(data).checks() if where == "n2" and check.level != OK]
+    assert [(check.name, check.level) for check in found] == [(name, WARN)]
+    assert words in found[0].value
+    assert found[0].remedy
+
+
+CONTAINER = {"capabilities": ["IPC_LOCK"], "no_new_privileges": True, "memlock_bytes": -1,
+             "rdma_devices": ["uverbs0", "uverbs1"]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({}, ""),
+        ({"capabilities": []}, "give it the capability IPC_LOCK (engine_capabilities), then"),
+        ({"memlock_bytes": 8388608}, "give it unlimited locked memory"),
+        ({"rdma_devices": []}, "give it /dev/infiniband/uverbs* (engine_devices)"),
+    ],
+)
+def test_a_container_in_which_rdma_cannot_work_fails(changes: dict[str, Any], missing: str) -> None:
+    data = reports()
+    data["n2"]["node"]["engine_containers"] = {"vllm-a": {**CONTAINER, **changes}}
+    found = [check for where, check in report(data).checks() if where == "n2" and check.name == "container vllm-a"]
+    assert [(check.level, missing in check.remedy) for check in found] == [(FAIL if missing else OK, True)]
+    found = [check for _where, check in report(data, rdma=False).checks() if check.name == "container vllm-a"]
+    assert found[0].level == OK
+    if not missing:
+        assert found[0].value == (
+            "capabilities IPC_LOCK; locked memory unlimited; RDMA devices uverbs0, uverbs1; no new privileges"
+        )
+
+
 @pytest.mark.parametrize(
     ("path", "value", "name", "level"),
     [
@@ -155,7 +203,7 @@ def test_disk(free: float, level: str) -> None:
 def test_memory_of_a_node_that_serves_is_a_warning() -> None:
     data = reports(1)
     data["n1"]["node"]["memory_gib"]["available"] = 5.0
-    data["n1"]["node"]["engines"] = ["vllm-mellum.service"]
+    data["n1"]["node"].update(engines=["vllm-mellum.service"], engines_enabled=["vllm-mellum.service"])
     assert bad(report(data), "n1") == [("memory", WARN)]
 
 

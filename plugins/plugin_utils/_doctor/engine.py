@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of the engine on a node: what starts at boot, what a swap has left, what its container may do; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import swap as swaps
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import FAIL, OK, WARN, Check, Limits
+
+
+def engine_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
+    """Return the checks of the engine, from the facts of its node (gb10.cluster.node_facts with ``detail``)."""
+    two = len(node["engines"]) > 1
+    return [
+        Check(
+            "engine",
+            ", ".join(node["engines"]) or "none serves",
+            FAIL if two else OK,
+            "Two engines run on one node: run playbooks/serve.yml with -e model= and the one that is to serve."
+            if two
+            else "",
+        ),
+        *_boot_checks(node),
+        *_swap_checks(node),
+        *_container_checks(node, limits),
+    ]
+
+
+def _boot_checks(node: Mapping[str, Any]) -> list[Check]:
+    enabled = node.get("engines_enabled", [])
+    checks = []
+    if len(enabled) > 1:
+        checks.append(
+            Check(
+                "engines at boot",
+                ", ".join(enabled),
+                FAIL,
+                "Two engines do not fit on one node, and all of these start at the next boot: `systemctl disable` all "
+                f"but the one that is to serve ({', '.join(node['engines']) or 'none serves now'}).",
+            )
+        )
+    unverified = [unit for unit in node["engines"] if unit not in enabled]
+    if unverified and "engines_enabled" in node and not node.get("swap"):
+        model = unverified[0].removeprefix("vllm-").removesuffix(".service")
+        checks.append(
+            Check(
+                "engine at boot",
+                f"{', '.join(unverified)} runs, and does not start at boot: it was not verified",
+                WARN,
+                f"Run playbooks/serve.yml -e model={model}.",
+            )
+        )
+    return checks
+
+
+def _swap_checks(node: Mapping[str, Any]) -> list[Check]:
+    """Return what is left of a swap whose control node did not commit it."""
+    pending, note = node.get("swap") or {}, node.get("swap_rolled_back") or {}
+    if pending.get("state") == swaps.PENDING:
+        remedy = "Let the run that swaps finish; when it has died, run it again or wait for the nodes."
+        return [Check("swap", swaps.pending_sentence(pending), WARN, remedy)]
+    checks = []
+    if pending:
+        decision = str(pending["state"]).replace("_", " ")
+        checks.append(
+            Check(
+                "swap",
+                f"the swap from {pending['before']} to {pending['after']} was {decision}, and not every node has "
+                "reported that it followed",
+                WARN,
+                "Run playbooks/serve.yml: it ends the swap on all nodes.",
+            )
+        )
+    if note:
+        checks.append(
+            Check(
+                "last swap",
+                swaps.rolled_back_sentence(note),
+                WARN,
+                "Run swap-model.yml again; the next committed swap removes this note.",
+            )
+        )
+    return checks
+
+
+def _container_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
+    """Return whether RDMA can work in the containers that serve: the needs of [S2], as the kernel reports them."""
+    checks = []
+    for name, found in sorted(node.get("engine_containers", {}).items()):
+        memlock = found["memlock_bytes"]
+        shown = "unlimited" if memlock == -1 else "unknown" if memlock is None else f"{memlock} bytes"
+        missing = []
+        if "IPC_LOCK" not in found["capabilities"]:
+            missing.append("the capability IPC_LOCK (engine_capabilities)")
+        if memlock != -1:
+            missing.append("unlimited locked memory (engine_ulimits: memlock=-1:-1)")
+        if not found["rdma_devices"]:
+            missing.append("/dev/infiniband/uverbs* (engine_devices)")
+        bad = bool(missing) and limits.rdma
+        checks.append(
+            Check(
+                f"container {name}",
+                f"capabilities {', '.join(found['capabilities']) or 'none'}; locked memory {shown}; RDMA devices "
+                f"{', '.join(found['rdma_devices']) or 'none'}; "
+                f"{'no new privileges' if found['no_new_privileges'] else 'may gain privileges'}",
+                FAIL if bad else OK,
+                f"RDMA does not work in it, and NCCL falls back to TCP without a message: give it "
+                f"{', '.join(missing)}, then run playbooks/serve.yml."
+                if bad
+                else "",
+            )
+        )
+    return checks
