@@ -84,7 +84,7 @@ def full_table() -> str:
             rows.speed_text(row["decode_one"]),
             rows.speed_text(row["decode_peak"]) if row["decode_peak"] else "none published",
             *verdicts,
-            f"`{spec['image']}` ({row['vllm_version'] or 'not known'})",
+            f"`{spec['image']}` ({'fork of ' if row['vllm_is_fork'] else ''}{row['vllm_version'] or 'not known'})",
             " ".join(f"[{mark}]" for mark in marks),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -125,7 +125,7 @@ def comparison() -> str:
 def _compared(repo: str, specs: Sequence[Mapping[str, Any]]) -> str:
     flat = [_flat(spec) for spec in specs]
     lines = [
-        f"{repo}, {specs[0]['nodes']} nodes:",
+        f"{repo}, {specs[0]['nodes']} node{'s' if specs[0]['nodes'] > 1 else ''}:",
         "",
         "| | " + " | ".join(f"`{spec['name']}`" for spec in specs) + " |",
         "|" + "---|" * (len(specs) + 1),
@@ -140,7 +140,8 @@ def _compared(repo: str, specs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _flat(spec: Mapping[str, Any]) -> dict[str, str]:
-    found = {key: str(spec.get(key)) for key in ("engine", "image", "mods", "revision")}
+    defaults = {"engine": "ray", "image": "none", "mods": "none", "revision": "main"}
+    found = {key: str(spec.get(key) or default) for key, default in defaults.items()}
     for part in ("serve", "env"):
         for name, value in (spec.get(part) or {}).items():
             inner = value.items() if isinstance(value, Mapping) else [("", value)]

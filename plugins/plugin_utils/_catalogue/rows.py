@@ -28,9 +28,12 @@ NOT_DIVISIBLE = "not divisible"
 
 
 def version_of(spec: Mapping[str, Any], images: Mapping[str, Any]) -> str | None:
-    """Return the vLLM of a model's image, or None when the image is not in the catalogue."""
+    """Return the release of vLLM in a model's image, of a fork that of its upstream; empty when no source states it.
+
+    None when the image is not in the catalogue.
+    """
     recipe, errors = image_recipe.resolve(images, str(spec.get("image")))
-    return None if errors else str(recipe["vllm_version"])
+    return None if errors else str(recipe["vllm_upstream"] or recipe["vllm_version"] or "")
 
 
 def verdict_on(spec: Mapping[str, Any], images: Mapping[str, Any], memory_gib: Sequence[float]) -> tuple[str, str]:
@@ -39,17 +42,21 @@ def verdict_on(spec: Mapping[str, Any], images: Mapping[str, Any], memory_gib: S
     :param memory_gib: MemTotal of each node, the head first.
     :returns: fits, tight, refused, unknown or ``too few nodes``, and one or more sentences.
     """
+    found = _judged(spec, images, memory_gib)
+    return found.verdict, " ".join([*found.reasons, *found.missing])
+
+
+def _judged(spec: Mapping[str, Any], images: Mapping[str, Any], memory_gib: Sequence[float]) -> Budget:
     nodes = int(spec.get("nodes") or 1)
     if nodes > len(memory_gib):
-        return TOO_FEW, f"needs {nodes} nodes, here are {len(memory_gib)}"
+        return Budget(verdict=TOO_FEW, reasons=[f"needs {nodes} nodes, here are {len(memory_gib)}"])
     version = version_of(spec, images)
     if version is None:
-        return UNKNOWN, "its image is not in the catalogue"
+        return Budget(verdict=UNKNOWN, reasons=["its image is not in the catalogue"])
     try:
-        found = budget_of(spec, version, min(memory_gib[:nodes]))
+        return budget_of(spec, version, min(memory_gib[:nodes]))
     except (GeometryError, MemoryModelError) as error:
-        return UNKNOWN, str(error)
-    return found.verdict, " ".join([*found.reasons, *found.missing])
+        return Budget(verdict=UNKNOWN, reasons=[str(error)])
 
 
 def budget_of(
@@ -70,8 +77,9 @@ def budget_of(
 
 def on_boxes(spec: Mapping[str, Any], images: Mapping[str, Any], nodes: int, memory_gib: float) -> tuple[str, str]:
     """Return (verdict, reason) of a model that is split over another number of equal nodes (tensor parallelism)."""
-    if not spec.get("geometry") and nodes != spec["nodes"]:
-        return UNKNOWN, "a cache that was measured says nothing about another number of nodes"
+    if nodes != spec["nodes"]:
+        # A cache that was measured says nothing about another number of nodes.
+        spec = {**spec, "expected": {}}
     heads = int(((spec.get("geometry") or {}).get("attention") or {}).get("heads") or 0)
     if heads % nodes:
         return NOT_DIVISIBLE, f"{heads} attention heads cannot be split over {nodes} ranks"
@@ -97,14 +105,15 @@ def row(spec: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of a model without a node, as plain data.
 
     :returns: ``name``, ``repo``, ``revision``, ``nodes``, ``size_gib``, ``context``, ``image``, ``vllm_version``,
-        ``decode_one`` and ``decode_peak`` (points of ``expected.sweep`` or None) and ``status``: ``published`` where a
-        source has figures, else ``no figures``. Nothing here was run by this project.
+        ``vllm_is_fork``, ``decode_one`` and ``decode_peak`` (points of ``expected.sweep`` or None) and ``status``:
+        ``published`` where a source has figures, else ``no figures``. Nothing here was run by this project.
     """
     one, peak = speeds(spec)
     keys = ("name", "repo", "revision", "nodes", "size_gib", "image")
     found = {key: spec.get(key) for key in keys}
     found["context"] = (spec.get("serve") or {}).get("max-model-len")
     found["vllm_version"] = version_of(spec, images)
+    found["vllm_is_fork"] = bool(image_recipe.resolve(images, str(spec.get("image")))[0].get("vllm_upstream"))
     found["decode_one"], found["decode_peak"] = one, peak
     found["status"] = "published" if one or peak else "no figures"
     return found
@@ -113,7 +122,10 @@ def row(spec: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
 def on_cluster(
     specs: Sequence[Mapping[str, Any]], images: Mapping[str, Any], memory_gib: Sequence[float | None]
 ) -> list[dict[str, Any]]:
-    """Return the rows of a cluster with ``verdict`` and ``reason``, the largest that fits first.
+    """Return the rows of a cluster with ``verdict``, ``reason`` and ``basis``, the largest that fits first.
+
+    ``basis`` says what the verdict follows from: ``computed`` from the shape, or ``measured`` from a published cache,
+    which comes after all that is computed: nothing is known of what such a model needs beside its cache.
 
     :param memory_gib: MemTotal of each node, the head first; None for a node that did not answer.
     """
@@ -122,12 +134,16 @@ def on_cluster(
         nodes = int(spec.get("nodes") or 1)
         known = [each for each in memory_gib[:nodes] if each is not None]
         if len(known) < min(nodes, len(memory_gib)):
-            verdict, reason = UNKNOWN, f"of its {nodes} nodes, {nodes - len(known)} did not answer"
+            judged = Budget(verdict=UNKNOWN, reasons=[f"of its {nodes} nodes, {nodes - len(known)} did not answer"])
         else:
-            verdict, reason = verdict_on(spec, images, known)
-        found.append({**row(spec, images), "verdict": verdict, "reason": reason})
-    order = {FITS: 0, TIGHT: 0, UNKNOWN: 1}
-    return sorted(found, key=lambda each: (order.get(each["verdict"], 2), -float(each["size_gib"] or 0.0)))
+            judged = _judged(spec, images, known)
+        said = {"verdict": judged.verdict, "reason": " ".join([*judged.reasons, *judged.missing])}
+        basis = "measured" if judged.figures is None and judged.verdict in (FITS, TIGHT) else "computed"
+        found.append({**row(spec, images), **said, "basis": basis})
+    order = {(FITS, "computed"): 0, (TIGHT, "computed"): 0, (TIGHT, "measured"): 1, (UNKNOWN, "computed"): 2}
+    return sorted(
+        found, key=lambda each: (order.get((each["verdict"], each["basis"]), 3), -float(each["size_gib"] or 0.0))
+    )
 
 
 def cluster(

@@ -51,6 +51,8 @@ _BUDGET = {
 #: Methods that search the text so far: nothing of them has weights or a cache.
 _SEARCHES = ("ngram", "ngram_gpu", "suffix")
 _MEMORY_KEYS = ("budget_gib", "gpu_memory_utilization", "kv_cache_memory_gib", "floor_gib", "firm_cap_gib")
+#: Key of ``memory`` for weights that the engine reads from the disk when it needs them (Engram tables).
+_ON_DISK = "weights_on_disk_gib"
 
 #: vLLM reads small letters as powers of 1000 and capitals as powers of 1024.
 _SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -105,13 +107,29 @@ def _numbers(spec: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     return found
 
 
+def _on_disk_gib(spec: Mapping[str, Any], problems: list[str]) -> float:
+    """Return how much of the weights never gets into memory."""
+    value = (spec.get("memory") or {}).get(_ON_DISK, 0)
+    number = parse_number(value)
+    if number is None or not 0 <= number <= float(spec["size_gib"]):
+        most = f"{spec['size_gib']:g}"
+        problems.append(
+            f"model_spec.memory.{_ON_DISK} is {value!r}, but it must be a number from 0 to size_gib, {most}."
+        )
+        return 0.0
+    return number
+
+
 def _limits(spec: Mapping[str, Any], arguments: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """Return what ``memory`` says, held against ``serve``."""
     found: dict[str, Any] = {}
     for key, value in (spec.get("memory") or {}).items():
+        if key == _ON_DISK:
+            continue
         if key not in _MEMORY_KEYS:
-            guess = nearest(str(key), _MEMORY_KEYS)
-            hint = f"Did you mean {guess}?" if guess else f"Known: {', '.join(_MEMORY_KEYS)}."
+            known = (*_MEMORY_KEYS, _ON_DISK)
+            guess = nearest(str(key), known)
+            hint = f"Did you mean {guess}?" if guess else f"Known: {', '.join(known)}."
             problems.append(f"model_spec.memory.{key} is not known. {hint}")
             continue
         number = parse_number(value)
@@ -187,7 +205,7 @@ def memory_arguments(
     elif weights_root:
         arguments["config_json"] = f"{weights_root}/{spec['repo']}"
     arguments |= {
-        "weights_gib": float(spec["size_gib"]),
+        "weights_gib": float(spec["size_gib"]) - _on_disk_gib(spec, problems),
         # An image whose version nobody has written down counts as the newest release that was read.
         "vllm_version": vllm_version or version_text(NEWEST_READ),
         "device": device,

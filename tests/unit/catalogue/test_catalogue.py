@@ -39,10 +39,10 @@ def budget(spec: Mapping[str, Any], vllm_version: str) -> Budget:
 
 
 def version_of(spec: Mapping[str, Any], images: Mapping[str, Any]) -> str:
-    """Return the vLLM in a model's image."""
-    recipe, errors = image_recipe.resolve(images, spec["image"])
-    assert not errors, errors
-    return str(recipe["vllm_version"])
+    """Return the release of vLLM that a model is checked against."""
+    version = rows.version_of(spec, images)
+    assert version is not None, f"{spec['image']} is not in gb10_images"
+    return version
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -64,11 +64,13 @@ def test_every_rank_passes_the_options_of_its_vllm(
     members = [f"gx10-{number + 1}" for number in range(spec["nodes"])]
     plan = {"spec": spec, "members": members, "multi_node": spec["nodes"] > 1, "head_address": "192.168.100.1"}
     version = version_of(spec, images)
+    upstream = image_recipe.resolve(images, spec["image"])[0]["vllm_upstream"] or ""
     for host in members:
         options, errors = launch.rank_options(plan, host, "0.0.0.0")
         assert not errors, errors
-        result = serve_files.render(options, version, spec["env"], spec["mods"])
-        assert version.startswith(result.table), f"checked against the table of {result.table}, the image has {version}"
+        result = serve_files.render(options, version, spec["env"], spec["mods"], upstream=upstream)
+        known = version if version else "0.33.0"  # the newest, where no source states a version
+        assert known.startswith(result.table), f"checked against the table of {result.table}, the image has {known}"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -76,8 +78,10 @@ def test_accepted_by_the_memory_model(model: str, catalogue: dict[str, Any], ima
     spec = checked(catalogue[model])
     found = budget(spec, version_of(spec, images))
     assert found.verdict in ("fits", "tight"), found.reasons
-    assert found.figures is not None
-    assert found.figures.max_concurrency >= 1
+    if found.figures is None:
+        assert spec["expected"]["kv_cache"], "a cache without a rule is judged by a measured one"
+    else:
+        assert found.figures.max_concurrency >= 1
 
 
 @pytest.mark.parametrize("model", MODELS)

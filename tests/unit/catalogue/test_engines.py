@@ -51,7 +51,8 @@ def rendered(plan: dict[str, Any], images: dict[str, Any], host: str) -> list[st
     assert not errors, errors
     options, errors = launch.rank_options(plan, host, "0.0.0.0")
     assert not errors, errors
-    args = serve_files.render(options, str(recipe["vllm_version"]), spec["env"], spec["mods"]).args
+    versions = [str(recipe[key] or "") for key in ("vllm_version", "vllm_upstream")]
+    args = serve_files.render(options, versions[0], spec["env"], spec["mods"], upstream=versions[1]).args
     return launch.entry_arguments(plan, host, args, WATCH)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Budget
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
+from scripts import models_page
 
 REPO = Path(__file__).resolve().parents[3]
 GROUP_VARS = REPO / "playbooks" / "group_vars"
@@ -27,18 +27,11 @@ def load(path: Path) -> dict[str, Any]:
 SPECS = {spec["name"]: spec for spec in (load(path)["model_spec"] for path in sorted(GROUP_VARS.glob("model_*.yml")))}
 
 
-def vllm_version(image: str) -> str:
-    """Return the version of an image of the catalogue, through the images that it continues."""
-    catalogue = load(GROUP_VARS / "all" / "images.yml")
-    entry = catalogue["gb10_images"][image]
-    while "vllm_version" not in entry:
-        entry = catalogue["gb10_images"][entry["from"]]
-    pinned = re.fullmatch(r"\{\{ gb10_pins\.(\w+) \}\}", entry["vllm_version"])
-    return str(catalogue["gb10_pins"][pinned[1]] if pinned else entry["vllm_version"])
+IMAGES = models_page.images()
 
 
 def judge(spec: dict[str, Any], total_gib: float, **changes: Any) -> Budget:
-    return rows.budget_of(spec, vllm_version(spec["image"]), total_gib, 111.27, **changes)
+    return rows.budget_of(spec, str(rows.version_of(spec, IMAGES)), total_gib, 111.27, **changes)
 
 
 @pytest.mark.parametrize("total_gib", [119.0, 121.69])
@@ -85,7 +78,9 @@ def test_a_model_that_serves_raises_no_memory_alert(name: str) -> None:
     """Between long prefills a model at its published budget leaves more than the floor of the alert."""
     floor_gib = load(REPO / "roles" / "monitor" / "defaults" / "main.yml")["monitor_memory_floor_gib"]
     figures = judge(SPECS[name], 119.0).figures
-    assert figures is not None
+    if figures is None:
+        assert SPECS[name]["expected"]["kv_cache"], "a cache without a rule is judged by a measured one"
+        return
     assert figures.headroom_gib + figures.breakdown["prefill_outside_budget_gib"] > floor_gib
     # Measured: what Ultra leaves at 108 GiB [S0], above where earlyoom acts.
     assert 0.02 * 119 < floor_gib < 2.66

@@ -55,8 +55,8 @@ def overrides(**given: Any) -> tuple[str, str]:
         (
             ("-e", "model=qwen397", *overrides(image="vllm-node-mino", mods=["gpu-mem-util"])),
             "model_spec.image 'vllm-node-mino' is not in gb10_images. Did you mean 'vllm-node-mimo'? "
-            "Known: vllm-node, vllm-node-mimo, vllm-node-s1, vllm-node-tf5, vllm-openai, vllm-openai-0.24, "
-            "vllm-openai-0.27, vllm-openai-0.28, vllm-ray. "
+            "Known: dspark-vllm-gx10, spark-vllm-b12x, vllm-glm53-flash, vllm-node, vllm-node-mimo, vllm-node-s1, "
+            "vllm-node-tf5, vllm-openai, vllm-openai-0.24, vllm-openai-0.27, vllm-openai-0.28, vllm-ray. "
             "model_spec.mods has 'gpu-mem-util', which is no mod. Did you mean 'gpu-mem-util-gb'?",
         ),
         (

@@ -108,6 +108,22 @@ def test_rows_of_a_cluster() -> None:
     assert lines[-1].startswith("large: Nothing is left for the cache")
 
 
+def test_what_is_computed_comes_before_what_was_measured() -> None:
+    found = rows.on_cluster([{**MEASURED, "name": "larger", "size_gib": 40.0}, SPEC], IMAGES, [119.0])
+    assert [(each["name"], each["verdict"], each["basis"]) for each in found] == [
+        ("m", "fits", "computed"),
+        ("larger", "tight", "measured"),
+    ]
+
+
+def test_a_fork_counts_as_the_release_that_it_is_based_on() -> None:
+    images = {"img": {"pull": "registry.example/fork:1", "vllm_version": "0.1.dev7+gabc", "vllm_upstream": "0.30.0"}}
+    row = rows.row(SPEC, images)
+    assert (row["vllm_version"], row["vllm_is_fork"]) == ("0.30.0", True)
+    assert rows.row(SPEC, IMAGES)["vllm_is_fork"] is False
+    assert rows.verdict_on(SPEC, images, [119.0])[0] == "fits"
+
+
 def test_a_node_that_does_not_answer_leaves_its_models_unknown() -> None:
     found = rows.cluster([SPEC, {**LARGE, "nodes": 2}], IMAGES, ["a", "b"], {"a": 119.0})
     assert [(each["name"], each["verdict"]) for each in found["models"]] == [("m", "fits"), ("large", "unknown")]

@@ -168,7 +168,8 @@ def test_the_cpu_build_takes_its_pool_from_the_environment() -> None:
         (
             {"memory": {"zzz": 108}},
             "model_spec.memory.zzz is not known. Known: budget_gib, gpu_memory_utilization, kv_cache_memory_gib, "
-            "floor_gib, firm_cap_gib.",
+            "floor_gib, firm_cap_gib, "
+            "weights_on_disk_gib.",
         ),
         ({"memory": {"budget_gib": 105}}, "model_spec.memory.budget_gib is 105, but model_spec.serve says 108."),
         ({"memory": {"floor_gib": "much"}}, "model_spec.memory.floor_gib is 'much', which is no number."),
@@ -223,6 +224,16 @@ def test_a_draft_model_that_nothing_uses_does_not_count() -> None:
 def test_a_search_in_the_text_has_no_layers() -> None:
     serve = {**ULTRA["serve"], "speculative-config": {"method": "ngram", "num_speculative_tokens": 3}}
     assert memory_arguments(spec(serve=serve), "0.22.1")["draft_has_layers"] is False
+
+
+def test_weights_on_disk_take_no_memory() -> None:
+    assert memory_arguments(spec(memory={"weights_on_disk_gib": 29}), "0.22.1")["weights_gib"] == 300.0
+    for wrong in (-1, 330, "some"):
+        with pytest.raises(MemoryModelError) as caught:
+            memory_arguments(spec(memory={"weights_on_disk_gib": wrong}), "0.22.1")
+        assert caught.value.problems == [
+            f"model_spec.memory.weights_on_disk_gib is {wrong!r}, but it must be a number from 0 to size_gib, 329."
+        ]
 
 
 @pytest.mark.parametrize("length", ["auto", -1, "-1"])
