@@ -91,7 +91,7 @@ def fit(spec: Mapping[str, Any], geometry: Geometry, version: str, nodes: int, m
     :param memory_gib: MemTotal of the tightest node.
     :raises MemoryModelError: the options contradict themselves.
     """
-    best: Fit | None = None
+    tried: list[Fit] = []
     for serve in _choices(spec, geometry):
         asked = memory_arguments(with_ranks(spec, nodes, serve), version, device_of(version))
         for apart in ("geometry", "measured"):
@@ -105,10 +105,8 @@ def fit(spec: Mapping[str, Any], geometry: Geometry, version: str, nodes: int, m
             return replace(found, serve={})
         if found.verdict == FITS:
             return found
-        if best is None or (found.serves and not best.serves):
-            best = found
-    assert best is not None  # there is always one context
-    return best
+        tried.append(found)
+    return next((each for each in tried if each.serves), tried[0])
 
 
 def _from_budget(nodes: int, serve: Mapping[str, Any], budget: Budget) -> Fit:
