@@ -52,11 +52,11 @@ HYBRID: dict[str, Any] = {
     },
 }
 #: A class of vLLM's whose cache the memory model cannot compute.
-SPARSE: dict[str, Any] = {
-    "architectures": ["DeepseekV4ForCausalLM"],
-    "max_position_embeddings": 1048576,
+UNREAD: dict[str, Any] = {
+    "architectures": ["JambaForCausalLM"],
+    "max_position_embeddings": 262144,
     "num_attention_heads": 64,
-    "num_hidden_layers": 43,
+    "num_hidden_layers": 32,
 }
 
 

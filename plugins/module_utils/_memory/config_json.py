@@ -17,12 +17,12 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_sparse
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
     attention_from_config,
+    is_dtype,
     moe_of,
     mtp_of,
     plain_geometry,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    DTYPE_BYTES,
     ONE_DTYPE,
     Attention,
     GatedDeltaNet,
@@ -261,7 +261,7 @@ def _from_qwen_gdn(config: Config, architecture: str, dtype: str) -> Geometry:
         kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
     # Without mamba_ssm_dtype vLLM keeps the state in the model's own dtype.
     state_dtype = config.values.get("mamba_ssm_dtype") or dtype
-    if state_dtype not in DTYPE_BYTES:
+    if not is_dtype(state_dtype):
         config.missing.append(f"config.json has mamba_ssm_dtype {state_dtype!r}, which is not {ONE_DTYPE}.")
     return Geometry(
         architecture=architecture,
@@ -304,7 +304,7 @@ def _from_nemotron_h(config: Config, architecture: str, dtype: str) -> Geometry:
     if blocks and not counts["attention"]:
         config.missing.append("config.json has no attention block: the memory model needs one to size its pages.")
     state_dtype = config.values.get("mamba_ssm_cache_dtype") or "float32"  # vLLM's own default for this class
-    if state_dtype not in DTYPE_BYTES:
+    if not is_dtype(state_dtype):
         config.missing.append(f"config.json has mamba_ssm_cache_dtype {state_dtype!r}, which is not {ONE_DTYPE}.")
     mtp = None
     heads = config.optional("num_nextn_predict_layers")
@@ -399,7 +399,7 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
     config = Config(inner)
     dtype = inner.get("dtype") or inner.get("torch_dtype") or values.get("dtype") or values.get("torch_dtype")
     dtype = dtype or "bfloat16"
-    if dtype not in DTYPE_BYTES:
+    if not is_dtype(dtype):
         config.missing.append(f"config.json has dtype {dtype!r}, which is not {ONE_DTYPE}.")
     readers = (
         ((*_PLAIN, *_DRAFTS), _from_plain),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+    DTYPE_BYTES,
     WHOLE,
     Attention,
     Geometry,
@@ -48,6 +49,11 @@ class Config:
         return None
 
 
+def is_dtype(value: object) -> bool:
+    """Tell whether a value is a dtype whose size is known; config.json may hold anything."""
+    return isinstance(value, str) and value in DTYPE_BYTES
+
+
 def attention_from_config(config: Config, layers: int) -> Attention:
     heads = config.integer("num_attention_heads")
     head_dim = config.optional("head_dim") or config.optional("attention_head_dim")
@@ -66,7 +72,8 @@ def moe_of(config: Config, layers: int) -> Moe | None:
     if not any(config.has(key) for key in EXPERTS):
         return None
     step = config.optional("decoder_sparse_step") or config.optional("interleave_moe_layer_step") or 1
-    dense = config.values.get("mlp_only_layers") or []
+    dense = config.values.get("mlp_only_layers")
+    dense = dense if isinstance(dense, list) else []
     first = config.optional("first_k_dense_replace") or 0
     sparse = sum(1 for index in range(first, layers) if index not in dense and (index + 1) % step == 0)
     return Moe(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Geometry
@@ -31,6 +31,8 @@ _POOL = ("gpu-memory-utilization", "gpu-memory-utilization-gb", "kv-cache-memory
 WEIGHTS_SHARE = 0.7
 
 BOXES = (1, 2, 4)
+
+_SETTINGS = frozenset(each.name for each in fields(Settings))
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,8 @@ def fit(spec: Mapping[str, Any], geometry: Geometry, version: str, nodes: int, m
     tried: list[Fit] = []
     for serve in _choices(spec, geometry):
         asked = memory_arguments(with_ranks(spec, nodes, serve), version, device_of(version))
-        for apart in ("geometry", "measured"):
-            asked.pop(apart, None)
-        settings = Settings(geometry=geometry, mem_total_gib=memory_gib, **asked)
+        given = {name: value for name, value in asked.items() if name in _SETTINGS}
+        settings = Settings(**{**given, "geometry": geometry, "mem_total_gib": memory_gib})
         split = split_problems(settings)
         if split:
             return Fit(nodes, REFUSED, " ".join(split), {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
@@ -114,8 +114,8 @@ def architecture_of(repository: Repository) -> families.Architecture:
     read = families.releases_read()
     if found is None:
         raise ProposalError(
-            f"{repository.repo} is a {named[0]}, which no release of vLLM that was read has ({read[0]} to {read[-1]}): "
-            "it needs a newer vLLM or a fork, and a model file by hand (docs/model_spec.md)."
+            f"{repository.repo} is a {named[0][:100]!r}, which no release of vLLM that was read has ({read[0]} to "
+            f"{read[-1]}): it needs a newer vLLM or a fork, and a model file by hand (docs/model_spec.md)."
         )
     if found.kind == "draft":
         raise ProposalError(f"{repository.repo} is a {named[0]}, a draft model: it is not served alone.")
@@ -187,32 +187,33 @@ def _since(found: families.Architecture) -> str:
     return f"it is in vLLM from {found.releases[0]} on{last}"
 
 
-#: Keys of a geometry, in the order of the catalogue's files.
-_GEOMETRY = (
-    *("architecture", "layers", "hidden_size", "vocab_size", "max_position_embeddings", "dtype"),
-    *("attention", "windows", "recurrent", "moe", "mtp"),
-)
+#: What a geometry begins with, as in the files of the catalogue.
+_FIRST = ("architecture", "layers", "hidden_size", "vocab_size", "max_position_embeddings")
 
 
 def geometry_values(geometry: Geometry) -> dict[str, Any]:
     """Return a geometry as a model file has it: without what is empty or the default."""
-    values: dict[str, Any] = {}
-    for key, value in asdict(geometry).items():
-        if value is None or value == () or (key == "dtype" and value == "bfloat16"):
+    values = _given(geometry)
+    rest = [key for key in values if key not in _FIRST]
+    sections = [key for key in rest if isinstance(values[key], (dict, list))]
+    order = [*_FIRST, *(key for key in rest if key not in sections), *sections]
+    return {key: values[key] for key in order if key in values}
+
+
+def _given(record: Any) -> dict[str, Any]:
+    """Return the fields of a record that differ from their defaults, records below it likewise."""
+    kind = getattr(record, "kind", None)
+    found: dict[str, Any] = {} if kind is None else {"kind": kind}
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if value == each.default:
             continue
-        values[key] = value
-    if geometry.recurrent is not None:
-        values["recurrent"] = {"kind": geometry.recurrent.kind, **values["recurrent"]}
-    for key in ("attention", "recurrent", "moe", "mtp"):
-        if key in values:
-            values[key] = _given(values[key])
-    if "windows" in values:
-        values["windows"] = [_given(each) for each in values["windows"]]
-    return {key: values[key] for key in _GEOMETRY if key in values}
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None and value is not False}
+        if is_dataclass(value):
+            value = _given(value)
+        elif isinstance(value, tuple):
+            value = [_given(item) for item in value]
+        found[each.name] = value
+    return found
 
 
 class _Maker:

@@ -260,6 +260,12 @@ def test_as_many_kv_heads_as_heads_when_the_config_is_silent() -> None:
     assert geometry_from_hf_config(config).attention.kv_heads == 32
 
 
+def test_dense_layers_that_are_no_list_are_none() -> None:
+    assert geometry_from_hf_config({**QWEN3_MOE_CONFIG, "mlp_only_layers": 3}) == geometry_from_hf_config(
+        QWEN3_MOE_CONFIG
+    )
+
+
 def test_a_sliding_window_that_is_off_does_not_matter() -> None:
     config = {**LLAMA_CONFIG, "sliding_window": 4096, "use_sliding_window": False}
     assert geometry_from_hf_config(config).attention.layers == 32
@@ -282,6 +288,10 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
         (
             without(LLAMA_CONFIG, "num_hidden_layers"),
             "config.json has no num_hidden_layers that is a whole number above zero.",
+        ),
+        (
+            {**LLAMA_CONFIG, "torch_dtype": ["bfloat16"]},
+            "config.json has dtype ['bfloat16'], which is not one of float32, float16, bfloat16.",
         ),
         (
             {**LLAMA_CONFIG, "sliding_window": 4096},

@@ -10,11 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import budget, report
-from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import render, unknown_paths
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import (
+    DocumentError,
+    render,
+    unknown_paths,
+)
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose import (
     ASSUMED_MEMORY_GIB,
     Cluster,
@@ -22,11 +28,12 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose im
     ProposalError,
     Wanted,
     free_port,
+    geometry_values,
     model_name,
     propose,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.source import Repository
-from tests.unit.repositories import GIB, HYBRID, MOE, SPARSE, TEMPLATE
+from tests.unit.repositories import GIB, HYBRID, MOE, TEMPLATE, UNREAD
 
 IMAGES: dict[str, Any] = {
     "older": {"base": "x", "vllm_version": "0.22.1", "steps": []},
@@ -91,7 +98,7 @@ def test_a_model_that_fits_one_box() -> None:
 
 
 def test_every_value_has_a_reason_or_holds_only_such() -> None:
-    for config, gib in ((MOE, 29), (HYBRID, 300), (SPARSE, 150)):
+    for config, gib in ((MOE, 29), (HYBRID, 300), (UNREAD, 150)):
         made = propose(repository(config, gib), FOUR, Wanted())
         for key, value in made.spec.items():
             if key in ("serve", "ports"):
@@ -135,7 +142,7 @@ def test_ranks_that_do_not_divide_the_heads() -> None:
     message = refused(repository(MOE), wanted=Wanted(nodes=3))
     assert "does not run on 3 nodes: vLLM cannot split 32 attention heads over 3 ranks." in message
     assert message.endswith("It would be possible here on 1, 2, 4.")
-    assert "vLLM cannot split 64 attention heads over 3 ranks." in refused(repository(SPARSE), wanted=Wanted(nodes=3))
+    assert "vLLM cannot split 64 attention heads over 3 ranks." in refused(repository(UNREAD), wanted=Wanted(nodes=3))
 
 
 @pytest.mark.parametrize("nodes", [-1, 5])
@@ -214,14 +221,13 @@ def test_sentence_transformers_are_no_chat_models() -> None:
 
 
 def test_a_class_without_a_memory_rule_is_marked_and_not_guessed() -> None:
-    made = propose(repository(SPARSE, 150, ""), FOUR, Wanted())
+    made = propose(repository(UNREAD, 150, ""), FOUR, Wanted())
     assert "geometry" not in made.spec
     assert made.spec["nodes"] == 2
     assert made.spec["serve"]["max-model-len"] == 32768
-    assert made.spec["serve"]["tokenizer-mode"] == "deepseek_v4"
     assert [each.verdict for each in made.fits] == ["refused", "unknown", "unknown"]
     text = text_of(made)
-    assert "# UNKNOWN geometry: The memory model has no rules for the architecture DeepseekV4ForCausalLM." in text
+    assert "# UNKNOWN geometry: The memory model has no rules for the architecture JambaForCausalLM." in text
     assert "# UNKNOWN expected.kv_cache: " in text
     lines = report.lines(made)
     assert any(line.startswith("2 boxes: unknown. 75.0 GiB of weights on each node") for line in lines)
@@ -283,6 +289,36 @@ def test_a_wrong_override_is_a_sentence() -> None:
     assert "model_spec.serve.max-num-seqs is 'many', which is no number that vLLM reads" in message
 
 
+# --- what others wrote ----------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+SHORT = Cluster([119.2], IMAGES)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), base=st.sampled_from([MOE, HYBRID, UNREAD]))
+def test_any_config_is_a_proposal_or_a_sentence(data: st.DataObject, base: dict[str, Any]) -> None:
+    keys = [*base, "quantization_config", "text_config", "auto_map", "sliding_window", "mlp_only_layers", "layer_types"]
+    changed = {**base, **data.draw(st.dictionaries(st.sampled_from(keys), JSON, max_size=2))}
+    documents = data.draw(
+        st.dictionaries(
+            st.sampled_from(["generation_config.json", "tokenizer_config.json", "hf_quant_config.json"]),
+            st.dictionaries(st.sampled_from(["temperature", "chat_template", "quantization"]), JSON),
+        )
+    )
+    try:
+        made = propose(repository(changed, documents=documents), SHORT, Wanted())
+        render(made.spec, made.reasons, made.header)
+    except (ProposalError, DocumentError):
+        return
+    text_of(made)
+    assert len(report.lines(made)) >= 4
+
+
 # --- small parts ----------------------------------------------------------------------------------------
 
 
@@ -305,6 +341,21 @@ def test_the_same_input_gives_the_same_file() -> None:
     first, second = (text_of(propose(repository(HYBRID, 300), FOUR, Wanted())) for _run in range(2))
     assert first == second
     assert json.dumps(yaml.safe_load(first))
+
+
+SHAPES = yaml.safe_load((Path(__file__).parents[3] / "unit/fixtures/memory/families.yml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["name"])
+def test_the_written_geometry_is_the_one_that_was_read(shape: dict[str, Any]) -> None:
+    """Windows, latent caches, values of another width: each survives the way through the file."""
+    rest = {"architecture": "X", "layers": 99, "hidden_size": 64, "max_position_embeddings": 4096}
+    geometry = geometry_from_dict({**rest, **shape["geometry"]})
+    values = geometry_values(geometry)
+    assert (
+        geometry_from_dict(yaml.safe_load(render({"geometry": values}, {}, []))["model_spec"]["geometry"]) == geometry
+    )
+    assert not [value for value in values.values() if value in (None, [], {})]
 
 
 def test_published_shapes_fit_where_they_were_served() -> None:
