@@ -23,17 +23,20 @@ class ActionModule(ControlNodeAction):
                 "path": {"type": "path", "required": True},
                 "content": {"type": "str", "required": True},
                 "replace": {"type": "bool", "default": False},
+                "variable": {"type": "str", "default": "add_model_replace"},
             },
         )
         path = Path(args["path"])
         try:
-            self._write(path, args["content"], args["replace"], result)
+            self._write(path, args["content"], args["replace"], result, args["variable"])
         except (OSError, ValueError) as problem:
             reason = getattr(problem, "strerror", None) or problem
             result.update(failed=True, msg=f"{path} cannot be read or written: {reason}.")
         return result
 
-    def _write(self, path: Path, content: str, replace: bool, result: dict[str, Any]) -> None:
+    def _write(
+        self, path: Path, content: str, replace: bool, result: dict[str, Any], variable: str = "add_model_replace"
+    ) -> None:
         before = path.read_text(encoding="utf-8") if path.is_file() else None
         write, keep, refused = owned.decide(before, content, replace)
         result.update(
@@ -45,7 +48,7 @@ class ActionModule(ControlNodeAction):
         if refused:
             result.update(
                 failed=True,
-                msg=f"{path} is left as it is: {refused}. -e add_model_replace=true writes it anew and keeps the old "
+                msg=f"{path} is left as it is: {refused}. -e {variable}=true writes it anew and keeps the old "
                 "file beside it; with --check --diff that shows the difference.",
             )
             return

@@ -26,6 +26,10 @@ options:
     description: Whether a file that was changed by hand may be replaced.
     type: bool
     default: false
+  variable:
+    description: The variable of a command line that sets O(replace), for the message.
+    type: str
+    default: add_model_replace
 extends_documentation_fragment:
   - gb10.cluster.attributes.controller
 attributes:

@@ -42,7 +42,7 @@ def known_here(images: Mapping[str, Any], catalogue: Iterable[str] = (), source_
     :param source_root: directory with the weights, one below it for each organisation and repository.
     """
     models: dict[str, Mapping[str, Any]] = {}
-    for path in sorted(each for folder in catalogue for each in Path(folder).glob("model_*.y*ml")):
+    for path in (each for folder in catalogue for each in sorted(Path(folder).glob("model_*.y*ml"))):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
@@ -137,6 +137,38 @@ def document(row_file: str, imported: Imported) -> str:
         raise RecipeError(f"{row_file}: {problem}") from None
 
 
+def files_of(rows: Iterable[Row], directory: Path, taken: Iterable[str]) -> tuple[list[dict[str, str]], list[Row]]:
+    """Return (``name``, ``path`` and ``content`` of each model file, the rows with a sentence where there is none).
+
+    :param directory: where the files go.
+    :param taken: names of the collection's own models, whose files would be read beside one of the same name.
+    :raises RecipeError: there is only one recipe, and it cannot be written.
+    """
+    rows, own = list(rows), {ms.group_name(name) for name in taken}
+    files: list[dict[str, str]] = []
+    done: list[Row] = []
+    for row in rows:
+        if row.imported is None:
+            done.append(row)
+            continue
+        name = row.imported.spec["name"]
+        try:
+            if ms.group_name(name) in own:
+                raise RecipeError(
+                    f"{row.file} would be model {name}, which this project brings itself; import it alone, with "
+                    "import_recipe_name."
+                )
+            content = document(row.file, row.imported)
+        except RecipeError as problem:
+            if len(rows) == 1:
+                raise
+            done.append(Row(row.file, None, str(problem)))
+            continue
+        files.append({"name": name, "path": str(directory / f"{ms.group_name(name)}.yml"), "content": content})
+        done.append(row)
+    return files, done
+
+
 def report(rows: Iterable[Row]) -> list[str]:
     """Return what was imported and what was not, in lines for the owner."""
     rows = list(rows)
@@ -145,9 +177,9 @@ def report(rows: Iterable[Row]) -> list[str]:
         width = max(len(row.file) for row in rows)
         good = sum(1 for row in rows if row.imported)
         lines.append(f"{good} of {len(rows)} recipes are models now; of the others, one sentence each.")
-        lines += [
-            f"  {row.file:<{width}}  {row.imported.spec['name'] if row.imported else row.sentence}" for row in rows
-        ]
+        for row in rows:
+            said = row.imported.spec["name"] if row.imported else row.sentence.removeprefix(row.file).strip(" :")
+            lines.append(f"  {row.file:<{width}}  {said}")
     for row in rows:
         if row.imported:
             lines += one(row.file, row.imported)

@@ -184,9 +184,11 @@ def _served_name(serve: dict[str, Any], repo: str, left: list[str]) -> str:
     return several[0] if several else repo
 
 
-def _same_repo(repo: str, known: Known) -> Iterator[Mapping[str, Any]]:
-    """Yield the known models that serve the same repository."""
-    return (model for model in known.models.values() if model.get("repo") == repo)
+def _same_repo(spec: Mapping[str, Any], known: Known) -> Iterator[Mapping[str, Any]]:
+    """Yield the other known models that serve the same repository."""
+    for model in known.models.values():
+        if model.get("repo") == spec["repo"] and model.get("name") != spec["name"]:
+            yield model
 
 
 def _size(spec: dict[str, Any], known: Known, reasons: dict[Keys, str]) -> None:
@@ -194,7 +196,7 @@ def _size(spec: dict[str, Any], known: Known, reasons: dict[Keys, str]) -> None:
         spec["size_gib"] = size
         reasons["size_gib",] = "the weights on the control node"
         return
-    for model in _same_repo(spec["repo"], known):
+    for model in _same_repo(spec, known):
         if model.get("size_gib"):
             spec["size_gib"] = model["size_gib"]
             reasons["size_gib",] = f"as model {model.get('name')}, which serves the same repository"
@@ -203,7 +205,7 @@ def _size(spec: dict[str, Any], known: Known, reasons: dict[Keys, str]) -> None:
 
 
 def _geometry(spec: dict[str, Any], known: Known, reasons: dict[Keys, str]) -> None:
-    for model in _same_repo(spec["repo"], known):
+    for model in _same_repo(spec, known):
         if model.get("geometry"):
             spec["geometry"] = model["geometry"]
             reasons["geometry",] = f"as model {model.get('name')}, which serves the same repository"

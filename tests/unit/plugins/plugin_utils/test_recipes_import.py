@@ -367,3 +367,16 @@ def test_what_this_machine_knows(tmp_path: Path) -> None:
     assert known.size_gib("org/some-model") == 0.001
     assert known.size_gib("org/gone") == 0
     assert importer.known_here({}).size_gib("org/some-model") == 0
+
+
+def test_model_files_never_take_the_name_of_a_model_of_the_collection(tmp_path: Path) -> None:
+    rows = importer.read_all(str(tree(tmp_path, REGISTRY)), Known())
+    files, done = importer.files_of(rows, Path("/vars"), ["two"])
+    assert [(each["name"], each["path"]) for each in files] == [("one", "/vars/model_one.yml")]
+    assert yaml.safe_load(files[0]["content"])["model_spec"]["name"] == "one"
+    assert {row.file: row.sentence for row in done}["recipes/deep/two.yaml"] == (
+        "recipes/deep/two.yaml would be model two, which this project brings itself; import it alone, with "
+        "import_recipe_name."
+    )
+    with pytest.raises(RecipeError, match="which this project brings itself"):
+        importer.files_of([row for row in rows if row.file == "more/one.yml"], Path("/vars"), ["one"])

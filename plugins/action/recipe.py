@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controller side of gb10.cluster.recipe: recipe files become the texts of model files; nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import owned
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import importer
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
+
+_OWN_MODELS = Path(__file__).parents[2] / "playbooks" / "group_vars"
+
+
+class ActionModule(ControlNodeAction):
+    """Read recipes, and return the model file of each."""
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return ``models`` and ``report``, or the sentence why there is none."""
+        result, args = self.begin(
+            tmp,
+            task_vars,
+            {
+                "recipe": {"type": "str", "required": True},
+                "name": {"type": "str", "default": ""},
+                "image": {"type": "str", "default": ""},
+                "images": {"type": "dict", "required": True},
+                "directory": {"type": "path", "required": True},
+                "catalogue": {"type": "list", "elements": "path", "default": []},
+                "source_root": {"type": "str", "default": ""},
+            },
+        )
+        if not args["recipe"]:
+            result.update(failed=True, msg="Name a recipe: -e recipe=<file, directory or <directory>:<recipe>>.")
+            return result
+        known = importer.known_here(args["images"], [str(_OWN_MODELS), *args["catalogue"]], args["source_root"])
+        try:
+            rows = importer.read_all(args["recipe"], known, args["name"], args["image"])
+            models, rows = importer.files_of(rows, Path(args["directory"]), ms.names_from_files(_own_files()))
+        except RecipeError as problem:
+            result.update(failed=True, msg=str(problem))
+            return result
+        for model in models:
+            model["content"] = owned.seal(model["content"])
+        result.update(changed=False, models=models, report=importer.report(rows))
+        return result
+
+
+def _own_files() -> list[str]:
+    return [str(path) for path in _OWN_MODELS.glob("model_*.yml")]
