@@ -1,16 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model gives way to another, on another engine, and leaves nothing behind."""
+"""One model gives way to another, on another engine, and leaves nothing behind; a second operator waits meanwhile."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from tests.e2e import harness
-from tests.e2e.harness import HEAD, NODES
+from tests.e2e.faults import kill_with_all
+from tests.e2e.harness import HEAD, NODES, REPO
 
 FIRST = "tiny-qwen3"
 SECOND = "tiny-nemotronh"
 SERVED = "lab/tiny-nemotronh"
+LEASE = "/run/gb10/lease/deployment.json"
+
+
+def lease() -> dict[str, Any]:
+    """Return the lease of the deployment on the head; empty when there is none."""
+    text = harness.node_exec(HEAD, f"cat {LEASE}", check=False).stdout
+    return json.loads(text) if text else {}
+
+
+@contextmanager
+def first_operator(log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Swap to the second model in a process beside this one, and go on once it has the lease."""
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", harness.INVENTORY, "swap-model.yml"]
+    env = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [*command, "-e", f"model={SECOND}"],
+            cwd=REPO, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        ) as run,
+    ):  # fmt: skip
+        try:
+            harness.wait_until(
+                "the lease of the first operator",
+                lambda: lease() or run.poll() is not None,
+                stall_s=120,
+                progress=lambda: log.stat().st_size,
+            )
+            assert run.poll() is None, log.read_text()[-3000:]
+            yield run
+        finally:
+            if run.poll() is None:
+                kill_with_all(run.pid)
 
 
 def test_what_the_image_itself_refuses_is_refused_while_the_first_model_serves_on() -> None:
@@ -32,8 +75,16 @@ def test_what_the_image_itself_refuses_is_refused_while_the_first_model_serves_o
     assert {node: harness.node_exec(node, list_files).stdout for node in NODES} == files
 
 
-def test_swap_serves_the_second_model_through_ray() -> None:
-    harness.run("swap-model.yml", {"model": SECOND})
+def test_swap_serves_the_second_model_through_ray_while_a_second_operator_is_refused(tmp_path: Path) -> None:
+    log = tmp_path / "first.log"
+    with first_operator(log) as first:
+        second = harness.run("swap-model.yml", {"model": FIRST}, ok=False)
+        words = "\n".join(second.failed_messages())
+        assert re.search(rf"{HEAD}: \S+ on \S+ runs swap-model.yml -e model={SECOND} since ", words), words
+        assert "-e take_over=true" in words
+        assert second.changed_tasks() == []
+        assert harness.wait_for_end(first, log) == 0, log.read_text()[-3000:]
+    harness.wait_until("the end of the lease", lambda: not lease(), stall_s=60)
 
     assert harness.served_models() == [SERVED]
     assert harness.chat(SERVED, "What is a GB10?")["usage"]["completion_tokens"] > 0
@@ -76,5 +127,39 @@ def test_the_mod_is_in_every_rank() -> None:
         assert "ray-on-cpu" in record
 
 
-def test_a_second_swap_to_the_same_model_changes_nothing() -> None:
+def test_after_a_run_that_was_killed_the_same_swap_goes_on_and_changes_nothing(tmp_path: Path) -> None:
+    with first_operator(tmp_path / "killed.log") as first:
+        kill_with_all(first.pid)
     harness.assert_converged(harness.run("swap-model.yml", {"model": SECOND}))
+
+
+def test_a_run_that_names_no_model_acts_on_what_was_last_verified() -> None:
+    """The inventory names the first model still; the runbook's remedy is serve.yml alone."""
+    result = harness.run("serve.yml")
+
+    harness.assert_converged(result)
+    assert any(
+        f"Model {SECOND}, from what was last verified on {HEAD}" in each
+        for each in result.messages("Report the model of this run and where its name is from")
+    )
+    assert harness.served_models() == [SERVED]
+
+
+def test_a_lease_of_another_control_node_is_refused_until_it_is_taken_over() -> None:
+    held = {
+        "scope": "deployment", "run": "other", "who": "ada", "where": "elsewhere", "what": "swap-model.yml",
+        "since": "2026-11-28T20:00:00+00:00", "process": {"node": "elsewhere", "pid": 1, "started": "1"},
+    }
+    now_s = float(harness.node_exec(HEAD, "python3 -c 'import time; print(time.monotonic())'").stdout)
+    # As old as a lease may be without a renewal for a run that lives: its holder is not waited for.
+    text = json.dumps({**held, "taken_s": now_s - 100, "renewed_s": now_s - 60})
+    harness.node_exec(HEAD, ["sh", "-c", f"mkdir -p -m 700 /run/gb10/lease; echo '{text}' > {LEASE}"])
+
+    refused = harness.run("stop.yml", ok=False)
+    assert f"{HEAD}: ada on elsewhere runs swap-model.yml since 2026-11-28T20:00:00" in "\n".join(
+        refused.failed_messages()
+    )
+    assert harness.served_models() == [SERVED]
+
+    harness.run("weights.yml", {"take_over": True})
+    harness.wait_until("the end of the lease", lambda: not lease(), stall_s=60)
