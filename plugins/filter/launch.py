@@ -24,12 +24,32 @@ def systemd_join(arguments: Sequence[str]) -> str:
     return " \\\n  ".join(launch.systemd_quote(str(argument)) for argument in arguments)
 
 
+def engines_left(results: Mapping[str, Mapping[str, Any]], hosts: Sequence[str]) -> str:
+    """Return which engines run after a return that failed; see engines_left.yml."""
+    silent = [host for host in hosts if "units" not in results.get(host, {})]
+    runs: dict[str, list[str]] = {}
+    for host in hosts:
+        for unit, state in results.get(host, {}).get("units", {}).items():
+            if state["active"]:
+                runs.setdefault(unit.removeprefix("vllm-").removesuffix(".service"), []).append(host)
+    shown = "; ".join(f"{model} on {', '.join(nodes)}" for model, nodes in runs.items())
+    said = []
+    if runs:
+        said = [f"Started now, and not verified: {shown}."]
+    elif not silent:
+        said = ["Nothing is served now: no engine runs on any node."]
+    elif len(silent) < len(hosts):
+        said = ["No engine runs on the nodes that answer."]
+    return " ".join(said + ([f"Not known: {', '.join(silent)} did not answer."] if silent else []))
+
+
 class FilterModule:
     """Filters about launching."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "engines_left": engines_left,
             "rank_options": rank_options,
             "entry_arguments": launch.entry_arguments,
             "model_path": launch.model_path,

@@ -147,8 +147,13 @@ def test_a_run_that_names_no_model_acts_on_what_was_last_verified() -> None:
 
 def test_a_lease_of_another_control_node_is_refused_until_it_is_taken_over() -> None:
     held = {
-        "scope": "deployment", "run": "other", "who": "ada", "where": "elsewhere", "what": "swap-model.yml",
-        "since": "2026-11-28T20:00:00+00:00", "process": {"node": "elsewhere", "pid": 1, "started": "1"},
+        "scope": "deployment",
+        "run": "other",
+        "who": "ada",
+        "where": "elsewhere",
+        "what": "swap-model.yml",
+        "since": "2026-11-28T20:00:00+00:00",
+        "process": {"node": "elsewhere", "pid": 1, "started": "1"},
     }
     now_s = float(harness.node_exec(HEAD, "python3 -c 'import time; print(time.monotonic())'").stdout)
     # As old as a lease may be without a renewal for a run that lives: its holder is not waited for.
