@@ -12,7 +12,8 @@ from tests.lint.collection import REPO
 #: Playbooks that change no node.
 READS = frozenset(
     """
-    add_model bench doctor dynamo_render import_recipe init lease logs memory models plan render status validate verify wheels
+    add_model bench doctor dynamo_render import_recipe init lease logs memory models plan render status validate verify
+    wheels
     """.split()
 )
 BOTH = ("cluster", "deployment")
