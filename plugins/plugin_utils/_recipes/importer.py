@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def read_one(target: str, known: Known, name: str = "", image: str = "") -> Impo
 
 
 def _read(source: Source, path: Path, known: Known, name: str, image: str) -> Imported:
-    return to_model(source.read(path), source.name(path), known, name, image)
+    return to_model(source.read(path), source.name(path), replace(known, patches=source.patches), name, image)
 
 
 def read_all(target: str, known: Known, name: str = "", image: str = "") -> list[Row]:

@@ -52,6 +52,7 @@ class Known:
     :ivar images: the catalogue of images.
     :ivar models: model files by path, their ``model_spec``.
     :ivar mods: names of the mods that there are.
+    :ivar patches: returns the names of the patches that a recipe's mod holds in the recipe's checkout.
     :ivar size_gib: returns the size of a repository's weights on this machine; 0 when they are not there.
     """
 
@@ -59,6 +60,7 @@ class Known:
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     mods: Sequence[str] = ()
     size_gib: Callable[[str], float] = lambda _repo: 0.0
+    patches: Callable[[str], Sequence[str]] = lambda _mod: ()
 
 
 @dataclass(frozen=True)
@@ -300,6 +302,11 @@ def _mods(recipe: Recipe, known: Known, version: str, left: list[str]) -> list[s
             mods.append(name)
         elif name in known.mods:
             left.append(f"mods.{name}: there is such a mod, but the version of vLLM in the image is not known.")
+        elif patches := known.patches(each):
+            left.append(
+                f"mods.{name}: its patches ({', '.join(patches)}) can become the mod mods/{name} with a manifest "
+                "beside them (docs/mods.md), for an image whose vLLM version is known; its script is not run."
+            )
         else:
             left.append(
                 f"mods.{name}: a script of the other project that changes its container at each start; what it "

@@ -49,6 +49,17 @@ class Source:
         """Return the recipe in a file of `files`."""
         return read_recipe(_text(path, self.root), self.name(path), self._include)
 
+    def patches(self, mod: str) -> list[str]:
+        """Return the names of the patches in a mod of the checkout; none for a mod that lies elsewhere."""
+        parts = mod.removeprefix("@").split("/")
+        if not all(_NAME.fullmatch(part) for part in parts):
+            return []
+        names = ["mods", *parts[-1:]]
+        for folder in (self.root.joinpath(*parts), self.root.joinpath(*names)):
+            if folder.is_dir() and folder.resolve().is_relative_to(self.root.resolve()):
+                return sorted(path.name for path in folder.iterdir() if path.suffix in (".patch", ".diff"))[:20]
+        return []
+
     def _include(self, name: str, above: str) -> tuple[str, str]:
         """Return (name for messages, text) of a file that another one includes; see `loading.Include`."""
         folder, wanted = (self.root / above).parent, name

@@ -380,3 +380,25 @@ def test_model_files_never_take_the_name_of_a_model_of_the_collection(tmp_path: 
     )
     with pytest.raises(RecipeError, match="which this project brings itself"):
         importer.files_of([row for row in rows if row.file == "more/one.yml"], Path("/vars"), ["one"])
+
+
+def test_a_mod_that_holds_patches_is_named_as_one(tmp_path: Path) -> None:
+    tree(
+        tmp_path / "in",
+        {
+            "recipes/m.yaml": SPARKRUN + "mods: [mods/some-fix, mods/only-a-script, mods/linked, ../../secret]\n",
+            "mods/some-fix/b.patch": "x",
+            "mods/some-fix/a.diff": "x",
+            "mods/some-fix/run.sh": "reboot",
+            "mods/only-a-script/run.sh": "reboot",
+        },
+    )
+    tree(tmp_path, {"secret/c.patch": "x"})
+    (tmp_path / "in/mods/linked").symlink_to(tmp_path / "secret")
+    left = importer.read_one(f"{tmp_path / 'in'}:m", Known()).left
+    assert [line for line in left if "patches" in line] == [
+        "mods.some-fix: its patches (a.diff, b.patch) can become the mod mods/some-fix with a manifest beside them "
+        "(docs/mods.md), for an image whose vLLM version is known; its script is not run."
+    ]
+    for name in ("only-a-script", "linked", "secret"):
+        assert any(line.startswith(f"mods.{name}: a script") for line in left), name
