@@ -4,21 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Geometry
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
-    FITS,
-    REFUSED,
-    TIGHT,
-    UNKNOWN,
-    Budget,
-    Settings,
-    split_problems,
-)
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
-from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import device_of, memory_arguments
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import FITS, REFUSED, TIGHT, UNKNOWN
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.rows import budget_of
 
 #: What owners serve with, highest first: .80 to .87 is common [P]; less where a long prefill needs the room.
 UTILIZATIONS = (0.85, 0.8, 0.75, 0.7)
@@ -31,8 +21,6 @@ _POOL = ("gpu-memory-utilization", "gpu-memory-utilization-gb", "kv-cache-memory
 WEIGHTS_SHARE = 0.7
 
 BOXES = (1, 2, 4)
-
-_SETTINGS = frozenset(each.name for each in fields(Settings))
 
 
 @dataclass(frozen=True)
@@ -75,51 +63,38 @@ def contexts(longest: int) -> list[int]:
     return found
 
 
-def _choices(spec: Mapping[str, Any], geometry: Geometry) -> Iterator[dict[str, Any]]:
+def _choices(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the options to try, the best first."""
     serve = spec["serve"]
     own = any(option in serve for option in _POOL)
-    lengths = [serve["max-model-len"]] if "max-model-len" in serve else contexts(geometry.max_position_embeddings)
-    for length in lengths:
+    longest = spec["geometry"]["max_position_embeddings"]
+    for length in [serve["max-model-len"]] if "max-model-len" in serve else contexts(longest):
         for share in (None,) if own else UTILIZATIONS:
             yield {"max-model-len": length, **({} if share is None else {"gpu-memory-utilization": share})}
 
 
-def fit(spec: Mapping[str, Any], geometry: Geometry, version: str, nodes: int, memory_gib: float) -> Fit:
+def fit(spec: Mapping[str, Any], version: str, nodes: int, memory_gib: float) -> Fit:
     """Return the best that a model gets on some nodes: the longest context that fits, else that is tight.
 
-    :param spec: a model without nodes, context and budget, unless the owner gave them.
+    :param spec: a model with its geometry, without nodes, context and budget, unless the owner gave them.
     :param version: of vLLM.
     :param memory_gib: MemTotal of the tightest node.
+    :raises GeometryError: the geometry is wrong.
     :raises MemoryModelError: the options contradict themselves.
     """
     tried: list[Fit] = []
-    for serve in _choices(spec, geometry):
-        asked = memory_arguments(with_ranks(spec, nodes, serve), version, device_of(version))
-        given = {name: value for name, value in asked.items() if name in _SETTINGS}
-        settings = Settings(**{**given, "geometry": geometry, "mem_total_gib": memory_gib})
-        split = split_problems(settings)
-        if split:
-            return Fit(nodes, REFUSED, " ".join(split), {})
-        found = _from_budget(nodes, serve, evaluate(settings))
-        if found.verdict == UNKNOWN:
-            return replace(found, serve={})
+    for serve in _choices(spec):
+        budget = budget_of(with_ranks(spec, nodes, serve), version, memory_gib)
+        figures = budget.figures
+        reason = " ".join([*budget.reasons, *budget.missing])
+        if figures is None:
+            # It does not split over the nodes, or is not known: no other context or share changes that.
+            return Fit(nodes, budget.verdict, reason, {})
+        found = Fit(nodes, budget.verdict, reason, serve, figures.kv_cache_tokens, figures.max_concurrency)
         if found.verdict == FITS:
             return found
         tried.append(found)
     return next((each for each in tried if each.serves), tried[0])
-
-
-def _from_budget(nodes: int, serve: Mapping[str, Any], budget: Budget) -> Fit:
-    figures = budget.figures
-    return Fit(
-        nodes,
-        budget.verdict,
-        " ".join([*budget.reasons, *budget.missing]),
-        serve,
-        figures.kv_cache_tokens if figures else None,
-        figures.max_concurrency if figures else None,
-    )
 
 
 def fit_by_weights(config: Mapping[str, Any], weights_gib: float, nodes: int, memory_gib: float, why: str) -> Fit:

@@ -129,57 +129,62 @@ def architecture_of(repository: Repository) -> families.Architecture:
 
 @dataclass(frozen=True)
 class Image:
-    """An image of the catalogue that can be chosen."""
+    """An image that can be chosen.
+
+    :ivar version: of its vLLM; of a fork, the release that it follows.
+    """
 
     name: str
     version: str
+    fork: bool
     own_wheels: bool
 
 
-def _images(images: Mapping[str, Any]) -> list[Image]:
-    """Return the images that say which vLLM they have, the newest release first, those with public parts before."""
-    found = []
-    for name in images:
-        recipe, errors = image_recipe.resolve(images, name)
-        version = str(recipe.get("vllm_version") or "")
-        try:
-            parse(version)
-        except VersionError:
-            continue
-        if not errors:
-            found.append(Image(name, version, any(step["wheels"] for step in recipe["steps"])))
-    # Of equal ones the first of the catalogue: sorted() keeps their order.
-    return sorted(found, key=lambda each: (each.own_wheels, [-part for part in parse(each.version).release]))
+def _image(images: Mapping[str, Any], name: str) -> Image | None:
+    """Return an image of the catalogue or of a reference; None when it does not say which vLLM it has."""
+    recipe, errors = image_recipe.resolve(images, name)
+    if errors:
+        return None
+    version = str(recipe["vllm_upstream"] or recipe["vllm_version"] or "")
+    try:
+        parse(version)
+    except VersionError:
+        return None
+    return Image(name, version, bool(recipe["vllm_upstream"]), any(step["wheels"] for step in recipe["steps"]))
 
 
 def choose_image(found: families.Architecture, images: Mapping[str, Any], wanted: str) -> tuple[Image, str]:
-    """Return (the image that serves a class, why this one).
+    """Return (the image that serves a class, why this one): the newest release, public before wheels of the owner's.
 
-    :param wanted: the owner's choice; empty for the newest.
+    A fork is for the models that its makers name, and is taken when the owner asks for it.
+
+    :param wanted: the owner's choice, a key of the catalogue or a reference; empty for the newest.
     :raises ProposalError: none of them can.
     """
-    known = _images(images)
+    known = [image for name in images if (image := _image(images, name))]
     if wanted:
-        image = next((each for each in known if each.name == wanted), None)
+        image = _image(images, wanted)
         if image is None:
             raise ProposalError(
-                f"gb10_images has no image '{wanted}' with a vllm_version. Known: "
+                f"Image '{wanted}' is not in gb10_images, or does not say which vLLM it has. Known: "
                 f"{families.names(each.name for each in known)}."
             )
-        if not families.has_class(found, image.version):
-            raise ProposalError(
-                f"Image '{wanted}' has vLLM {image.version}, which has no {found.name}: {_since(found)}."
-            )
-        return image, f"add_model_image; its vLLM {image.version} has {found.name} [V]"
-    able = [each for each in known if families.has_class(found, each.version)]
+        if families.has_class(found, image.version):
+            return image, f"add_model_image; its vLLM {image.version} has {found.name} [V]"
+        if image.fork:
+            return image, f"add_model_image; a fork of vLLM {image.version}, which has no {found.name}: it may, or not"
+        raise ProposalError(f"Image '{wanted}' has vLLM {image.version}, which has no {found.name}: {_since(found)}.")
+    able = [each for each in known if not each.fork and families.has_class(found, each.version)]
     if not able:
         have = families.names(f"{each.name} {each.version}" for each in known)
         raise ProposalError(
             f"No image of gb10_images has {found.name}: {_since(found)}, and they have {have}. Add an image "
             "(docs/roles/image.md)."
         )
-    kind = "vLLM in gb10_images, from wheels of your own," if able[0].own_wheels else "public vLLM in gb10_images"
-    return able[0], f"the newest {kind} that has {found.name} [V {able[0].version}]"
+    # Of equal ones the first of the catalogue: min() keeps it.
+    best = min(able, key=lambda each: (each.own_wheels, [-part for part in parse(each.version).release]))
+    kind = "vLLM in gb10_images, from wheels of your own," if best.own_wheels else "public vLLM in gb10_images"
+    return best, f"the newest {kind} that has {found.name} [V {best.version}]"
 
 
 def _since(found: families.Architecture) -> str:
@@ -374,7 +379,7 @@ def _fits(
         if geometry is None:
             return budget.fit_by_weights(repository.config, float(spec["size_gib"]), nodes, tightest, " ".join(gaps))
         try:
-            return budget.fit(spec, geometry, version, nodes, tightest)
+            return budget.fit(spec, version, nodes, tightest)
         except MemoryModelError as problem:
             raise ProposalError(f"The budget of {repository.repo} cannot be computed: {problem}") from problem
 

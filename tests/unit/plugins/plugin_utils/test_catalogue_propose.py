@@ -39,6 +39,7 @@ IMAGES: dict[str, Any] = {
     "older": {"base": "x", "vllm_version": "0.22.1", "steps": []},
     "newer": {"pull": "y", "vllm_version": "0.30.0"},
     "own": {"base": "x", "vllm_version": "0.33.0", "steps": [{"name": "vllm", "wheels": ["vllm-*.whl"]}]},
+    "fork": {"pull": "f", "vllm_version": "0.1.dev5+gabc", "vllm_upstream": "0.32.0"},
     "broken": {"vllm_version": "0.33.0"},
     "no-version": {"pull": "z"},
 }
@@ -188,6 +189,18 @@ def test_an_image_whose_vllm_has_the_class() -> None:
     assert "wheels of your own" in made.reasons["image",]
 
 
+def test_a_fork_is_taken_when_the_owner_asks_for_it() -> None:
+    made = propose(repository(MOE), FOUR, Wanted(image="fork"))
+    assert (made.spec["image"], made.vllm_version) == ("fork", "0.32.0")
+    made = propose(repository({**MOE, "architectures": ["AliceAIForCausalLM"]}), FOUR, Wanted(image="fork"))
+    assert "a fork of vLLM 0.32.0, which has no AliceAIForCausalLM: it may, or not" in made.reasons["image",]
+
+
+def test_an_image_by_its_reference() -> None:
+    made = propose(repository(MOE), FOUR, Wanted(image="vllm/vllm-openai:v0.31.0"))
+    assert (made.spec["image"], made.vllm_version) == ("vllm/vllm-openai:v0.31.0", "0.31.0")
+
+
 @pytest.mark.parametrize(
     ("architecture", "image", "message"),
     [
@@ -195,7 +208,8 @@ def test_an_image_whose_vllm_has_the_class() -> None:
         ("AliceAIForCausalLM", "", "Add an image"),
         ("AliceAIForCausalLM", "newer", "it is in vLLM from 0.33.0 on"),
         ("AquilaForCausalLM", "newer", "gone after 0.24.0"),
-        ("Qwen3MoeForCausalLM", "nope", "gb10_images has no image 'nope'"),
+        ("Qwen3MoeForCausalLM", "nope", "Image 'nope' is not in gb10_images, or does not say which vLLM it has"),
+        ("Qwen3MoeForCausalLM", "no-version", "Image 'no-version' is not in gb10_images, or does not say"),
         ("NoSuchForCausalLM", "", "which no release of vLLM that was read has (0.18.1 to "),
         ("BertModel", "", "gives embeddings or scores (BertModel)"),
         ("Qwen3DSparkModel", "", "a draft model: it is not served alone"),
@@ -369,5 +383,5 @@ def test_published_shapes_fit_where_they_were_served() -> None:
             key: spec["serve"][key] for key in ("kv-cache-dtype", "enable-expert-parallel") if key in spec["serve"]
         }
         base = {**spec, "serve": {"max-num-seqs": 8, "max-num-batched-tokens": 8192, **serve}, "memory": {}}
-        fit = budget.fit(base, geometry_from_dict(spec["geometry"]), "0.30.0", spec["nodes"], 119.2)
+        fit = budget.fit(base, "0.30.0", spec["nodes"], 119.2)
         assert fit.serves, f"{spec['name']}: {fit.reason}"
