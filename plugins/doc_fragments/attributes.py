@@ -87,6 +87,9 @@ attributes:
 """
     )
 
+    # The same, for what is on no host: it changes something elsewhere and shows a diff.
+    CLUSTER_STATE = CONTROLLER.replace(_NO_DIFF, _DIFF)
+
     # Runs on the control node and works on the host through its connection.
     CONNECTED = (
         "attributes:"

@@ -15,18 +15,9 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_fi
 def dynamo_target(specs: Sequence[Mapping[str, Any]], target: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return one target with its objects; see dynamo_target.yml."""
     try:
-        chosen = spec.model_of(specs, target)
-        found = spec.resolve(chosen, target, spec.Settings(**settings), serve_files.load_tables())
+        return render.described(spec.chosen(specs, target, settings, serve_files.load_tables()))
     except spec.DynamoError as error:
         raise AnsibleFilterError("\n".join(error.problems)) from error
-    return {
-        "graph": found.graph,
-        "gpu": found.gpu,
-        "total_gpus": found.total_gpus,
-        "notes": list(found.notes),
-        "secrets": [each for each in (found.settings.pull_secret, found.settings.token_secret) if each],
-        "objects": render.objects(found),
-    }
 
 
 class FilterModule:

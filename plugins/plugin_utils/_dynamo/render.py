@@ -26,9 +26,14 @@ def digest(template: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def shared_labels(target: Target) -> dict[str, str]:
+    """Return the labels of what all targets of a model share: the cache and its jobs do not change with the target."""
+    return {"app.kubernetes.io/part-of": target.part_of, **MANAGED}
+
+
 def labels(target: Target) -> dict[str, str]:
-    """Return the labels of everything that belongs to a target."""
-    return {"app.kubernetes.io/name": target.graph, "app.kubernetes.io/part-of": target.part_of, **MANAGED}
+    """Return the labels of what belongs to one target."""
+    return {"app.kubernetes.io/name": target.graph, **shared_labels(target)}
 
 
 def claim(target: Target) -> dict[str, Any]:
@@ -53,12 +58,13 @@ def download_job(target: Target) -> dict[str, Any]:
             "import os, threading, time, pathlib",
             "from huggingface_hub import HfApi, snapshot_download",
             f"repo, view = {target.repo!r}, pathlib.Path({view!r})",
-            f"commit = HfApi().model_info(repo, revision={target.revision!r}).sha",
+            f"info = HfApi().model_info(repo, revision={target.revision!r}, files_metadata=True)",
+            "commit, total = info.sha, sum(each.size or 0 for each in info.siblings)",
             "def report():",
             "    while True:",
             "        time.sleep(30)",
             "        done = sum(file.stat().st_size for file in view.rglob('*') if file.is_file())",
-            "        print(f'MODEL_DOWNLOAD_PROGRESS bytes={done}', flush=True)",
+            "        print(f'MODEL_DOWNLOAD_PROGRESS bytes={done} total={total}', flush=True)",
             "threading.Thread(target=report, daemon=True).start()",
             "snapshot_download(repo, revision=commit, local_dir=view)",
             "(view / '.gb10-revision').write_text(commit + '\\n')",
@@ -123,7 +129,10 @@ def validate_job(target: Target) -> dict[str, Any]:
 
 def _job(target: Target, what: str, container: Mapping[str, Any], backoff: int) -> dict[str, Any]:
     template = {
-        "metadata": {"labels": {**labels(target), "gb10.cluster/job": what}},
+        "metadata": {
+            "labels": {**shared_labels(target), "gb10.cluster/job": what},
+            "annotations": {"gb10.cluster/revision": target.revision},
+        },
         "spec": {
             "restartPolicy": "Never",
             "containers": [dict(container)],
@@ -131,7 +140,9 @@ def _job(target: Target, what: str, container: Mapping[str, Any], backoff: int) 
         },
     }
     spec = {"backoffLimit": backoff, "template": template}
-    return _object("batch/v1", "Job", f"{target.part_of}-{what}-{digest(spec)}", target, spec)
+    made = _object("batch/v1", "Job", f"{target.part_of}-{what}-{digest(spec)}", target, spec)
+    made["metadata"]["labels"]["gb10.cluster/job"] = what
+    return made
 
 
 def graph(target: Target) -> dict[str, Any]:
@@ -147,7 +158,7 @@ def graph(target: Target) -> dict[str, Any]:
     }
     made = _object("nvidia.com/v1beta1", "DynamoGraphDeployment", target.graph, target, spec)
     own = f"{target.part_of}.nvidia.com"
-    made["metadata"]["labels"] |= {
+    made["metadata"]["labels"] |= labels(target) | {
         f"{own}/backend": "vllm",
         f"{own}/topology": target.label,
         f"{own}/workload": target.workload,
@@ -336,7 +347,7 @@ def _object(version: str, kind: str, name: str, target: Target, spec: Mapping[st
     return {
         "apiVersion": version,
         "kind": kind,
-        "metadata": {"name": name, "namespace": target.settings.namespace, "labels": labels(target)},
+        "metadata": {"name": name, "namespace": target.settings.namespace, "labels": shared_labels(target)},
         "spec": dict(spec),
     }
 
@@ -349,3 +360,20 @@ def objects(target: Target) -> dict[str, dict[str, Any]]:
     made["30-model-validate.yaml"] = validate_job(target)
     made["40-graph.yaml"] = graph(target)
     return made
+
+
+def described(target: Target) -> dict[str, Any]:
+    """Return a target as plain data for the role: its names, what it is checked with, and every object."""
+    return {
+        "graph": target.graph,
+        "namespace": target.settings.namespace,
+        "model": target.model,
+        "claim": target.cache["claim"],
+        "smoke": dict(target.smoke),
+        "port": int(target.frontend["port"]),
+        "gpu": target.gpu,
+        "total_gpus": target.total_gpus,
+        "notes": list(target.notes),
+        "secrets": [each for each in (target.settings.pull_secret, target.settings.token_secret) if each],
+        "objects": objects(target),
+    }

@@ -93,6 +93,7 @@ class Target:
     runtime_class: str
     reference: Mapping[str, Any]
     trace: str
+    smoke: Mapping[str, Any]
     settings: Settings
     notes: tuple[str, ...] = ()
 
@@ -121,6 +122,17 @@ def model_of(specs: Sequence[Mapping[str, Any]], target: str) -> Mapping[str, An
         hint = f" Did you mean '{near}'?" if near else ""
         raise DynamoError([f"There is no target '{target}'.{hint} Known: {', '.join(known)}."])
     return known[target]
+
+
+def chosen(
+    specs: Sequence[Mapping[str, Any]], target: str, settings: Mapping[str, Any], tables: Mapping[str, Table]
+) -> Target:
+    """Return a target of whichever model has it.
+
+    :param settings: the fields of `Settings`.
+    :raises DynamoError: with every problem at once.
+    """
+    return resolve(model_of(specs, target), target, Settings(**settings), tables)
 
 
 def resolve(spec: Mapping[str, Any], target: str, settings: Settings, tables: Mapping[str, Table]) -> Target:
@@ -164,6 +176,7 @@ def resolve(spec: Mapping[str, Any], target: str, settings: Settings, tables: Ma
         ),
         reference=chosen.get("reference") or {},
         trace=str((dynamo.get("traces") or {}).get(chosen["workload"], "")),
+        smoke=dynamo["smoke"],
         settings=settings,
         notes=(*rendered.notes, *_notes(settings, dynamo)),
     )
