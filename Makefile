@@ -73,11 +73,11 @@ test-fast: venv ## Lint, sanity, types and unit tests (under five minutes; the i
 	@$(call total,$(FAST))
 
 .PHONY: test
-test: venv ## Everything: test-fast, molecule and the end-to-end tests
+test: venv ## Everything: test-fast, molecule, Kubernetes where a server is at hand, and the end-to-end tests
 	@rm -rf .ansible/reports
-	@$(call run,$(JOBS),$(LONG) unit $(filter-out $(LONG),$(MOLECULE)) sanity $(LINT))
+	@$(call run,$(JOBS),$(LONG) unit $(filter-out $(LONG),$(MOLECULE)) kube sanity $(LINT))
 	@$(call run,1,e2e)
-	@$(call total,$(FAST) $(MOLECULE) e2e)
+	@$(call total,$(FAST) $(MOLECULE) kube e2e)
 
 .PHONY: soak
 soak: venv ## The long end-to-end tests: every fault, every repetition (hours)
@@ -111,6 +111,11 @@ molecule: venv ## Molecule scenarios: all of them, or SCENARIO=host
 	@SHOW=1 $(call run,1,$(addprefix molecule-,$(or $(SCENARIO),$(SCENARIOS))))
 	@$(call total,$(addprefix molecule-,$(or $(SCENARIO),$(SCENARIOS))))
 
+.PHONY: test-kube
+test-kube: venv ## The role dynamo against a real Kubernetes API server (builds one first where there is none: 20 minutes)
+	@test -n "$$KUBEBUILDER_ASSETS" -o -e ~/.cache/gb10/kube/.complete || nice lab/kube/build ~/.cache/gb10/kube
+	@GB10_KUBE=require $(PY) -m pytest tests/kube -v $(ARGS)
+
 .PHONY: e2e
 e2e: venv ## End-to-end tests on the lab's nodes
 	@$(PY) -m pytest tests/e2e -m 'not soak' -v $(ARGS)
@@ -138,6 +143,9 @@ part-changelog:
 	$(PART) changelog antsibull-changelog lint
 part-molecule-%:
 	$(PART) molecule-$* $(PY) -m molecule test -s $*
+# Where no API server is at hand its tests are skipped; test_which_server_is_used prints which it was.
+part-kube:
+	$(PART) kube $(PYTEST)=.ansible/reports/kube.xml tests/kube -v -rP
 part-e2e:
 	$(PART) e2e $(PYTEST)=.ansible/reports/e2e.xml tests/e2e -m 'not soak' -v
 

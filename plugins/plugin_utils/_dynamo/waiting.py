@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Cluster, ClusterError
-from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.quantity import rooms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.quantity import requested, rooms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.state import (
     FAILED,
     GRAPH_LABEL,
@@ -116,7 +116,7 @@ class Looks:
 
     def _free(self, pods: Sequence[Mapping[str, Any]]) -> str:
         """Return what the nodes that a pod may use have free, where one fits nowhere and this user may see nodes."""
-        homeless = [pod for pod in pods if not (pod.get("spec") or {}).get("nodeName")]
+        homeless = [pod for pod in pods if not pod["spec"].get("nodeName") and requested(pod, "nvidia.com/gpu")]
         if not homeless:
             return ""
         labels = homeless[0]["spec"].get("nodeSelector") or {}

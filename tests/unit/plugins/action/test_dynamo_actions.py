@@ -27,7 +27,7 @@ class Memory:
     def __init__(self) -> None:
         self.objects: dict[Key, dict[str, Any]] = {}
         self.applied: list[dict[str, Any]] = []
-        self.refusal: ClusterError | None = None
+        self.refusals: list[ClusterError] = []
         self.answers: list[Answer] = []
         self.asked: list[tuple[str, str, bytes | None]] = []
 
@@ -40,8 +40,8 @@ class Memory:
         return [item for item in found if not selector or (item["metadata"].get("labels") or {}).get(key) == value]
 
     def apply(self, made: dict[str, Any], *, dry_run: bool = False, force: bool = False) -> dict[str, Any]:
-        if self.refusal:
-            raise self.refusal
+        for refusal in self.refusals:
+            raise refusal
         meta = made["metadata"]
         key = (made["kind"], meta.get("namespace", ""), meta["name"])
         result = {**self.objects.get(key, {"status": {}}), **copy.deepcopy(made)}
@@ -110,7 +110,7 @@ def test_what_is_only_created_is_left_alone(memory: Memory) -> None:
 
 def test_a_conflict_names_who_owns_what(memory: Memory) -> None:
     causes = ({"field": ".spec.replicas", "message": 'conflict with "kubectl-edit" using v1'},)
-    memory.refusal = ClusterError("Apply failed with 1 conflict", 409, causes)
+    memory.refusals = [ClusterError("Apply failed with 1 conflict", 409, causes)]
     said = run(dynamo_object, object=config_map("1"))[0]["msg"]
     assert said == (
         "ConfigMap c was changed by others: kubectl-edit owns spec.replicas. Give these fields back, or set "
@@ -119,13 +119,13 @@ def test_a_conflict_names_who_owns_what(memory: Memory) -> None:
 
 
 def test_a_refusal_of_a_webhook_is_shown_in_its_own_words(memory: Memory) -> None:
-    memory.refusal = ClusterError('admission webhook "x" denied the request: no image', 400)
+    memory.refusals = [ClusterError('admission webhook "x" denied the request: no image', 400)]
     said = run(dynamo_object, object=config_map("1"))[0]["msg"]
     assert said == 'ConfigMap c is refused: admission webhook "x" denied the request: no image'
 
 
 def test_check_mode_without_the_namespace_says_what_was_not_checked(memory: Memory) -> None:
-    memory.refusal = ClusterError('namespaces "ultra" not found', 404)
+    memory.refusals = [ClusterError('namespaces "ultra" not found', 404)]
     result, printed = run(dynamo_object, check=True, object=config_map("1"))
     assert result["changed"] is True
     assert "does not exist yet" in printed[0]

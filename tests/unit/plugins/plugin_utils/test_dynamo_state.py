@@ -81,10 +81,7 @@ def test_the_line_says_what_the_first_waiting_pod_does() -> None:
          "g-worker-0 waits for a volume: pod has unbound immediate PersistentVolumeClaims"),
         (pod({"state": {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x"'}}},
              spec={"imagePullSecrets": [{"name": "nvcr-secret"}]}), "", "", PENDING,
-         (
-             'the image registry/x:1 is not pulled with the secret nvcr-secret: ImagePullBackOff Back-off '
-             'pulling image "x"'
-         )),
+         "the image registry/x:1 is not pulled with the secret nvcr-secret: ImagePullBackOff Back-off"),
         (pod({"state": {"waiting": {"reason": "ErrImagePull", "message": "unauthorized"}}}), "", "", PENDING,
          "is not pulled without a secret: ErrImagePull unauthorized"),
         (pod({"state": {"waiting": {"reason": "InvalidImageName"}}}), "", "", FAILED, "InvalidImageName"),
