@@ -166,6 +166,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             chat=args["api"] == "chat",
             stall_s=args["stall_seconds"],
             extra=args["request"],
+            tokenizer=args["tokenizer"],
         )
         async with connect(endpoint) as client:
             limit, version = await self._look(client, endpoint, args)

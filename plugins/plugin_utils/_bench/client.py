@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import Request
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stream import Answer, EventReader, excerpt
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.tokens import Counter, TokenizerError, load_counter
 
 if TYPE_CHECKING:
     import aiohttp
@@ -30,14 +31,22 @@ PAUSE_S = 0.5
 
 
 class BenchError(RuntimeError):
-    """The measurement cannot continue; the message has the reason."""
+    """The measurement cannot continue; the message has the reason.
+
+    :ivar status: HTTP status of the answer that is the reason, or 0.
+    """
+
+    def __init__(self, words: str, status: int = 0) -> None:
+        super().__init__(words)
+        self.status = status
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """Where the model is served, and how it is asked.
 
-    ``chat`` chooses /v1/chat/completions or /v1/completions; ``extra`` is merged into each completion's body.
+    ``chat`` chooses /v1/chat/completions or /v1/completions; ``extra`` is merged into each completion's body;
+    ``tokenizer`` is a directory to count with where the server has no /tokenize.
     """
 
     url: str
@@ -46,6 +55,7 @@ class Endpoint:
     chat: bool = True
     stall_s: float = 600.0
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ class Client:
         self.endpoint = endpoint
         self.started_s = 0.0
         """When the newest burst began, on the machine's clock (time.monotonic)."""
+        self._local: Counter | None = None
         self._session = session
         self._aiohttp = module
 
@@ -116,7 +127,7 @@ class Client:
         if status == 401:
             raise BenchError(f"{url} refuses the API key (401): set VLLM_API_KEY, or gb10_api_key, to the server's.")
         if status != 200:
-            raise BenchError(f"{url} answered {status}: {excerpt(text)}")
+            raise BenchError(f"{url} answered {status}: {excerpt(text)}", status)
         return text
 
     async def _ask_json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -156,9 +167,13 @@ class Client:
     async def count(self, prompt: str) -> int:
         """Return how many tokens the server makes of a prompt, its chat template included.
 
+        A frontend without /tokenize (404), such as Dynamo's, is not asked again: the endpoint's tokenizer counts.
+
         Raises:
-            BenchError: the server has no /tokenize, without which no prompt has an exact length.
+            BenchError: the server has no /tokenize and there is no tokenizer here: no prompt has an exact length.
         """
+        if self._local is not None:
+            return self._local.count(prompt)
         body: dict[str, Any] = {"model": self.endpoint.model}
         if self.endpoint.chat:
             body.update(messages=[{"role": "user", "content": prompt}], add_generation_prompt=True)
@@ -166,8 +181,22 @@ class Client:
                 body["chat_template_kwargs"] = self.endpoint.extra["chat_template_kwargs"]
         else:
             body["prompt"] = prompt
-        answer = await self._ask_json("POST", "/tokenize", body)
+        try:
+            answer = await self._ask_json("POST", "/tokenize", body)
+        except BenchError as error:
+            if error.status != 404:
+                raise
+            self._local = self._counter()
+            return self._local.count(prompt)
         return int(answer["count"])
+
+    def _counter(self) -> Counter:
+        try:
+            return load_counter(self.endpoint.tokenizer, self.endpoint.chat, self.endpoint.extra)
+        except TokenizerError as error:
+            raise BenchError(
+                f"{self.endpoint.url} has no /tokenize, and its tokens cannot be counted here: {error}"
+            ) from error
 
     async def converse(self, fitting: Generator[str, int, T]) -> T:
         """Run a search for a prompt (plugin_utils/_bench/prompt.py) with the server's counts; return what it found."""

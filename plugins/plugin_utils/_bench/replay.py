@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import (
     burst_figures,
     summary,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.tokens import REPOSITORY, hub_cache
 
 #: How far a replayed prompt may be shorter than the trace says; each deviation is in the results.
 TRACE_TOLERANCE = 0.02
@@ -169,10 +171,14 @@ async def _replay_with_aiperf(
             text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
             lines = [line for line in text.splitlines() if line.strip()][: replay.limit]
             trace.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        environment, tokenizer = dict(os.environ), replay.tokenizer
+        if Path(tokenizer or "/nonexistent").is_dir():
+            environment |= hub_cache(Path(tokenizer), artifacts / "hub-cache")
+            tokenizer = REPOSITORY
         command = traces.aiperf_command(
             program=program,
             model=endpoint.model,
-            tokenizer=replay.tokenizer,
+            tokenizer=tokenizer,
             trace=str(trace),
             url=endpoint.url,
             artifacts=str(artifacts),
@@ -183,7 +189,11 @@ async def _replay_with_aiperf(
         )
         say("the trace is replayed by AIPerf")
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            *command,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
         )
         async with beside(_still(say, "AIPerf runs")):
             output, _nothing = await process.communicate()

@@ -339,7 +339,7 @@ def answering(status: str, body: str) -> Callable[[], Any]:
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        ("404 Not Found", '{"detail":"Not Found"}', '/tokenize answered 404: {"detail":"Not Found"}'),
+        ("404 Not Found", '{"detail":"Not Found"}', "has no /tokenize, and its tokens cannot be counted here"),
         ("401 Unauthorized", "{}", "refuses the API key (401): set VLLM_API_KEY"),
         ("200 OK", "<html>", "/tokenize answered no JSON: <html>"),
         ("200 OK", "[1]", "/tokenize answered no object: [1]"),

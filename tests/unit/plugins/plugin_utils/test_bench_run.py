@@ -308,8 +308,11 @@ def test_times_that_are_not_there_cannot_be_kept(tmp_path: Path) -> None:
 
 
 FAKE = """#!{python}
-import json, pathlib, sys
+import json, os, pathlib, sys
 given = sys.argv[1:]
+name = given[given.index("--tokenizer") + 1]
+kept = pathlib.Path(os.environ["HF_HUB_CACHE"]) / ("models--" + name.replace("/", "--"))
+assert (kept / "snapshots" / (kept / "refs" / "main").read_text()).is_dir(), kept
 folder = pathlib.Path(given[given.index("--artifact-dir") + 1])
 trace = pathlib.Path(given[given.index("--input-file") + 1])
 lines = len(trace.read_text().splitlines())
