@@ -18,3 +18,21 @@ options:
     type: str
     default: ""
 """
+
+    # Of a module that is given a target.
+    TARGET = r"""
+options:
+  specs:
+    description: The C(model_spec) of every model.
+    type: list
+    elements: dict
+    required: true
+  target:
+    description: Name of the target.
+    type: str
+    required: true
+  settings:
+    description: What the owner decides, by the names of the role's variables without their prefix.
+    type: dict
+    required: true
+"""

@@ -13,19 +13,6 @@ description:
     resource, runtime class, storage, secrets and what else serves in the namespace. Changes nothing.
   - Prints a line for each and fails with all problems at once, each with its remedy.
 options:
-  specs:
-    description: The C(model_spec) of every model.
-    type: list
-    elements: dict
-    required: true
-  target:
-    description: Name of the target.
-    type: str
-    required: true
-  settings:
-    description: What the owner decides, by the names of the role's variables without their prefix.
-    type: dict
-    required: true
   token_env:
     description: Name of the environment variable on the control node with a Hugging Face token.
     type: str
@@ -45,6 +32,7 @@ options:
 extends_documentation_fragment:
   - gb10.cluster.attributes.controller
   - gb10.cluster.kubernetes
+  - gb10.cluster.kubernetes.target
 author:
   - The gb10.cluster developers (@gb10-cluster)
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import http.server
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.bench import BEGIN, END
 from tests.kube.conftest import Kube
 
 REPO = Path(__file__).resolve().parents[2]
@@ -103,7 +105,37 @@ def serving(kube: Kube) -> list[str]:
     return [each["metadata"]["name"] for each in kube.api.cluster.find(GRAPH, SPACE)]
 
 
-def test_a_life_of_a_deployment(kube: Kube) -> None:
+def measured(kube: Kube, tmp_path: Path) -> None:
+    """Run the benchmark twice: the job's log is a stand-in's, everything else is real."""
+    trace, export = (
+        tmp_path / "trace.jsonl",
+        {
+            "time_to_first_token": {"unit": "ms", "avg": 5.0},
+            "output_token_throughput": {"unit": "tokens/s", "avg": 1200.0},
+            "output_token_throughput_per_user": {"unit": "tokens/s", "p50": 80.0},
+        },
+    )
+    trace.write_text('{"input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n' * 9)
+    packed = base64.b64encode(gzip.compress(json.dumps(export).encode())).decode()
+    kube.behaviour.logs["nemotron-ultra-bench"] = f"noise\n{BEGIN}\n{packed}\n{END}\n"
+    given = [
+        "-e",
+        f"target={SECOND}",
+        "-e",
+        f"dynamo_bench_trace={trace}",
+        "-e",
+        f"dynamo_bench_results_dir={tmp_path}/kept",
+    ]
+    first = play(kube, "dynamo_bench", *given)
+    assert changes(first) == 3
+    assert re.search(r"tokens_per_s_per_gpu +300.0  published +310.8  not the same run", first)
+    assert changes(play(kube, "dynamo_bench", *given, "-e", "dynamo_bench_requests=0")) == 2
+    assert kube.api.cluster.find("Job", SPACE, "gb10.cluster/job=bench") == []
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert [json.loads(file.read_text())["unlike"] for file in kept][1:] == [[]]
+
+
+def test_a_life_of_a_deployment(kube: Kube, tmp_path: Path) -> None:
     if not kube.api.has_manager:
         pytest.skip("there is no kube-controller-manager beside this API server: jobs make no pods")
     with frontend() as (url, seen):
@@ -128,6 +160,12 @@ def test_a_life_of_a_deployment(kube: Kube) -> None:
         assert changes(switched) == 2
         assert f"ultra-{FIRST} serves in this namespace; -e target={SECOND} replaces it" in switched
         assert serving(kube) == [f"ultra-{SECOND}"]
+
+        shown = play(kube, "dynamo_status")
+        assert re.search(rf"deployment  ultra-{SECOND} +successful: Frontend 1/1, worker 1/1", shown)
+        assert "shared-model-cache" in shown
+
+        measured(kube, tmp_path)
 
         kube.behaviour.faults[f"ultra-{FIRST}"] = "exit43"
         failed = play(kube, "dynamo", "-e", f"target={FIRST}", *at, fails=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import Target
@@ -81,7 +81,7 @@ def download_job(target: Target) -> dict[str, Any]:
         "envFrom": [{"secretRef": {"name": target.settings.token_secret}}],
         "volumeMounts": [{"name": MODELS, "mountPath": target.cache["path"]}],
     }
-    return _job(target, "model-download", container, backoff=1)
+    return job(target, "model-download", container, backoff=1)
 
 
 def validate_job(target: Target) -> dict[str, Any]:
@@ -124,10 +124,18 @@ def validate_job(target: Target) -> dict[str, Any]:
         "command": ["python3", "-c", script],
         "volumeMounts": [{"name": MODELS, "mountPath": target.cache["path"], "readOnly": True}],
     }
-    return _job(target, "model-validate", container, backoff=0)
+    return job(target, "model-validate", container, backoff=0)
 
 
-def _job(target: Target, what: str, container: Mapping[str, Any], backoff: int) -> dict[str, Any]:
+def job(
+    target: Target,
+    what: str,
+    container: Mapping[str, Any],
+    backoff: int,
+    volumes: Sequence[Mapping[str, Any]] = (),
+    deadline: int = 0,
+) -> dict[str, Any]:
+    """Return a job with one container; its name has the digest of its template."""
     template = {
         "metadata": {
             "labels": {**shared_labels(target), "gb10.cluster/job": what},
@@ -136,10 +144,10 @@ def _job(target: Target, what: str, container: Mapping[str, Any], backoff: int) 
         "spec": {
             "restartPolicy": "Never",
             "containers": [dict(container)],
-            "volumes": [_cache_volume(target, read_only=False)],
+            "volumes": [dict(each) for each in volumes] or [cache_volume(target, read_only=False)],
         },
     }
-    spec = {"backoffLimit": backoff, "template": template}
+    spec = {"backoffLimit": backoff, "template": template, **({"activeDeadlineSeconds": deadline} if deadline else {})}
     made = _object("batch/v1", "Job", f"{target.part_of}-{what}-{digest(spec)}", target, spec)
     made["metadata"]["labels"]["gb10.cluster/job"] = what
     return made
@@ -329,7 +337,8 @@ def _mounts(target: Target) -> list[dict[str, Any]]:
     ]
 
 
-def _cache_volume(target: Target, read_only: bool) -> dict[str, Any]:
+def cache_volume(target: Target, read_only: bool) -> dict[str, Any]:
+    """Return the volume of a pod that holds the model."""
     source: dict[str, Any] = {"claimName": target.cache["claim"]}
     if read_only:
         source["readOnly"] = True
@@ -340,7 +349,7 @@ def _volumes(target: Target) -> list[dict[str, Any]]:
     artifacts: dict[str, Any] = {"name": ARTIFACTS, "emptyDir": {}}
     if target.settings.artifacts != "emptyDir":
         artifacts = {"name": ARTIFACTS, "persistentVolumeClaim": {"claimName": target.settings.artifacts}}
-    return [_cache_volume(target, read_only=True), artifacts, {"name": SCRATCH, "emptyDir": {}}]
+    return [cache_volume(target, read_only=True), artifacts, {"name": SCRATCH, "emptyDir": {}}]
 
 
 def _object(version: str, kind: str, name: str, target: Target, spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import Log
 
 PENDING, READY, FAILED = "pending", "ready", "failed"
 GRAPH_LABEL = "nvidia.com/dynamo-graph-deployment-name"
+_DOWNLOAD = "run dynamo_delete.yml, which keeps the cache, and dynamo.yml again: it downloads what is missing"
 #: Exit codes of the recipe's own checks [S3r] and of these jobs → (cause, remedy).
 EXITS = {
-    42: ("the model is not in the cache", "run the download again: dynamo.yml -t dynamo_cache"),
-    43: ("a file of the model is missing or short", "run the download again: dynamo.yml -t dynamo_cache"),
+    42: ("the model is not in the cache", _DOWNLOAD),
+    43: ("a file of the model is missing or short", _DOWNLOAD),
     96: (
         "the container sees another number of GPUs than it requested",
         "check the device plugin and the runtime class",

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controller side of gb10.cluster.dynamo_bench: plan the benchmark's objects, then read its job's log and compare."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import bench
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.action import DynamoAction
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Cluster, ClusterError
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import DynamoError, chosen
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
+
+LOG_LINES = 20000
+
+
+class ActionModule(DynamoAction):
+    """See the module of the same name for the documentation."""
+
+    options: Mapping[str, Any] = {
+        "specs": {"type": "list", "elements": "dict", "required": True},
+        "target": {"type": "str", "required": True},
+        "settings": {"type": "dict", "required": True},
+        "step": {"type": "str", "choices": ["plan", "read"], "required": True},
+        "trace": {"type": "path", "required": True},
+        "requests": {"type": "int", "default": 400},
+        "concurrency": {"type": "int", "default": 0},
+        "deadline_seconds": {"type": "int", "default": 0},
+        "aiperf": {"type": "str", "default": bench.PUBLISHED_AIPERF},
+        "share": {"type": "float", "default": 0.1},
+        "results_dir": {"type": "path", "default": ""},
+    }
+
+    def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
+        """Plan, or read and compare."""
+        target = chosen(args["specs"], args["target"], args["settings"], serve_files.load_tables())
+        wanted = bench.Bench(**{key: args[key] for key in ("requests", "concurrency", "deadline_seconds", "aiperf")})
+        file = Path(args["trace"]).expanduser()
+        try:
+            raw = file.read_bytes()
+            text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise DynamoError(
+                [f"The trace {file} cannot be read: {error}. This target's is {target.trace}."]
+            ) from error
+        rows, lines = bench.rows_of(text, wanted)
+        job = bench.bench_job(target, rows, lines, wanted)
+        if args["step"] == "plan":
+            output = sum(row.output_tokens for row in rows)
+            self.say(f"{len(rows)} requests, {output} output tokens, at most {job['spec']['activeDeadlineSeconds']} s")
+            return {"trace": bench.config_maps(target, lines), "job": job}
+        if self._task.check_mode:
+            return {"skipped": True}
+        space, name = target.settings.namespace, job["metadata"]["name"]
+        pods = cluster.find("Pod", space, f"job-name={name}")
+        if not pods:
+            raise ClusterError(
+                f"{name} has no pod any more: its log, and the figures in it, are gone. Delete the job and run again."
+            )
+        figures = bench.export_of(cluster.log(pods[-1]["metadata"]["name"], space, "bench", LOG_LINES))
+        compared = bench.compare(target, figures, wanted, args["share"])
+        for line in compared["lines"]:
+            self.say(line)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        kept = Path(args["results_dir"]).expanduser() / f"{stamp}-{target.target}.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        files.write(kept, bench.record(target, lines, wanted, figures, compared))
+        self.say(f"kept in {kept}")
+        return {"comparison": compared["rows"], "unlike": compared["unlike"], "results": str(kept)}
