@@ -56,13 +56,16 @@ class Line:
 def settings_of(model: Mapping[str, Any], point: Mapping[str, Any]) -> Settings:
     """Return the settings of a point: its own on top of its model's."""
     merged = {**model["settings"], **point["settings"]}
-    if "kv_cache_memory_gib" in point["settings"] or "budget_gib" in point["settings"]:
+    # Beside a pool of a given size the utilization is what vLLM checks at its start; beside a budget there is none.
+    if "budget_gib" in point["settings"]:
         merged.pop("gpu_memory_utilization", None)
     return Settings(geometry=geometry_from_dict(model["geometry"]), weights_gib=float(model["weights_gib"]), **merged)
 
 
 def predict(name: str, figures: Figures, point: Mapping[str, Any]) -> float:
     """Return the predicted figure; ``node_used_gib`` is what the whole node holds while it serves."""
+    if name in figures.breakdown:
+        return figures.breakdown[name]
     if name != "node_used_gib":
         return float(getattr(figures, name))
     if "idle_used_gib" in point:

@@ -125,11 +125,7 @@ def _sequences_change(plan: Plan) -> _Candidate | None:
 def _cache_changes(plan: Plan) -> list[_Candidate]:
     """Return the changes that make a sequence smaller."""
     settings, layout, found = plan.settings, plan.layout, []
-    if layout.cache_mode == ALL:
-        changed = replace(settings, mamba_cache_mode=ALIGN)
-        action = "Set --mamba-cache-mode align instead of keeping a state at every block boundary"
-        found.append(_Candidate(changed, {"mamba-cache-mode": ALIGN}, action))
-    elif layout.cache_mode == ALIGN and layout.has_recurrent:
+    if layout.cache_mode == ALIGN and layout.has_recurrent:
         changed = replace(settings, enable_prefix_caching=False)
         action = "Switch prefix caching off, which leaves one state a sequence"
         found.append(_Candidate(changed, {"enable-prefix-caching": False}, action))
@@ -139,12 +135,26 @@ def _cache_changes(plan: Plan) -> list[_Candidate]:
     return found
 
 
-def _candidates(plan: Plan) -> list[_Candidate]:
-    """Return the changes worth trying, in the documented order [S0].
+def _align_change(plan: Plan) -> _Candidate | None:
+    """Return the cache mode that keeps a running state instead of one at every block boundary: nothing is given up."""
+    if plan.layout.cache_mode != ALL:
+        return None
+    changed = replace(plan.settings, mamba_cache_mode=ALIGN)
+    action = "Set --mamba-cache-mode align instead of keeping a state at every block boundary"
+    if plan.pool_bytes > 0:
+        now, then = plan.pool.max_concurrency, make_plan(changed, plan.rules).pool.max_concurrency
+        action += f", so that the pool holds {then:.2f} sequences instead of {now:.2f}"
+    return _Candidate(changed, {"mamba-cache-mode": ALIGN}, action)
 
-    MTP first, then the number of sequences, then the budget; then what else is known to help.
+
+def _candidates(plan: Plan) -> list[_Candidate]:
+    """Return the changes worth trying: first what takes nothing away, then the documented order [S0].
+
+    That is MTP, the number of sequences, the budget; then what else is known to help.
     """
-    settings, found = plan.settings, []
+    settings = plan.settings
+    align = _align_change(plan)
+    found = [align] if align else []
     if settings.speculative_tokens:
         changed = replace(settings, speculative_tokens=0)
         action = "Drop MTP: its head, its activations and its share of the cache"

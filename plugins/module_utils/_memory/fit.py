@@ -20,6 +20,12 @@ class Fit:
     runtime_gib: float
     #: Activations: live tensors of ``tokens x hidden_size`` elements.
     hidden_tensors: float
+    #: Activations of a dense layer's MLP: live tensors of ``tokens x intermediate_size`` elements.
+    dense_tensors: float
+    #: What torch.compile keeps besides: tensors of ``tokens x hidden_size`` elements; nothing with ``--enforce-eager``.
+    compiled_hidden_tensors: float
+    #: Logits at the end of a step: bytes for each word of the vocabulary and sequence.
+    logits_bytes: float
     #: Activations: live copies of what the experts read and write,
     #: ``tokens x experts_per_token x (input + inner width)`` elements.
     expert_tensors: float
@@ -27,7 +33,7 @@ class Fit:
     autotuner_expert_tensors: float
     #: The MTP head's own pass: further tensors of ``tokens x hidden_size`` elements.
     draft_hidden_tensors: float
-    #: torch.compile and CUDA graphs; nothing with ``--enforce-eager``.
+    #: CUDA graphs; nothing with ``--enforce-eager``.
     graphs_gib: float
     #: NCCL, all-reduce workspaces and the Ray worker, on each of several nodes.
     distributed_gib: float
@@ -35,20 +41,27 @@ class Fit:
     host_processes_gib: float
     #: What a long prefill takes on top of the budget: tensors of ``tokens x hidden_size`` elements.
     prefill_tensors_outside_budget: float
+    #: What stays outside the budget even of a small model that prefills.
+    least_outside_budget_gib: float
     #: Largest share of the node's memory that a budget may take.
     largest_share: float
 
 
 GB10 = Fit(
-    runtime_gib=1.04,
-    hidden_tensors=8.0,
-    expert_tensors=2.5,
+    runtime_gib=1.24,
+    hidden_tensors=4.5,
+    dense_tensors=3.0,
+    compiled_hidden_tensors=7.0,
+    # The logits in the model's dtype and the sampler's copy in float32 (vllm/v1/sample/sampler.py).
+    logits_bytes=6.0,
+    expert_tensors=2.37,
     autotuner_expert_tensors=2.26,
     draft_hidden_tensors=4.0,
-    graphs_gib=0.5,
+    graphs_gib=0.23,
     distributed_gib=3.2,
     host_processes_gib=2.9,
     prefill_tensors_outside_budget=18.0,
+    least_outside_budget_gib=0.61,
     largest_share=0.91,
 )
 
@@ -56,6 +69,9 @@ GB10 = Fit(
 CPU = Fit(
     runtime_gib=2.0,
     hidden_tensors=0.0,
+    dense_tensors=0.0,
+    compiled_hidden_tensors=0.0,
+    logits_bytes=0.0,
     expert_tensors=0.0,
     autotuner_expert_tensors=0.0,
     draft_hidden_tensors=0.0,
@@ -63,6 +79,7 @@ CPU = Fit(
     distributed_gib=0.0,
     host_processes_gib=0.0,
     prefill_tensors_outside_budget=0.0,
+    least_outside_budget_gib=0.0,
     largest_share=1.0,
 )
 
@@ -73,6 +90,9 @@ TIGHTEST_AVAILABLE_GIB = 111.27
 LARGE_BOX_TOTAL_GIB = (115.0, 128.0)
 #: Kernel, driver and base system of other sizes: 121.69 GiB total less 111.27 GiB usable.
 SYSTEM_GIB = 10.42
+
+#: Inner width of a dense layer, in hidden sizes, where the geometry does not say it: 3 to 3.5 in today's models.
+USUAL_INNER_WIDTH = 3.5
 
 #: Share of the node's memory at which engines crashed [P]; quoted in the refusal.
 CRASHED_SHARE = 0.92
@@ -120,6 +140,48 @@ OBSERVATIONS: tuple[Observation, ...] = (
         low=0.4,
         high=0.6,
         source="[S4] memory table, row 3",
+    ),
+    Observation(
+        key="h200_dense_eager",
+        meaning="Qwen3-8B on an H200, vLLM 0.22.1, 8192 tokens, eager: activations that vLLM's profile counted",
+        low=0.80,
+        high=0.89,
+        source="[H] 2026-11-28",
+    ),
+    Observation(
+        key="h200_dense_compiled",
+        meaning="the same with torch.compile",
+        low=1.22,
+        high=1.35,
+        source="[H] 2026-11-28",
+    ),
+    Observation(
+        key="h200_graphs",
+        meaning="the same: graph capturing took 0.23",
+        low=0.2,
+        high=0.26,
+        source="[H] 2026-11-28",
+    ),
+    Observation(
+        key="h200_moe_eager",
+        meaning="Nano on the same, eager: 1.077 with weights in bfloat16, 1.17 in NVFP4",
+        low=1.07,
+        high=1.23,
+        source="[H] 2026-11-28",
+    ),
+    Observation(
+        key="h200_logits",
+        meaning="the logits of Qwen3-8B's 64 sequences, 6 bytes each in vLLM's source, are less than its layers' 0.844",
+        low=0.05,
+        high=0.844,
+        source="[H] 2026-11-28",
+    ),
+    Observation(
+        key="h200_outside_budget",
+        meaning="a budget of 40: 40.28 in use, 40.61 after a prompt of 100K, of a model of 0.25",
+        low=0.61,
+        high=0.62,
+        source="[H] 2026-11-28",
     ),
     Observation(
         key="nano_host_processes",

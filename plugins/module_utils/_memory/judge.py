@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import floor
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import ALIGN, GIB, NEWEST_READ, version_text
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import Plan, fit_of
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import ALIGN, ALL, GIB, NEWEST_READ, version_text
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import Plan, fit_of, make_plan
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import CUDA, FITS, REFUSED, TIGHT, gib
 
 
@@ -122,6 +123,13 @@ def notes_on(plan: Plan, newer: bool) -> list[str]:
             f"max_model_len {settings.max_model_len} is above the model's own "
             f"{settings.geometry.max_position_embeddings} tokens: vLLM wants VLLM_ALLOW_LONG_MAX_MODEL_LEN=1, and the "
             "model's position encoding must be made for it."
+        )
+    if plan.layout.cache_mode == ALL and plan.pool_bytes > 0:
+        aligned = make_plan(replace(settings, mamba_cache_mode=ALIGN), plan.rules)
+        notes.append(
+            f"vLLM {settings.vllm_version} keeps a state at every block boundary here (--mamba-cache-mode all): "
+            f"{plan.pool.max_concurrency:.2f} sequences of {settings.max_model_len} tokens; with --mamba-cache-mode "
+            f"align the same pool holds {aligned.pool.max_concurrency:.2f}."
         )
     if settings.max_num_seqs is not None and 1 <= plan.pool.max_concurrency < settings.max_num_seqs:
         notes.append(

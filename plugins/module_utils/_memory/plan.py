@@ -119,6 +119,10 @@ def overheads_gib(settings: Settings, batched_tokens: int) -> dict[str, float]:
     fit, geometry = fit_of(settings), settings.geometry
     element = DTYPE_BYTES[geometry.dtype]
     hidden = batched_tokens * geometry.hidden_size * element / GIB
+    wide = geometry.intermediate_size
+    if wide is None and geometry.moe is None:
+        wide = int(memory_fit.USUAL_INNER_WIDTH * geometry.hidden_size)
+    dense = batched_tokens * (wide or 0) / settings.tensor_parallel_size * element / GIB
     experts = 0.0
     if geometry.moe:
         inner = geometry.moe.expert_intermediate_size
@@ -129,7 +133,7 @@ def overheads_gib(settings: Settings, batched_tokens: int) -> dict[str, float]:
     autotuner = fit.autotuner_expert_tensors * experts if settings.fp4_backend == FLASHINFER else 0.0
     return {
         "runtime_gib": fit.runtime_gib,
-        "activations_gib": fit.hidden_tensors * hidden + fit.expert_tensors * experts,
+        "activations_gib": _activations_gib(settings, fit, hidden, dense, experts),
         "autotuner_gib": autotuner,
         "draft_gib": fit.draft_hidden_tensors * hidden if settings.speculative_tokens else 0.0,
         "graphs_gib": 0.0 if settings.enforce_eager else fit.graphs_gib,
@@ -137,6 +141,19 @@ def overheads_gib(settings: Settings, batched_tokens: int) -> dict[str, float]:
         if settings.tensor_parallel_size * settings.pipeline_parallel_size > 1
         else 0.0,
     }
+
+
+def _activations_gib(settings: Settings, fit: memory_fit.Fit, hidden: float, dense: float, experts: float) -> float:
+    """Return the most that is live at once: in a layer, or in the logits at the end of the step.
+
+    :param hidden: GiB of tokens x hidden size; ``dense`` and ``experts`` of what an MLP of either kind works on
+    """
+    layer = fit.hidden_tensors * hidden + max(fit.dense_tensors * dense, fit.expert_tensors * experts)
+    if not settings.enforce_eager:
+        layer += fit.compiled_hidden_tensors * hidden
+    rows = default_batch(settings)[0] * (1 + settings.speculative_tokens)
+    logits = rows * (settings.geometry.vocab_size or 0) * fit.logits_bytes / GIB
+    return max(layer, logits)
 
 
 def in_flight_tokens(settings: Settings, batched_tokens: int, rules: VersionRules) -> int:
@@ -195,7 +212,7 @@ def make_plan(settings: Settings, rules: VersionRules) -> Plan:
         available_gib=assumed_available_gib(settings.mem_total_gib, settings.device)
         if available is None
         else available,
-        prefill_gib=fit.prefill_tensors_outside_budget * hidden,
+        prefill_gib=max(fit.least_outside_budget_gib, fit.prefill_tensors_outside_budget * hidden),
     )
 
 

@@ -42,7 +42,7 @@ def test_a_figure_out_of_bounds_breaks(tmp_path: Path) -> None:
     assert verdict.holds
     assert not figure.holds
     assert figure.deviation_percent == pytest.approx(-5.9, abs=0.1)
-    assert "-5.89 %     3 %  BROKEN" in memory.render([figure])
+    assert "-5.95 %     3 %  BROKEN" in memory.render([figure])
     assert memory.render([figure]).endswith("1 comparisons, 0 for information, 1 broken.")
 
 

@@ -27,11 +27,15 @@ def settings(model: str) -> Settings:
     return Settings(geometry=geometry_from_dict(MODELS[model]["geometry"]), weights_gib=100, **values)
 
 
-NANO, ULTRA, QWEN397 = settings("nano"), settings("ultra"), settings("qwen397")
+NANO, ULTRA, QWEN397, QWEN8 = settings("nano"), settings("ultra"), settings("qwen397"), settings("qwen3-8b")
 
 
 def beside(of: Settings, **changes: object) -> float:
     return sum(overheads_gib(replace(of, **changes), 8192).values())  # type: ignore[arg-type]
+
+
+def activations(of: Settings, **changes: object) -> float:
+    return overheads_gib(replace(of, **changes), 8192)["activations_gib"]  # type: ignore[arg-type]
 
 
 def prefill(of: Settings) -> float:
@@ -42,6 +46,12 @@ DERIVATIONS: dict[str, Callable[[], float]] = {
     "nano_beside_weights": lambda: beside(NANO),
     "nano_autotuner": lambda: beside(NANO, fp4_backend=FLASHINFER) - beside(NANO),
     "nano_graphs": lambda: beside(NANO, enforce_eager=False) - beside(NANO),
+    "h200_dense_eager": lambda: activations(QWEN8),
+    "h200_dense_compiled": lambda: activations(QWEN8, enforce_eager=False),
+    "h200_graphs": lambda: overheads_gib(replace(QWEN8, enforce_eager=False), 8192)["graphs_gib"],
+    "h200_moe_eager": lambda: activations(replace(NANO, max_num_seqs=8)),
+    "h200_logits": lambda: 64 * 151936 * GB10.logits_bytes / 2**30,
+    "h200_outside_budget": lambda: GB10.least_outside_budget_gib,
     "nano_host_processes": lambda: GB10.host_processes_gib,
     "ultra_beside_weights_marlin": lambda: beside(ULTRA, fp4_backend="marlin"),
     "ultra_beside_weights_flashinfer": lambda: beside(ULTRA),
