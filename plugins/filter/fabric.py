@@ -18,12 +18,17 @@ from ansible_collections.gb10.cluster.plugins.module_utils._fabric.throughput im
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import Node, Settings, is_live, make_plan
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.record import forwarded, records
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.render import render, table
-from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import failures, rates, verdict
+from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import failures, rates, verdict, warnings
 
 
 def fabric_verdict(findings: Mapping[str, Mapping[str, Any]], mtu_bytes: int = 0) -> list[str]:
     """Return the sentences about a fabric; see ``verdict.verdict``."""
     return verdict(findings, int(mtu_bytes))
+
+
+def fabric_warnings(findings: Mapping[str, Mapping[str, Any]], mtu_bytes: int = 0) -> list[str]:
+    """Return the sentences about what only costs throughput; see ``verdict.warnings``."""
+    return warnings(findings, int(mtu_bytes))
 
 
 def fabric_plan(
@@ -133,4 +138,5 @@ class FilterModule:
             "fabric_slow": fabric_slow,
             "fabric_table": fabric_table,
             "fabric_verdict": fabric_verdict,
+            "fabric_warnings": fabric_warnings,
         }

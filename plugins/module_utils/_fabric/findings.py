@@ -92,6 +92,14 @@ def findings(
     return found
 
 
+def mtu_remedy(mtu_bytes: int, wanted_bytes: int) -> str:
+    """Return what another MTU than the wanted one costs, and what to do."""
+    return (
+        f"An MTU of {mtu_bytes} bytes instead of {wanted_bytes} costs up to 5 % of the throughput (4200 bytes suffice "
+        "for most of it). Run playbooks/fabric.yml, or set fabric_mtu to what all links carry."
+    )
+
+
 def _netdev_findings(port: Port, netdev: Netdev, mtu_bytes: int, speed_mbps: int, rdma: bool) -> list[Finding]:
     found: list[Finding] = []
     if not netdev.carrier:
@@ -126,9 +134,9 @@ def _netdev_findings(port: Port, netdev: Netdev, mtu_bytes: int, speed_mbps: int
     if mtu_bytes and netdev.addresses and netdev.mtu_bytes != mtu_bytes:
         found.append(
             Finding(
-                "FAIL",
-                f"{netdev.name} has an MTU of {netdev.mtu_bytes} bytes, {mtu_bytes} are required.",
-                "Run playbooks/fabric.yml, or set fabric_mtu to what all links carry.",
+                "WARN",
+                f"{netdev.name} has an MTU of {netdev.mtu_bytes} bytes.",
+                mtu_remedy(netdev.mtu_bytes, mtu_bytes),
             )
         )
     found += [

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._fabric.findings import findings
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.findings import findings, mtu_remedy
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, from_dict
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.engine import engine_checks
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.hardware import (
@@ -23,7 +23,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import
     Limits,
     Report,
 )
-from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import verdict
+from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import common_mtu, verdict
 
 
 def diagnose(reports: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits]) -> Report:
@@ -258,14 +258,6 @@ def _fabric_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
     return checks
 
 
-def mtu_remedy(mtu_bytes: int, wanted_bytes: int) -> str:
-    """Return what another MTU than the wanted one costs, and what to do."""
-    return (
-        f"An MTU of {mtu_bytes} bytes instead of {wanted_bytes} costs up to 5 % of the throughput (4200 bytes suffice "
-        "for most of it). Run playbooks/fabric.yml, or set fabric_mtu to what all links carry."
-    )
-
-
 def _port_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
     node = data["node"]
     if "listeners" not in node:
@@ -324,18 +316,12 @@ def cluster_checks(
 
 def _reachability(pings: Mapping[str, Mapping[str, Any]], mtu_bytes: int) -> list[Check]:
     """Return who does not reach whom; an MTU that is too small, but the same everywhere, only costs throughput."""
-    problems = verdict(pings, mtu_bytes)
-    sizes = {int(each["mtu_bytes"]) for ping in pings.values() for each in (ping.get("devices") or {}).values()}
-    if len(sizes) == 1 and 0 < min(sizes) < mtu_bytes:
-        size = min(sizes)
-        rest = [problem for problem in problems if f" has an MTU of {size} bytes" not in problem]
-        return [
-            Check("fabric", f"every node uses an MTU of {size} bytes", WARN, mtu_remedy(size, mtu_bytes)),
-            *(Check("fabric", problem, FAIL) for problem in rest),
-        ]
-    if not problems:
-        return [Check("fabric", f"every node reaches every other with {mtu_bytes} bytes unfragmented")]
-    return [Check("fabric", problem, FAIL) for problem in problems]
+    problems, size = verdict(pings, mtu_bytes), common_mtu(pings, mtu_bytes)
+    faults = [Check("fabric", problem, FAIL) for problem in problems]
+    if size:
+        small = Check("fabric", f"every node uses an MTU of {size} bytes", WARN, mtu_remedy(size, mtu_bytes))
+        return [small, *faults]
+    return faults or [Check("fabric", f"every node reaches every other with {mtu_bytes} bytes unfragmented")]
 
 
 def _fabric_summary(data: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.findings import mtu_remedy
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import carries, from_dict
 
 Finding = Mapping[str, Any]
@@ -60,13 +61,30 @@ def duplicates(findings: Mapping[str, Finding]) -> list[str]:
     return problems
 
 
+def common_mtu(findings: Mapping[str, Finding], mtu_bytes: int) -> int:
+    """Return the MTU that every device has, when it is one and below ``mtu_bytes``, else 0.
+
+    It only costs throughput: what one node sends, every other one takes.
+    """
+    sizes = {
+        int(each["mtu_bytes"]) for finding in findings.values() for each in (finding.get("devices") or {}).values()
+    }
+    return min(sizes) if len(sizes) == 1 and 0 < min(sizes) < mtu_bytes else 0
+
+
+def warnings(findings: Mapping[str, Finding], mtu_bytes: int) -> list[str]:
+    """Return what the fabric works with and what costs throughput, one sentence each."""
+    size = common_mtu(findings, mtu_bytes)
+    return [f"Every node uses an MTU of {size} bytes. {mtu_remedy(size, mtu_bytes)}"] if size else []
+
+
 def verdict(findings: Mapping[str, Finding], mtu_bytes: int) -> list[str]:
     """Return what is wrong with the fabric, one sentence a fault, the most telling first.
 
     Args:
         findings: by node, what ``gb10.cluster.fabric_ping`` returned with ``fail: false``:
             ``address``, ``interface``, ``devices``, ``carrier``, ``peers``, ``macs``, ``claims``.
-        mtu_bytes: packet size that must pass; 0 where any size will do.
+        mtu_bytes: packet size that must pass; 0 where any size will do. A smaller one that all nodes have is no fault.
     """
     problems: list[str] = duplicates(findings)
     gone = cut_off(findings)
@@ -90,12 +108,13 @@ def verdict(findings: Mapping[str, Finding], mtu_bytes: int) -> list[str]:
         mtus = {device: int(each["mtu_bytes"]) for device, each in (finding.get("devices") or {}).items()}
         if below := {device: mtu for device, mtu in mtus.items() if 0 < mtu < mtu_bytes}:
             small[name] = below
-    problems.extend(
-        f"{name}: {device} has an MTU of {mtu} bytes, {mtu_bytes} are required. "
-        "Run playbooks/fabric.yml, or set fabric_mtu to what all links carry."
-        for name, below in small.items()
-        for device, mtu in below.items()
-    )
+    if not common_mtu(findings, mtu_bytes):
+        problems.extend(
+            f"{name}: {device} has an MTU of {mtu} bytes, {mtu_bytes} are required. "
+            "Run playbooks/fabric.yml, or set fabric_mtu to what all links carry."
+            for name, below in small.items()
+            for device, mtu in below.items()
+        )
     names = [name for name in findings if name not in gone]
     for position, one in enumerate(names):
         if not findings[one].get("interface"):

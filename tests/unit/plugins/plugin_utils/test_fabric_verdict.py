@@ -15,6 +15,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict impor
     cut_off,
     duplicates,
     verdict,
+    warnings,
 )
 
 NAMES = ("n1", "n2", "n3", "n4")
@@ -81,6 +82,20 @@ def test_a_small_mtu_names_the_node_not_its_pairs() -> None:
         findings[other]["peers"]["n2"] = {"ok": False, "reachable": True, "largest": 1500}
     [problem] = verdict(findings, 9000)
     assert problem.startswith("n2: eth1 has an MTU of 1500 bytes, 9000 are required.")
+
+
+def test_a_small_mtu_that_all_have_only_costs_throughput() -> None:
+    findings = sound()
+    for finding in findings.values():
+        for device in finding["devices"].values():
+            device["mtu_bytes"] = 1500
+        finding["peers"] = {name: {"ok": False, "reachable": True, "largest": 1500} for name in finding["peers"]}
+    assert verdict(findings, 9000) == []
+    [warning] = warnings(findings, 9000)
+    assert warning.startswith(
+        "Every node uses an MTU of 1500 bytes. An MTU of 1500 bytes instead of 9000 costs up to 5 %"
+    )
+    assert (warnings(findings, 1500), warnings(sound(), 9000)) == ([], [])
 
 
 def test_a_small_mtu_between_nodes_names_the_pair() -> None:
