@@ -39,11 +39,14 @@ DEFINED = frozenset(
 #: File → why it names models of the catalogue.
 NAMES_A_MODEL: Mapping[str, str] = {
     "plugins/module_utils/_memory/fit.py": "each constant names the published run that it was fitted to",
+    "tests/unit/plugins/module_utils/memory_models.py": "figures of published runs",
+    "tests/unit/plugins/module_utils/test_memory_advice.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_families.py": "shapes of published models",
     "tests/unit/plugins/module_utils/test_memory_fit.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_geometry.py": "shapes of published models",
     "tests/unit/plugins/module_utils/test_memory_kv.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_model.py": "figures of published runs",
+    "tests/unit/plugins/module_utils/test_memory_plan.py": "figures of published runs",
     "tests/unit/plugins/plugin_utils/test_mods.py": "a mod of the collection has a model's name",
     "tests/unit/plugins/plugin_utils/test_serve_args.py": "a mod of the collection has a model's name",
 }
