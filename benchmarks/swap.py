@@ -169,7 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", help="the model to swap to and back from")
     parser.add_argument("--converge", default="site.yml", help="the run that changes nothing (default: site.yml)")
     parser.add_argument("--swap", help="default: swap-model.yml -e model=<to>")
-    parser.add_argument("--back", default="swap-model.yml", help="the run that undoes it (default: swap-model.yml)")
+    parser.add_argument(
+        "--back",
+        default="swap-model.yml -e model=inventory",
+        help="the run that undoes it (default: swap-model.yml -e model=inventory)",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
     if not args.swap and not args.to:

@@ -101,7 +101,8 @@ def test_every_playbook_checks_the_addresses_first() -> None:
             continue  # it contacts no node of the inventory
         first = plays[0]
         imported = first.get("ansible.builtin.import_playbook")
-        roles = [task.get("ansible.builtin.import_role") for task in first.get("tasks", [])[:1]]
+        kinds = ("ansible.builtin.import_role", "ansible.builtin.include_role")
+        roles = [task[kind] for task in first.get("tasks", [])[:1] for kind in kinds if kind in task]
         if first.get("tasks") and all("gb10.cluster.placeholders" in str(each.get("when")) for each in first["tasks"]):
             continue  # it goes on without the nodes
         # What renders, chooses or plans contacts no placeholder; the others begin with such a one, or with the lease.
