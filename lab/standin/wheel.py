@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import zipfile
 from pathlib import Path
 from typing import Final
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_files import load_tables
 from lab.standin.vllm import STAND_IN, __version__
 
 HERE: Final = Path(__file__).resolve().parent
-OPTIONS: Final = HERE.parents[1] / "plugins" / "plugin_utils" / "_vllm" / "flags" / f"{__version__}.json"
 NAME: Final = f"vllm-{__version__}-py3-none-any.whl"
 _INFO: Final = f"vllm-{__version__}.dist-info"
 
@@ -25,7 +26,8 @@ def wheel_files() -> dict[str, bytes]:
         for package in ("vllm", "ray")
         for path in sorted((HERE / package).glob("*.py"))
     }
-    files["vllm/options.json"] = OPTIONS.read_bytes()
+    # The file of this version may hold no more than what differs from another's.
+    files["vllm/options.json"] = json.dumps(load_tables()[__version__], indent=1, sort_keys=True).encode()
     files[f"{_INFO}/METADATA"] = (
         f"Metadata-Version: 2.1\nName: vllm\nVersion: {__version__}\n"
         f"Summary: {STAND_IN}: plays vLLM's and Ray's commands for tests and runs no model\n"
