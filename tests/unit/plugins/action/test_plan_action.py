@@ -130,5 +130,6 @@ def test_a_fork_says_which_release_it_is_based_on(monkeypatch: pytest.MonkeyPatc
     assert found["image_pulled"] is True
     unnamed = run(monkeypatch, images={SPEC["image"]: fork})["plan"]
     assert (unnamed["vllm_version"], unnamed["vllm_upstream"]) == ("", "0.30.0")
-    plain = run(monkeypatch)["plan"]
+    built = {"base": "ubuntu:24.04", "vllm_version": "0.33.0"}
+    plain = run(monkeypatch, images={SPEC["image"]: built})["plan"]
     assert (plain["vllm_upstream"], plain["image_pulled"]) == ("", False)
