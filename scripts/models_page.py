@@ -134,7 +134,7 @@ def _compared(repo: str, specs: Sequence[Mapping[str, Any]]) -> str:
         shown = [each.get(key, "none") for each in flat]
         if len(set(shown)) > 1:
             lines.append(
-                f"| `{key}` | " + " | ".join(f"`{value}`" if value != "none" else "none" for value in shown) + " |"
+                f"| {key} | " + " | ".join(f"`{value}`" if value != "none" else "none" for value in shown) + " |"
             )
     return "\n".join(lines)
 

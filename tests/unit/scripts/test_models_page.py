@@ -55,6 +55,6 @@ def test_launches_of_one_repository_are_compared() -> None:
         "",
         "| | `a` | `b` |",
         "|---|---|---|",
-        "| `serve.x` | `1` | none |",
-        "| `serve.config.k` | `1` | `2` |",
+        "| serve.x | `1` | none |",
+        "| serve.config.k | `1` | `2` |",
     ]
