@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare, overhead, report
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare, overhead, pooling, report
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import replay as replays
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import run as measure
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
@@ -111,11 +111,19 @@ def wrong_arguments(args: Mapping[str, Any], counts: list[int]) -> list[str]:
     return wrong
 
 
+def pools(spec: Mapping[str, Any]) -> bool:
+    """Return whether a model answers with embeddings or scores, and generates nothing."""
+    return bool((spec.get("serve") or {}).get("runner") == "pooling")
+
+
 def too_long(args: Mapping[str, Any], limit: int | None) -> list[str]:
     """Return a sentence for each measurement that the served context length has no room for."""
     if not limit:
         return []
     found = []
+    if pools(args.get("spec") or {}):
+        # It generates nothing.
+        args = {**args, "output_tokens": 0, "needles": []}
     if args["sweep"] and args["input_tokens"] + args["output_tokens"] > limit:
         found.append(
             f"{args['input_tokens']} tokens in and {args['output_tokens']} out are more than the {limit} that the "
@@ -163,7 +171,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             url=args["url"].rstrip("/"),
             model=spec["served_name"],
             api_key=args["api_key"],
-            chat=args["api"] == "chat",
+            # /tokenize of a pooling model takes a prompt; there is no chat to count.
+            chat=args["api"] == "chat" and not pools(spec),
             stall_s=args["stall_seconds"],
             extra=args["request"],
             tokenizer=args["tokenizer"],
@@ -199,7 +208,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "trace": None,
             }
             seed = f"{os.getpid()}-{stamp}"
-            if args["client_overhead"] and args["sweep"]:
+            generates = not pools(spec)
+            if args["client_overhead"] and args["sweep"] and generates:
                 rows = await self._part(
                     "the client overhead", lambda: overhead.client_overhead(counts, self._say), problems
                 )
@@ -214,10 +224,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                     args["slots"] or None,
                     seed,
                 )
-                found["sweep"] = await self._part(
-                    "the sweep", lambda: measure.run_sweep(client, sweep, self._say), problems
-                )
-            if args["needles"]:
+                runs = measure.run_sweep if generates else pooling.run_pooling
+                found["sweep"] = await self._part("the sweep", lambda: runs(client, sweep, self._say), problems)
+            if args["needles"] and generates:
                 places = [(needle["tokens"], needle["depth"]) for needle in args["needles"]]
                 answer_tokens = args["needle_output_tokens"]
                 needles = await self._part(
@@ -226,7 +235,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                     problems,
                 )
                 found["needles"] = needles or []
-            if args["trace"]:
+            if args["trace"] and generates:
                 replay = replays.Replay(
                     path=Path(args["trace"]),
                     concurrency=args["trace_concurrency"],

@@ -140,6 +140,21 @@ class Client:
             raise BenchError(f"{self.endpoint.url}{path} answered no object: {excerpt(text)}")
         return found
 
+    async def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, str, str]:
+        """Send JSON and return (status, text, ""), or (0, "", what went wrong) without an answer; nothing is raised.
+
+        Only silence is limited: an answer may wait for others.
+        """
+        limit = self._aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_LIMIT_S, sock_read=self.endpoint.stall_s, ceil_threshold=1e9
+        )
+        url = f"{self.endpoint.url}{path}"
+        try:
+            async with self._session.post(url, json=body, headers=self._headers, timeout=limit) as response:
+                return int(response.status), await response.text(errors="replace"), ""
+        except (self._aiohttp.ClientError, TimeoutError, OSError) as error:
+            return 0, "", excerpt(str(error) or type(error).__name__)
+
     async def models(self) -> dict[str, Any]:
         """Return what is served: id → max_model_len (None where the server does not tell)."""
         listed = await self._ask_json("GET", "/v1/models")

@@ -23,6 +23,8 @@ FIGURES: dict[str, tuple[int, tuple[str, ...]]] = {
     "decode_tokens_per_s": (1, ("decode_tokens_per_s",)),
     "prefill_tokens_per_s": (1, ("prefill_tokens_per_s",)),
     "output_tokens_per_s": (1, ("output_tokens_per_s",)),
+    "embeddings_per_s": (1, ("embeddings_per_s",)),
+    "input_tokens_per_s": (1, ("input_tokens_per_s",)),
     "ttft_s": (-1, ("ttft_s", "p50")),
     "tpot_s": (-1, ("tpot_s", "p50")),
     "wall_s": (-1, ("wall_s",)),
@@ -31,11 +33,13 @@ FIGURES: dict[str, tuple[int, tuple[str, ...]]] = {
 EXPECTED_PLACES = {
     "decode_tokens_per_s": ("decode_tokens_per_s",),
     "prefill_tokens_per_s": ("prefill_with_queue_tokens_per_s",),
+    "embeddings_per_s": ("embeddings_per_s",),
+    "input_tokens_per_s": ("input_tokens_per_s",),
     "ttft_s": ("ttft_s", "p50"),
     "wall_s": ("wall_s",),
 }
 #: Those by which a regression is judged: each of the others follows from them.
-JUDGED = ("decode_tokens_per_s", "prefill_tokens_per_s", "ttft_s", "tpot_s")
+JUDGED = ("decode_tokens_per_s", "embeddings_per_s", "prefill_tokens_per_s", "ttft_s", "tpot_s")
 
 
 def canonical(value: Any) -> str:

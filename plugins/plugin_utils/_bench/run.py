@@ -191,7 +191,9 @@ def describe_point(point: Mapping[str, Any]) -> str:
     parts = [
         f"N={point['concurrency']}: {point['succeeded']} of {point['requests']} answered in {point['wall_s']:.1f} s"
     ]
-    if point["decode_tokens_per_s"]:
+    if point.get("embeddings_per_s"):
+        parts.append(f"{point['embeddings_per_s']:.1f} texts/s, {point['input_tokens_per_s']:.0f} t/s")
+    elif point["decode_tokens_per_s"]:
         parts.append(f"decode {point['decode_tokens_per_s']:.1f} t/s")
     if point["prefill_tokens_per_s"]:
         parts.append(f"prefill {point['prefill_tokens_per_s']:.0f} t/s")
