@@ -15,9 +15,9 @@ description:
     before the start (M(gb10.cluster.engine_check)).
 options:
   tag:
-    description: The image.
-    type: str
+    description: The image that is asked.
     required: true
+    type: str
   python:
     description: The interpreter inside the image.
     type: str

@@ -44,10 +44,10 @@ options:
     type: dict
     default: {}
   docker_args:
-    description: More arguments of C(docker run), such as a limit of memory.
-    type: list
-    elements: str
+    description: More arguments of C(docker run), for example a limit of its memory.
     default: []
+    elements: str
+    type: list
   size_gib:
     description: Size of the data in GiB, for which there must be room.
     type: float

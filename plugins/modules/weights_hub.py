@@ -58,23 +58,8 @@ options:
     description: Free space that must remain on the file system.
     type: float
     default: 2.0
-  beside:
-    description:
-      - Other trees of the same model that will lie below the same root (C(repo), C(size_gib)). Room is kept for what of
-        them is not there yet, when the model is downloaded to a node.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      repo:
-        description: C(organisation/repository).
-        type: str
-        required: true
-      size_gib:
-        description: Its size in GiB.
-        type: float
-        required: true
 extends_documentation_fragment:
+  - gb10.cluster.weights
   - gb10.cluster.attributes.no_diff
 attributes:
   check_mode:

@@ -45,23 +45,8 @@ options:
     type: list
     elements: str
     default: []
-  beside:
-    description:
-      - Other trees of the same model that will lie below the same root (C(repo), C(size_gib)). Room is kept for what of
-        them is not there yet, and none of them is removed.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      repo:
-        description: C(organisation/repository).
-        type: str
-        required: true
-      size_gib:
-        description: Its size in GiB.
-        type: float
-        required: true
 extends_documentation_fragment:
+  - gb10.cluster.weights
   - gb10.cluster.attributes.reads
 author:
   - The gb10.cluster developers (@gb10-cluster)
