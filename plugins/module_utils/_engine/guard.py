@@ -21,6 +21,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import swap as swaps
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import tether
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import say
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.units import EngineUnits, UnitError
 from ansible_collections.gb10.cluster.plugins.module_utils._node import command
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import LogLimits, RankNames, RankReader
@@ -43,11 +44,6 @@ Look = Callable[[Mapping[str, Any]], str]
 def run(words: Sequence[str]) -> tuple[int, str, str]:
     """Run a command of systemd or Docker, which may take its time."""
     return command.run(words, COMMAND_SECONDS)
-
-
-def say(text: str) -> None:
-    """Print one line for the journal, at once."""
-    print(f"gb10: {text}", flush=True)
 
 
 def progress_of(report: Mapping[str, Any], restarts_allowed: int) -> str:
