@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check the engine once from its head node, and report a change of its state.
 
-Started by gb10-watch.timer.  It reads this node's rank and asks the API as the collection's health_probe does (the same
+Started by gb10-watch.timer, and by gb10-watch.path after an end that nobody requested.  It reads this node's rank and asks the API as the collection's health_probe does (the same
 code decides), records the state, and for a change writes one line of JSON, one line to the journal, and runs the hook.
 Standard library only.  The API's key is read from the engine's own root-only file, and is never written or shown.
 """
@@ -164,6 +164,21 @@ def note(config: Mapping[str, Any], found: Mapping[str, Any], now_s: float) -> d
     return entry
 
 
+def recorded_ns(config: Mapping[str, Any]) -> int:
+    """Return when the engine's last unexpected end was recorded, in nanoseconds of the epoch; 0 without one."""
+    try:
+        return Path(config["failures"]).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Check; and once more when the engine ended meanwhile: systemd starts no second check beside this one."""
+    before = recorded_ns(config)
+    found = in_time(config, files.read_json(Path(config["record"])))
+    return found if recorded_ns(config) == before else in_time(config, files.read_json(Path(config["record"])))
+
+
 def main(argv: Sequence[str]) -> None:
     """Check once, unless another check is running."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -177,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
         except BlockingIOError:
             print("another check is running", flush=True)
             return
-        found = in_time(config, files.read_json(Path(config["record"])))
+        found = settled(config)
         entry = note(config, found, round(time.time(), 3))
         if not entry:
             return

@@ -40,6 +40,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "record": str(tmp_path / "engine" / "active.json"),
         "engine_dir": str(tmp_path / "engine"),
         "state_dir": str(tmp_path / "state"),
+        "failures": str(tmp_path / "engine" / "last_failure.json"),
         "canary": True,
         "canary_tokens": 4,
         "silence_seconds": 5,
@@ -154,6 +155,21 @@ def test_a_look_that_lasts_counts_as_wedged(config: dict[str, Any], monkeypatch:
     assert time.monotonic() - begun < 10
     assert (found["state"], found["model"]) == ("wedged", "a")
     assert "did not end within 0.2 s" in found["summary"]
+
+
+def test_an_end_during_a_check_is_checked_again(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [READY, DEAD]
+
+    def check(*_given: object) -> dict[str, Any]:
+        if len(answers) == 2:
+            Path(config["failures"]).write_text("{}", encoding="utf-8")
+        return answers.pop(0)
+
+    monkeypatch.setattr(watch, "check", check)
+    assert watch.settled(config) == DEAD
+    answers.append(READY)
+    assert watch.settled(config) == READY
+    assert answers == []
 
 
 class Api(http.server.BaseHTTPRequestHandler):
