@@ -44,6 +44,8 @@ COMMAND_SECONDS = 120.0
 #: In the directory of progress: there once the engine serves.
 SERVING = "serving"
 UNITS = Path("/etc/systemd/system")
+#: Device nodes of NVIDIA's driver that a container uses.
+GPU_DEVICE = re.compile(r"nvidia(?:\d+|ctl|-uvm|-uvm-tools|-modeset)")
 RAY_PROCESSES = ("gcs_server", "raylet")
 
 
@@ -249,6 +251,24 @@ def make_directories(launch: dict[str, Any]) -> Path:
     return serving
 
 
+def gpu_devices(directory: Path = Path("/dev")) -> list[str]:
+    """Return the device nodes of NVIDIA's driver, sorted; empty where there is none."""
+    return sorted(
+        str(path) for path in directory.glob("nvidia*") if GPU_DEVICE.fullmatch(path.name) and path.is_char_device()
+    )
+
+
+def with_devices(command: Sequence[str], devices: Sequence[str]) -> list[str]:
+    """Return a ``docker run`` command that names devices which it does not name yet.
+
+    Docker then tells systemd of them.  What only the container runtime adds, systemd does not know, and takes away from
+    the running container at its next ``daemon-reload`` (NVIDIA/nvidia-docker#1730 names this remedy).
+    """
+    missing = [f"--device={device}" for device in devices if f"--device={device}" not in command]
+    at = command.index("run") + 1
+    return [*command[:at], *missing, *command[at:]]
+
+
 def restarts_of(unit: str) -> int:
     """Return how often systemd has restarted a unit automatically since it was last started otherwise."""
     count = call("systemctl", "show", unit, "--property=NRestarts", "--value")[1].strip()
@@ -308,5 +328,5 @@ def main(argv: Sequence[str]) -> int:
         pid, seconds = os.getpid(), launch["drop_caches_seconds"]
         if seconds > 0:
             page_cache.in_background(lambda: page_cache.drop_until_serving(serving, pid, seconds))
-        os.execvp(command[0], command)
+        os.execvp(command[0], with_devices(command, gpu_devices()) if launch["gpu_devices"] else command)
     return 0

@@ -17,7 +17,7 @@ def launch(tmp_path: Path) -> dict[str, Any]:
     (weights / ".gb10-manifest.json").write_text("{}")
     return {
         "container": "vllm-m", "image": "gb10/i:1", "weights": str(weights), "ports": [8000], "address": "10.211.0.11",
-        "require_rdma": False, "drop_caches_seconds": 0, "tether_key": "",
+        "require_rdma": False, "drop_caches_seconds": 0, "tether_key": "", "gpu_devices": False,
         "cache": str(tmp_path / "lib" / "cache" / "0123" / "m"),
         "progress": str(tmp_path / "run" / "m.progress"), "memory_needed_gib": 0.0, "memory_floor_gib": 0.0,
         "engine": "native", "nodes": 2, "model": "m", "unit": "vllm-m.service", "rank": 1,

@@ -245,6 +245,33 @@ def test_a_start_becomes_the_command(
     assert "gb10: vllm-m starts as rank 1 on eth1" in capsys.readouterr().out
 
 
+def test_the_devices_of_the_gpu_are_named_once(
+    launch: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["/usr/bin/docker", "run", "--rm", "--device=/dev/nvidiactl", "image", "run"]
+    devices = ["/dev/nvidia0", "/dev/nvidiactl"]
+    with_them = ["/usr/bin/docker", "run", "--device=/dev/nvidia0", "--rm", "--device=/dev/nvidiactl", "image", "run"]
+    assert prestart.with_devices(command, devices) == with_them
+    assert prestart.with_devices(command, []) == command
+
+    became: list[Any] = []
+    monkeypatch.setattr(prestart, "call", node().call)
+    monkeypatch.setattr(prestart, "gpu_devices", lambda: devices)
+    monkeypatch.setattr(os, "execvp", lambda _name, argv: became.append(argv))
+    for wanted in (True, False):
+        (tmp_path / "m.json").write_text(json.dumps({**launch, "gpu_devices": wanted}))
+        prestart.main([str(tmp_path / "m.json"), "exec", *command])
+    assert became == [with_them, command]
+
+
+def test_only_device_nodes_of_the_driver_count(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia-caps", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert prestart.gpu_devices(tmp_path) == []  # plain files
+    assert prestart.GPU_DEVICE.fullmatch("nvidia-uvm")
+    assert not prestart.GPU_DEVICE.fullmatch("nvidia-caps")
+
+
 def test_a_worker_joins_ray_when_the_head_answers(archive: Path, tmp_path: Path) -> None:
     ray = tmp_path / "ray"
     ray.write_text('#!/bin/sh\necho "ray $*"\n')
