@@ -159,24 +159,46 @@ def note(config: Mapping[str, Any], found: Mapping[str, Any], now_s: float) -> d
             **found,
         }
         append(directory / "transitions.jsonl", entry, int(config["log_max_bytes"]), int(config["log_keep"]))
-    state = {**found, "since": since, "looked": now_s}
+    # Without a record of ends, the first one to come is new.
+    known = float(files.read_json(Path(config["failures"])).get("epoch_s") or 0.0)
+    state = {"ended": known, **found, "since": since, "looked": now_s}
     files.write_json(directory / "state.json", state)
     return entry
 
 
-def recorded_ns(config: Mapping[str, Any]) -> int:
-    """Return when the engine's last unexpected end was recorded, in nanoseconds of the epoch; 0 without one."""
-    try:
-        return Path(config["failures"]).stat().st_mtime_ns
-    except OSError:
-        return 0
+def ended(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is to be reported of an end that nobody requested since the check before; empty without one.
+
+    The engine may run again by now, or be about to: its unit's own record (``_engine.stopped``) says that it ended, and
+    which rank ended first.
+    """
+    failure = files.read_json(Path(config["failures"]))
+    before = files.read_json(Path(config["state_dir"]) / "state.json")
+    when = float(failure.get("epoch_s") or 0.0)
+    if not before or before.get("ended", when) == when or failure.get("model") != record.get("model"):
+        return {}
+    reason = str(failure.get("reason", ""))
+    cause = {"name": "ended", "cause": reason, "remedy": f"The end of its log is in {config['failures']}."}
+    return {
+        "model": str(failure["model"]),
+        "state": probe.DEAD,
+        "summary": f"The engine ended: {reason}",
+        "diagnosis": [cause],
+        "ended": when,
+    }
 
 
-def settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Check; and once more when the engine ended meanwhile: systemd starts no second check beside this one."""
-    before = recorded_ns(config)
-    found = in_time(config, files.read_json(Path(config["record"])))
-    return found if recorded_ns(config) == before else in_time(config, files.read_json(Path(config["record"])))
+def report(config: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+    """Write a transition to the journal and run the hook; an empty one is none."""
+    if not entry:
+        return
+    level = NOTICE if entry["state"] in (probe.READY, probe.STARTING, probe.ABSENT) else WARNING
+    name = entry["model"] or entry["before_model"] or "the engine"
+    was = f", was {entry['before']} for {entry['before_seconds']:.0f} s" if entry["before"] else ""
+    print(f"{level}{name} is {entry['state']}{was}. {entry['summary']}", flush=True)
+    problem = run_hook(config["hook"], entry, float(config["hook_seconds"]))
+    if problem:
+        print(f"{WARNING}hook: {problem}", flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -192,14 +214,7 @@ def main(argv: Sequence[str]) -> None:
         except BlockingIOError:
             print("another check is running", flush=True)
             return
-        found = settled(config)
-        entry = note(config, found, round(time.time(), 3))
-        if not entry:
-            return
-        level = NOTICE if found["state"] in (probe.READY, probe.STARTING, probe.ABSENT) else WARNING
-        name = found["model"] or entry["before_model"] or "the engine"
-        was = f", was {entry['before']} for {entry['before_seconds']:.0f} s" if entry["before"] else ""
-        print(f"{level}{name} is {found['state']}{was}. {found['summary']}", flush=True)
-        problem = run_hook(config["hook"], entry, float(config["hook_seconds"]))
-        if problem:
-            print(f"{WARNING}hook: {problem}", flush=True)
+        record = files.read_json(Path(config["record"]))
+        found = in_time(config, record)
+        for each in filter(None, (ended(config, record), found)):
+            report(config, note(config, each, round(time.time(), 3)))

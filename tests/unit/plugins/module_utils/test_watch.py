@@ -157,19 +157,45 @@ def test_a_look_that_lasts_counts_as_wedged(config: dict[str, Any], monkeypatch:
     assert "did not end within 0.2 s" in found["summary"]
 
 
-def test_an_end_during_a_check_is_checked_again(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [READY, DEAD]
+def test_an_end_is_recorded_though_the_engine_runs_again(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "watch.json").write_text(json.dumps(config), encoding="utf-8")
+    Path(config["record"]).write_text(json.dumps({"model": "a", "members": ["n1"]}), encoding="utf-8")
+    answers: list[dict[str, Any]] = [READY]
+    monkeypatch.setattr(watch, "check", lambda *_given: answers[0])
 
-    def check(*_given: object) -> dict[str, Any]:
-        if len(answers) == 2:
-            Path(config["failures"]).write_text("{}", encoding="utf-8")
-        return answers.pop(0)
+    def end(epoch_s: float, model: str = "a") -> None:
+        reason = "restarting with the others: rank 1 (n2): its engine exited with 1"
+        text = json.dumps({"epoch_s": epoch_s, "model": model, "reason": reason})
+        Path(config["failures"]).write_text(text, encoding="utf-8")
 
-    monkeypatch.setattr(watch, "check", check)
-    assert watch.settled(config) == DEAD
-    answers.append(READY)
-    assert watch.settled(config) == READY
-    assert answers == []
+    def states() -> list[str]:
+        watch.main([str(tmp_path / "watch.json")])
+        return [line["state"] for line in lines(config)]
+
+    end(50.0)  # before the watch was installed
+    assert states() == ["ready"]
+    assert states() == ["ready"]
+    end(60.0)
+    assert states() == ["ready", "dead", "ready"]
+    assert lines(config)[1]["summary"].startswith("The engine ended: restarting with the others: rank 1 (n2): ")
+    assert states() == ["ready", "dead", "ready"]
+    answers[0] = DEAD
+    end(40.0)  # the clock was set back
+    assert states() == ["ready", "dead", "ready", "dead"]
+    end(70.0, model="another")
+    assert states() == ["ready", "dead", "ready", "dead"]
+
+
+def test_the_first_end_of_all_is_new(config: dict[str, Any]) -> None:
+    assert watch.ended(config, {"model": "a"}) == {}
+    watch.note(config, READY, 10.0)
+    assert watch.ended(config, {"model": "a"}) == {}
+    Path(config["failures"]).write_text(json.dumps({"epoch_s": 5.0, "model": "a", "reason": "x"}), encoding="utf-8")
+    assert watch.ended(config, {"model": "a"})["summary"] == "The engine ended: x"
+    Path(config["failures"]).write_text("{", encoding="utf-8")
+    assert watch.ended(config, {"model": "a"}) == {}
 
 
 class Api(http.server.BaseHTTPRequestHandler):
