@@ -32,7 +32,7 @@ def main() -> None:
         str(nodes[0].attrs["Image"]),
         ["-euc", "\n".join(lines)],
         entrypoint="/bin/sh",
-        privileged=True,
+        cap_add=["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE"],
         network_mode="host",
         pid_mode="host",
         remove=True,
