@@ -56,6 +56,7 @@ AT_START = "Resolved on the node at every start: names and addresses differ betw
 EXACT = 'With "=" the names match exactly; without it NCCL takes each as a prefix.'
 ONE_INTERFACE = "Control traffic takes the one interface with the fabric address; data goes by RDMA over every HCA."
 OFFLINE = "Weights are on every node and verified; nothing is fetched when an engine starts [S0]."
+LEAST = "The engine runs as root in its container, and code of a model may run there: it gets what RDMA needs and no more."
 LOG = "Log lines reach the journal as they are written."
 USAGE = "No report goes out to vLLM's makers."
 
@@ -73,6 +74,8 @@ COMMON: dict[str, Deviation] = {
     "docker --init": Deviation(None, "true", SYSTEMD),
     "docker --env-file": Deviation(None, "/etc/gb10/engine/{model}.env /run/gb10/engine/{model}.env", ENV_FILE),
     "docker --entrypoint": Deviation(None, "{python}", ENTRY),
+    "docker --cap-drop": Deviation(None, "ALL", LEAST),
+    "docker --security-opt": Deviation(None, "no-new-privileges", LEAST),
     "env PYTHONUNBUFFERED": Deviation(None, "1", LOG),
     "env MAX_JOBS": Deviation(None, "2", COMPILERS),
     "env FLASHINFER_WORKSPACE_BASE": Deviation(None, "/root/.cache/vllm/gb10/flashinfer", KERNELS),
