@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check the engine once from its head node, and report a change of its state.
 
-Started by gb10-watch.timer, and by gb10-watch.path after an end that nobody requested.  It reads this node's rank and asks the API as the collection's health_probe does (the same
-code decides), records the state, and for a change writes one line of JSON, one line to the journal, and runs the hook.
+Started by gb10-watch.timer, and by gb10-watch.path after an end that nobody requested.  It reads this node's rank and
+asks the API as the collection's health_probe does (the same code decides), records the state, and for a change writes
+one line of JSON, one line to the journal, and runs the hook.
 Standard library only.  The API's key is read from the engine's own root-only file, and is never written or shown.
 """
 

@@ -56,7 +56,9 @@ AT_START = "Resolved on the node at every start: names and addresses differ betw
 EXACT = 'With "=" the names match exactly; without it NCCL takes each as a prefix.'
 ONE_INTERFACE = "Control traffic takes the one interface with the fabric address; data goes by RDMA over every HCA."
 OFFLINE = "Weights are on every node and verified; nothing is fetched when an engine starts [S0]."
-LEAST = "The engine runs as root in its container, and code of a model may run there: it gets what RDMA needs and no more."
+LEAST = (
+    "The engine runs as root in its container, and code of a model may run there: it gets what RDMA needs and no more."
+)
 LOG = "Log lines reach the journal as they are written."
 USAGE = "No report goes out to vLLM's makers."
 
