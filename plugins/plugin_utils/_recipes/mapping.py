@@ -341,7 +341,7 @@ def _checked(spec: Mapping[str, Any], version: str, upstream: str, where: str) -
         errors += model_checks.context_errors(full)
         members = [f"rank{number}" for number in range(full["nodes"])]
         plan = {"spec": full, "members": members, "multi_node": len(members) > 1, "head_address": "127.0.0.1"}
-        for host in {members[0], members[-1]}:
+        for host in dict.fromkeys((members[0], members[-1])):
             options, problems = launch.rank_options(plan, host, "0.0.0.0")
             errors += problems
             try:

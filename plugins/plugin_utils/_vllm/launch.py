@@ -13,7 +13,7 @@ from typing import Any
 CONTAINER_ROOT = "/root/.cache/huggingface"
 #: In place of an organisation, for what was made here and not downloaded.
 PREPARED = "gb10-prepared"
-#: Where the container that makes data writes (modules/prepared_data.py).
+#: Where the container that makes data writes (_weights/prepared.py).
 PREPARED_OUTPUT = "/gb10-output"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")

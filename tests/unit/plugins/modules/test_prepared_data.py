@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import prepared
 from ansible_collections.gb10.cluster.plugins.modules import prepared_data, weights_manifest
 from tests.unit.helper import run_module
 
@@ -120,7 +121,7 @@ def test_what_an_interrupted_run_left_is_made_anew(tmp_path: Path, calls: Path) 
 
 
 def test_a_command_without_progress_is_ended(tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepared_data, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(prepared, "LOOK_SECONDS", 0.05)
     result = make(tmp_path, "sleep 3", stall_seconds=0)
     assert result["failed"]
     assert "it wrote neither data nor output for 0 s and was ended" in result["msg"]
