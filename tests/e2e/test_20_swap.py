@@ -14,6 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
+from lab.models import QWEN3_REPO, QWEN3_SENTENCE
+from tests import hub
 from tests.e2e import harness
 from tests.e2e.faults import kill_with_all
 from tests.e2e.harness import HEAD, NODES, REPO
@@ -21,6 +26,9 @@ from tests.e2e.harness import HEAD, NODES, REPO
 FIRST = "tiny-qwen3"
 SECOND = "tiny-nemotronh"
 SERVED = "lab/tiny-nemotronh"
+#: A model that the inventory does not have, in a repository of a hub.
+ADDED = "tiny-added"
+ADDED_REPO = "gb10-hub/tiny"
 LEASE = "/run/gb10/lease/deployment.json"
 
 
@@ -73,6 +81,37 @@ def test_what_the_image_itself_refuses_is_refused_while_the_first_model_serves_o
     after = {node: harness.unit_state(node, unit)["ExecMainStartTimestampMonotonic"] for node in NODES}
     assert after == before
     assert {node: harness.node_exec(node, list_files).stdout for node in NODES} == files
+
+
+@pytest.fixture(scope="module")
+def model_file() -> Iterator[Path]:
+    """The file that add_model writes into the lab's inventory; gone before and after these tests."""
+    path = REPO / harness.INVENTORY / "group_vars" / "model_tiny_added.yml"
+    path.unlink(missing_ok=True)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_a_model_of_a_hub_is_added_by_one_command_and_served_by_one(model_file: Path) -> None:
+    files = {
+        path.name: path.read_bytes() for path in (REPO / ".lab" / "models" / QWEN3_REPO).iterdir() if path.is_file()
+    }
+    with hub.serve({ADDED_REPO: files}) as server:
+        weights = {"weights_hub_endpoint": server.url, "weights_from": "hub"}
+        result = harness.run("playbooks/add_model.yml", {"repo": ADDED_REPO, "add_model_name": ADDED, **weights})
+        assert result.changed_tasks() == [f"{HEAD}: Write the model file"], result.describe()
+        assert not [path for path in server.seen if path.endswith(".safetensors")]
+        spec = yaml.safe_load(model_file.read_text(encoding="utf-8"))["model_spec"]
+        assert (spec["nodes"], spec["image"], spec["revision"]) == (1, "vllm-lab", hub.commit_of(files))
+        harness.assert_converged(
+            harness.run("playbooks/add_model.yml", {"repo": ADDED_REPO, "add_model_name": ADDED, **weights})
+        )
+
+        harness.run("swap-model.yml", {"model": ADDED, **weights})
+
+    assert harness.served_models() == [ADDED_REPO]
+    assert QWEN3_SENTENCE in harness.chat(ADDED_REPO, "What is a GB10?")["choices"][0]["message"]["content"]
+    assert [node for node in NODES if f"vllm-{FIRST}" in harness.containers_on(node)] == []
 
 
 def test_swap_serves_the_second_model_through_ray_while_a_second_operator_is_refused(tmp_path: Path) -> None:
