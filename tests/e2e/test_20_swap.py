@@ -26,6 +26,7 @@ from tests.e2e.harness import HEAD, NODES, REPO
 FIRST = "tiny-qwen3"
 SECOND = "tiny-nemotronh"
 SERVED = "lab/tiny-nemotronh"
+RECIPE = harness.REPO / "tests" / "e2e" / "tiny-recipe.yaml"
 #: A model that the inventory does not have, in a repository of a hub.
 ADDED = "tiny-added"
 ADDED_REPO = "gb10-hub/tiny"
@@ -112,6 +113,16 @@ def test_a_model_of_a_hub_is_added_by_one_command_and_served_by_one(model_file: 
     assert harness.served_models() == [ADDED_REPO]
     assert QWEN3_SENTENCE in harness.chat(ADDED_REPO, "What is a GB10?")["choices"][0]["message"]["content"]
     assert [node for node in NODES if f"vllm-{FIRST}" in harness.containers_on(node)] == []
+
+
+def test_a_recipe_file_is_served_as_it_is() -> None:
+    result = harness.run("swap-model.yml", {"recipe": str(RECIPE)})
+
+    assert harness.served_models() == ["lab/tiny-recipe"]
+    assert harness.chat("lab/tiny-recipe", "What is a GB10?")["usage"]["completion_tokens"] > 0
+    assert "post_commands: nothing is run after a start but the verification." in " ".join(result.output().split())
+    for node in NODES:
+        assert f"vllm-{FIRST}" not in harness.containers_on(node)
 
 
 def test_swap_serves_the_second_model_through_ray_while_a_second_operator_is_refused(tmp_path: Path) -> None:
