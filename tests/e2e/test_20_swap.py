@@ -185,7 +185,7 @@ def test_after_a_run_that_was_killed_the_same_swap_goes_on_and_changes_nothing(t
 
 def test_a_run_that_names_no_model_acts_on_what_was_last_verified() -> None:
     """The inventory names the first model still; the runbook's remedy is serve.yml alone."""
-    result = harness.run("serve.yml")
+    result = harness.run("playbooks/serve.yml")
 
     harness.assert_converged(result)
     assert any(
@@ -208,13 +208,16 @@ def test_a_lease_of_another_control_node_is_refused_until_it_is_taken_over() -> 
     now_s = float(harness.node_exec(HEAD, "python3 -c 'import time; print(time.monotonic())'").stdout)
     # As old as a lease may be without a renewal for a run that lives: its holder is not waited for.
     text = json.dumps({**held, "taken_s": now_s - 100, "renewed_s": now_s - 60})
-    harness.node_exec(HEAD, ["sh", "-c", f"mkdir -p -m 700 /run/gb10/lease; echo '{text}' > {LEASE}"])
+    try:
+        harness.node_exec(HEAD, ["sh", "-c", f"mkdir -p -m 700 /run/gb10/lease; echo '{text}' > {LEASE}"])
 
-    refused = harness.run("stop.yml", ok=False)
-    assert f"{HEAD}: ada on elsewhere runs swap-model.yml since 2026-11-28T20:00:00" in "\n".join(
-        refused.failed_messages()
-    )
-    assert harness.served_models() == [SERVED]
+        refused = harness.run("playbooks/stop.yml", ok=False)
+        assert f"{HEAD}: ada on elsewhere runs swap-model.yml since 2026-11-28T20:00:00" in "\n".join(
+            refused.failed_messages()
+        )
+        assert harness.served_models() == [SERVED]
 
-    harness.run("weights.yml", {"take_over": True})
-    harness.wait_until("the end of the lease", lambda: not lease(), stall_s=60)
+        harness.run("playbooks/weights.yml", {"take_over": True})
+        harness.wait_until("the end of the lease", lambda: not lease(), stall_s=60)
+    finally:
+        harness.node_exec(HEAD, f"rm -f {LEASE}")
