@@ -174,5 +174,8 @@ class EngineUnits:
 
 
 def is_busy(state: Mapping[str, Any]) -> bool:
-    """Return whether a unit (`EngineUnits.show`) runs, would start at boot, or has failed."""
-    return bool(state["active"] or state["enabled"] or state["state"] == "failed")
+    """Return whether a unit (`EngineUnits.show`) runs, would start at boot, or has failed.
+
+    One whose engine is just ending counts: systemd restarts it unless it is stopped.
+    """
+    return bool(state["enabled"] or state["state"] not in ("", "inactive"))

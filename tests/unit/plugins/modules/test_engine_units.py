@@ -48,8 +48,11 @@ def test_alone_with_restart_stops_the_unit_itself(node: Node, capsys: pytest.Cap
     assert call(node, capsys, state="alone", unit=A, restart=True)["stopped"] == [A]
 
 
-def test_a_failed_unit_is_stopped_too(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    node.active[B] = "failed"
+@pytest.mark.parametrize("state", ["failed", "deactivating", "activating"])
+def test_a_unit_that_systemd_may_restart_is_stopped_too(
+    node: Node, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    node.active[B] = state
     assert call(node, capsys, state="stopped")["stopped"] == [A, B]
 
 
