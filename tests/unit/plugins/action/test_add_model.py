@@ -156,7 +156,7 @@ def work_out(hub: LocalHub, folder: Path, **changes: Any) -> dict[str, Any]:
         ({"repo": "org/Fits.One", "nodes": 3}, "vLLM cannot split 32 attention heads over 3 ranks."),
         ({"repo": "org/Fits.One", "name": "../x"}, "add_model_name is '../x', but a name has lower-case"),
         ({"repo": "org/Fits.One", "name": "///"}, "for example 'my-model'"),
-        ({"repo": "../../etc"}, "is no directory of the control node"),
+        ({"repo": "../../no-such-directory"}, "is no directory of the control node"),
         ({}, "repo is '', which is no <organisation>/<name> of a hub"),
         ({"repo": "org/Fits.One", "node_facts": []}, "The inventory has no node in its groups head and workers."),
         ({"repo": "org/Fits.One", "overrides": {"nots": []}}, "model_spec.nots is not a known key."),
