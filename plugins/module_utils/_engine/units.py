@@ -48,7 +48,7 @@ def _synchronise(directory: Path) -> None:
 
 @dataclass(frozen=True)
 class EngineUnits:
-    """The units that this collection rendered on a node, told by the mark in their first line; no others are touched.
+    """The units that this collection rendered on a node, known by the mark in their first line; no others are touched.
 
     :param run: runs a command.
     :param units_dir: where units are rendered.
