@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -444,8 +444,3 @@ def probe_api(client: Client, url: str, wanted: Wanted, *, canaries: bool = True
             again = client.get("/health")
             report["health"], report["health_error"] = again.status, again.error
     return report
-
-
-def pick(results: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    """The canary of that name, or an empty mapping."""
-    return next((result for result in results if result.get("name") == name), {})

@@ -9,7 +9,7 @@ wording has not changed between them; each marker names its origin.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -223,14 +223,6 @@ def origin_address(text: str) -> str:
     """The address of the node that wrote a line which Ray forwarded to the head, or an empty string."""
     found = _RAY_PREFIX.search(text)
     return found.group("ip") if found else ""
-
-
-def latest_invocation(lines: Sequence[LogLine]) -> str:
-    """The invocation id of the newest line that has one."""
-    for line in reversed(lines):
-        if line.invocation:
-            return line.invocation
-    return ""
 
 
 def _fact(name: str, value: str) -> Any:

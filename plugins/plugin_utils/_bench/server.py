@@ -43,7 +43,6 @@ class Handled:
 
     request_id: str
     received_s: float
-    admitted_s: float = 0.0
     sent_s: list[float] = field(default_factory=list)
 
 
@@ -115,8 +114,7 @@ class ZeroWorkServer:
         wanted, chat = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 16), "messages" in asked
         form = {"object": "chat.completion.chunk" if chat else "text_completion", "model": MODEL}
         async with self._slots:
-            entry.admitted_s = due_s = time.monotonic()
-            due_s += self.behaviour.ttft_s
+            due_s = time.monotonic() + self.behaviour.ttft_s
             self.begin(writer)
             for number in range(1, wanted + 1):
                 if due_s > time.monotonic():

@@ -138,6 +138,11 @@ def probe(api: Api, key: str | None = KEY, **wanted: Any) -> dict[str, Any]:
         return ph.probe_api(client, url, ph.Wanted(served_name=MODEL, **wanted))
 
 
+def pick(results: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return the canary of that name."""
+    return next(result for result in results if result["name"] == name)
+
+
 def test_a_healthy_api_yields_tokens() -> None:
     api = Api()
     report = probe(api)
@@ -248,7 +253,7 @@ def test_too_few_tokens_are_named() -> None:
 def test_the_tool_call_canary(answer: Callable[[], Iterator[dict[str, Any]]], detail: str) -> None:
     api = Api()
     api.chat = lambda _asked: answer()
-    result = ph.pick(probe(api, tool_call=True)["canaries"], "tool_call")
+    result = pick(probe(api, tool_call=True)["canaries"], "tool_call")
     assert result["ok"] is (detail == "")
     assert detail in result["detail"]
     assert api.asked[1][1]["tools"][0]["function"]["name"] == "read_thermometer"
@@ -258,13 +263,13 @@ def test_the_tool_call_canary(answer: Callable[[], Iterator[dict[str, Any]]], de
 def test_the_reasoning_canary_reads_both_names(key: str) -> None:
     api = Api()
     api.chat = lambda _asked: tokens("9.9 is larger because", 4, key)
-    assert ph.pick(probe(api, reasoning=True)["canaries"], "reasoning")["ok"]
+    assert pick(probe(api, reasoning=True)["canaries"], "reasoning")["ok"]
 
 
 def test_reasoning_left_in_the_answer_fails() -> None:
     api = Api()
     api.chat = lambda _asked: tokens("<think>hm</think>", 4, "content")
-    result = ph.pick(probe(api, reasoning=True)["canaries"], "reasoning")
+    result = pick(probe(api, reasoning=True)["canaries"], "reasoning")
     assert not result["ok"]
     assert "<think>hm</think>" in result["detail"]
 
@@ -273,7 +278,7 @@ def test_reasoning_left_in_the_answer_fails() -> None:
 def test_the_needle_canary(said: str, ok: bool) -> None:
     api = Api()
     api.chat = lambda _asked: tokens(said, 4, "content")
-    result = ph.pick(probe(api, needle_tokens=2000)["canaries"], "needle")
+    result = pick(probe(api, needle_tokens=2000)["canaries"], "needle")
     assert result["ok"] is ok
     prompt = api.asked[-1][1]["messages"][0]["content"]
     assert abs(len(prompt) / 5 - 2000) < 100
