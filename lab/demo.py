@@ -52,7 +52,7 @@ def run_module(*words: str) -> None:
 
 def prepare_lab(nodes: int) -> None:
     """Bring up the lab and provide what the engine's image and the models are made of."""
-    # The proportion of the two networks matters to measurements only; at the lab's own 50 Mbit/s the wheels alone take 80 s.
+    # Measurements need the proportion of the two networks; at the default of 50 Mbit/s the wheels alone take 80 s.
     run_module("lab", "up", "--nodes", str(nodes), "--fabric-rate", "10gbit", "--mgmt-rate", "1gbit")
     run_module("lab.engine_wheels")
     run_module("lab.models")
