@@ -101,10 +101,11 @@ def indexer_specs(geometry: Mapping[str, Any], case: Mapping[str, Any], block: i
 
     indexer = geometry["indexer"]
     kind, dim, ratio = indexer["kind"], indexer["head_dim"], indexer.get("tokens_per_state", 1)
-    key = (dim, torch.bfloat16) if kind == "qsa" else (dim + dim // 128 * 4, torch.uint8)
+    key = (dim, torch.bfloat16) if kind in ("qsa", "msa") else (dim + dim // 128 * 4, torch.uint8)
     groups = cdiv(ratio + case.get("speculative_tokens", 0), ratio)
     specs: dict[str, Any] = {}
-    for index in range(layers):
+    attention = geometry["attention"]["layers"]
+    for index in range(layers - attention + indexer.get("layers", attention)):
         specs[f"index.{index}"] = interface.MLAAttentionSpec(
             block_size=block, num_kv_heads=1, head_size=key[0], dtype=key[1], tokens_per_state=ratio
         )
@@ -159,6 +160,39 @@ def compressed_specs(geometry: Mapping[str, Any], case: Mapping[str, Any], block
                 block_size=block, tokens_per_state=4, head_size=shape["index_head_dim"] + 4, dtype=torch.uint8, **common
             )
             compressor(f"{index}.key-compressor", shape["index_head_dim"], 4)
+    return specs
+
+
+def source_specs(geometry: Mapping[str, Any], case: Mapping[str, Any], block: int) -> dict[str, Any]:
+    """As vllm/models/deepseek_v41/attention.py and compressor.py do on a device other than 10.x."""
+    import torch
+    from vllm.v1 import kv_cache_interface as interface
+
+    shape, speculative = geometry["compressed"], case.get("speculative_tokens", 0)
+    packed: dict[str, Any] = {
+        "num_kv_heads": 1, "head_size": shape["head_dim"], "dtype": torch.uint8, "cache_dtype_str": "fp8_ds_mla",
+        "state_content_bytes": 584, "model_version": "deepseek_v4", "alignment": 576,
+    }  # fmt: skip
+    drafts = geometry.get("mtp", {}).get("layers", 0) if speculative else 0
+    ratios = [2] * shape.get("pair_sources", 0) + [1] * shape.get("token_sources", 0)
+    ratios += [0] * (shape["layers"] + drafts - len(ratios))
+    specs: dict[str, Any] = {}
+    for index, ratio in enumerate(ratios):
+        specs[f"{index}.window"] = interface.SlidingWindowMLASpec(
+            block_size=32, sliding_window=shape["window_tokens"], max_tp_shards=1, bounded_replay=True, **packed
+        )
+        if not ratio:
+            continue
+        specs[f"{index}.states"] = interface.MLAAttentionSpec(block_size=block, tokens_per_state=ratio, **packed)
+        specs[f"{index}.keys"] = interface.MLAAttentionSpec(
+            block_size=block, num_kv_heads=1, tokens_per_state=ratio, alignment=576, dtype=torch.uint8,
+            head_size=shape["index_head_dim"] + shape["index_head_dim"] // 128 * 4,
+        )  # fmt: skip
+        if ratio > 1:
+            specs[f"{index}.ring"] = interface.CircularBufferSpec(
+                block_size=max(8, 1 << (speculative + 1).bit_length()), num_kv_heads=1,
+                head_size=2 * shape["head_dim"], head_size_v=0, dtype=torch.float32,
+            )  # fmt: skip
     return specs
 
 
@@ -222,7 +256,8 @@ def specs_of(case: Mapping[str, Any]) -> dict[str, Any]:
 
     geometry, block = case["geometry"], case.get("block_size", BLOCK)
     if geometry.get("compressed"):
-        return compressed_specs(geometry, case, block)
+        sources = {"pair_sources", "token_sources"} & set(geometry["compressed"])
+        return (source_specs if sources else compressed_specs)(geometry, case, block)
     states = states_of(geometry, case)
     if states:
         per_token = next(iter(attention_specs("", geometry, case, 1).values())).page_size_bytes

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_sparse import (
+    from_block_sparse,
     from_compressed,
     from_delta_hybrid,
     from_indexed,
     from_pooled,
     from_qsa,
+    from_sources,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
@@ -85,12 +87,16 @@ _DRAFTS = (
 _LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
 #: The same with an indexer, which chooses what attention reads.
 _INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
+_BLOCK_SPARSE = ("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration")
 _COMPRESSED = ("DeepseekV4ForCausalLM",)
+_SOURCES = ("DeepseekV41ForCausalLM",)
 _POOLED = ("Glm5NextForConditionalGeneration",)
 _QSA = ("Qwen4ExpForConditionalGeneration",)
 #: Kimi Delta Attention beside latent attention.
 _DELTA_HYBRID = ("KimiLinearForCausalLM",)
 _CHUNKED = ("Llama4ForCausalLM",)
+#: Windows with heads of another width, and layers that read the cache of an earlier one.
+_GEMMA_4 = ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration")
 _TWO_WIDTHS = ("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")
 _QWEN_GDN = (
     "Qwen3NextForCausalLM",
@@ -117,11 +123,14 @@ KNOWN_ARCHITECTURES: tuple[str, ...] = (
     *_DRAFTS,
     *_LATENT,
     *_INDEXED,
+    *_BLOCK_SPARSE,
     *_COMPRESSED,
+    *_SOURCES,
     *_POOLED,
     *_QSA,
     *_DELTA_HYBRID,
     *_CHUNKED,
+    *_GEMMA_4,
     *_TWO_WIDTHS,
     *_QWEN_GDN,
     *_NEMOTRON_H,
@@ -218,6 +227,35 @@ def _from_chunked(config: Config, architecture: str, dtype: str) -> Geometry:
     attention = attention_from_config(config, max(1, full))
     chunks = Window(layers - full, chunk, attention.kv_heads, attention.head_dim, chunked=True)
     return plain_geometry(config, architecture, dtype, attention, (chunks,))
+
+
+def _from_gemma_4(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read Gemma 4 (vllm/model_executor/models/gemma4.py; transformers' ``Gemma4TextConfig`` for what is not given).
+
+    The last ``num_kv_shared_layers`` read the cache of an earlier layer; layers of full attention have wider heads.
+    """
+    layers = config.integer("num_hidden_layers")
+    kinds = config.texts("layer_types") or [
+        "sliding_attention" if (index + 1) % 6 and index + 1 < layers else "full_attention" for index in range(layers)
+    ]
+    odd = sorted({kind for kind in kinds if kind not in ("full_attention", "sliding_attention")})
+    if odd or len(kinds) != layers:
+        config.missing.append(f"config.json lists {len(kinds)} layer_types for {layers} layers: {', '.join(odd)}.")
+    if config.values.get("use_bidirectional_attention") == "all":
+        config.missing.append(
+            "config.json attends in both directions everywhere, which the memory model has no rule for."
+        )
+    own = kinds[: layers - (config.optional("num_kv_shared_layers") or 0)]
+    if "full_attention" not in own:
+        config.missing.append("config.json has no layer of full attention: the memory model needs one.")
+    narrow = attention_from_config(config, max(1, own.count("full_attention")))
+    heads = config.optional("num_global_key_value_heads") if config.values.get("attention_k_eq_v") else None
+    wide = replace(narrow, kv_heads=heads or narrow.kv_heads, head_dim=config.optional("global_head_dim") or 512)
+    windows: tuple[Window, ...] = ()
+    if "sliding_attention" in own:
+        count, tokens = own.count("sliding_attention"), config.integer("sliding_window")
+        windows = (Window(count, tokens, narrow.kv_heads, narrow.head_dim),)
+    return plain_geometry(config, architecture, dtype, wide, windows)
 
 
 def _from_two_widths(config: Config, architecture: str, dtype: str) -> Geometry:
@@ -405,11 +443,14 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
         ((*_PLAIN, *_DRAFTS), _from_plain),
         (_LATENT, _from_latent),
         (_INDEXED, from_indexed),
+        (_BLOCK_SPARSE, from_block_sparse),
         (_COMPRESSED, from_compressed),
+        (_SOURCES, from_sources),
         (_POOLED, from_pooled),
         (_QSA, from_qsa),
         (_DELTA_HYBRID, from_delta_hybrid),
         (_CHUNKED, _from_chunked),
+        (_GEMMA_4, _from_gemma_4),
         (_TWO_WIDTHS, _from_two_widths),
         (_QWEN_GDN, _from_qwen_gdn),
         (_NEMOTRON_H, _from_nemotron_h),

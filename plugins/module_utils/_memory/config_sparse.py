@@ -15,6 +15,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     DSA,
     KPOOL,
+    MSA,
     QSA,
     Attention,
     Compressed,
@@ -55,13 +56,58 @@ def _count(config: Config, kinds: list[str] | None, **known: str) -> dict[str, i
     return {name: max(1, kinds.count(kind)) for name, kind in known.items()}
 
 
+def _indexed_layers(config: Config, layers: int) -> int | None:
+    """Return how many layers have an indexer of their own; None for all (``DeepseekV2MLAAttention``).
+
+    The others take the choice of the layer before them: by a letter S in the pattern, or all but every so many.
+    """
+    pattern = config.values.get("index_topk_pattern")
+    if isinstance(pattern, (str, list)):
+        shared = sum(1 for each in pattern[:layers] if each == "S")
+    else:
+        every, offset = config.optional("index_topk_freq") or 1, config.values.get("index_skip_topk_offset", 2)
+        start = offset if isinstance(offset, int) else 2
+        shared = sum(1 for index in range(layers) if max(index - start + 1, 0) % every)
+    if shared >= layers:
+        config.missing.append("config.json has an index_topk_pattern that leaves no layer an indexer.")
+    return layers - shared if shared else None
+
+
 def from_indexed(config: Config, architecture: str, dtype: str) -> Geometry:
-    """Read DeepSeek-V3.2 and GLM-5 (vllm/model_executor/models/deepseek_v2.py): a key of the indexer on every layer."""
-    if (config.optional("index_topk_freq") or 1) > 1 or config.has("index_topk_pattern"):
-        config.missing.append("config.json shares the indexer between layers, which the memory model has no rule for.")
-    attention = _latent(config, config.integer("num_hidden_layers"))
-    geometry = plain_geometry(config, architecture, dtype, attention, (), mtp_of(config, _NEXT))
-    return replace(geometry, indexer=Indexer(DSA, config.integer("index_head_dim")))
+    """Read DeepSeek-V3.2 and GLM-5 (vllm/model_executor/models/deepseek_v2.py): the keys of an indexer."""
+    layers = config.integer("num_hidden_layers")
+    geometry = plain_geometry(config, architecture, dtype, _latent(config, layers), (), mtp_of(config, _NEXT))
+    indexer = Indexer(DSA, config.integer("index_head_dim"), layers=_indexed_layers(config, layers))
+    return replace(geometry, indexer=indexer)
+
+
+def _ones(values: object, layers: int) -> int | None:
+    """Return how many of a list of one figure a layer are not 0; None when it is no such list."""
+    if isinstance(values, list) and len(values) == layers and all(isinstance(each, int) for each in values):
+        return sum(1 for each in values if each)
+    return None
+
+
+def from_block_sparse(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read MiniMax-M3 (vllm/models/minimax_m3): full attention, most layers with keys by which blocks are chosen."""
+    layers, section = config.integer("num_hidden_layers"), config.values.get("sparse_attention_config")
+    inner = Config(section if isinstance(section, Mapping) else {})
+    sparse = _ones(inner.values.get("sparse_attention_freq"), layers)
+    if sparse is None:
+        config.missing.append(
+            f"config.json has no sparse_attention_config with sparse_attention_freq of {layers} figures."
+        )
+    attention = attention_from_config(config, layers)
+    heads = mtp_of(config, "num_mtp_modules", _NEXT)
+    geometry = plain_geometry(config, architecture, dtype, attention, (), heads)
+    experts = _ones(config.values.get("moe_layer_freq"), layers)
+    if geometry.moe and experts:
+        geometry = replace(geometry, moe=replace(geometry.moe, layers=experts))
+    if not sparse:
+        return geometry
+    width = inner.integer("sparse_index_dim")
+    config.missing += inner.missing
+    return replace(geometry, indexer=Indexer(MSA, width, layers=None if sparse == layers else sparse))
 
 
 def from_compressed(config: Config, architecture: str, dtype: str) -> Geometry:
@@ -86,6 +132,38 @@ def from_compressed(config: Config, architecture: str, dtype: str) -> Geometry:
             pooled_layers=max(1, ratios[:layers].count(128)),
             head_dim=head_dim,
             index_head_dim=config.integer("index_head_dim"),
+        ),
+    )
+
+
+def from_sources(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read DeepSeek-V4.1 (vllm/models/deepseek_v41/attention.py): ``kv_source_layer_ids`` keep states for the others.
+
+    ``compress_ratios`` has a ratio of 2 or 1 for each layer that reads them, 0 for a window alone.
+    """
+    layers, ratios = config.integer("num_hidden_layers"), config.values.get("compress_ratios")
+    sources = config.values.get("kv_source_layer_ids")
+    if not (
+        isinstance(ratios, list) and len(ratios) >= layers and set(ratios) <= {0, 1, 2} and isinstance(sources, list)
+    ):
+        config.missing.append(f"config.json has no compress_ratios of 2 and 1 (and 0) for its {layers} layers.")
+        ratios, sources = [0] * layers, []
+    kept = [ratios[each] for each in sources if isinstance(each, int) and 0 <= each < layers]
+    if not kept or 0 in kept or len(kept) != len(sources):
+        config.missing.append("config.json has no kv_source_layer_ids of layers whose ratio is 2 or 1.")
+    head_dim = config.integer("head_dim")
+    attention = Attention(layers, config.integer("num_attention_heads"), kv_heads=1, head_dim=head_dim)
+    drafts = max(len(ratios) - layers, config.optional(_NEXT) or 0)
+    geometry = plain_geometry(config, architecture, dtype, attention, (), Mtp(drafts, drafts) if drafts else None)
+    return replace(
+        geometry,
+        compressed=Compressed(
+            layers=layers,
+            window_tokens=config.integer("sliding_window"),
+            head_dim=head_dim,
+            index_head_dim=config.integer("index_head_dim"),
+            pair_sources=kept.count(2),
+            token_sources=kept.count(1),
         ),
     )
 

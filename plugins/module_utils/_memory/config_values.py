@@ -79,7 +79,9 @@ def moe_of(config: Config, layers: int) -> Moe | None:
     return Moe(
         layers=max(1, sparse),
         experts=config.integer(*EXPERTS),
-        experts_per_token=config.integer("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k"),
+        experts_per_token=config.integer(
+            "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k_experts"
+        ),
         expert_intermediate_size=config.integer("moe_intermediate_size", "intermediate_size"),
     )
 

@@ -21,9 +21,11 @@ MAMBA2 = "mamba2"
 GATED_DELTA_NET = "gated_delta_net"
 KDA = "kda"
 
-#: Kinds of indexer: DeepSeek-V3.2's, GLM-5.3's pooled one, Qwen3.8-Flash-Next's compressed one.
-DSA, KPOOL, QSA = "dsa", "kpool", "qsa"
-INDEXERS = (DSA, KPOOL, QSA)
+#: Kinds of indexer: DeepSeek-V3.2's, GLM-5.3's pooled one, MiniMax-M3's, Qwen3.8-Flash-Next's compressed one.
+DSA, KPOOL, MSA, QSA = "dsa", "kpool", "msa", "qsa"
+INDEXERS = (DSA, KPOOL, MSA, QSA)
+#: Those whose keys lie in the group of the layers, whatever the size of their pages.
+GROUPED_INDEXERS = (DSA, MSA)
 
 
 class GeometryError(ValueError):
@@ -127,15 +129,23 @@ Recurrent: TypeAlias = "Mamba2 | GatedDeltaNet | Kda"
 class Compressed:
     """DeepSeek-V4: every layer has a window, most also keep one state for 4 or for 128 tokens.
 
-    The layers of ratio 4 have an indexer besides.
+    The layers of ratio 4 have an indexer besides. In DeepSeek-V4.1 a few layers keep the states, with their indexer's
+    keys, for all others: one state for two tokens, or for one.
     """
 
     layers: int
     window_tokens: int
-    indexed_layers: int
-    pooled_layers: int
     head_dim: int
     index_head_dim: int
+    indexed_layers: int = 0
+    pooled_layers: int = 0
+    pair_sources: int = 0
+    token_sources: int = 0
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether it is DeepSeek-V4.1's form."""
+        return bool(self.pair_sources or self.token_sources)
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,8 @@ class Indexer:
     tokens_per_state: int = 1
     #: Qwen's ring also keeps the positions of an image model.
     rope_positions: bool = False
+    #: Layers that have one; those of full attention unless given.
+    layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -267,16 +279,19 @@ _RECURRENT_KEYS: dict[str, _Keys] = {
 _COMPRESSED_KEYS: _Keys = {
     "layers": (WHOLE, True),
     "window_tokens": (WHOLE, True),
-    "indexed_layers": (WHOLE, True),
-    "pooled_layers": (WHOLE, True),
     "head_dim": (WHOLE, True),
     "index_head_dim": (WHOLE, True),
+    "indexed_layers": (WHOLE, False),
+    "pooled_layers": (WHOLE, False),
+    "pair_sources": (WHOLE, False),
+    "token_sources": (WHOLE, False),
 }
 _INDEXER_KEYS: _Keys = {
     "kind": (ONE_INDEXER, True),
     "head_dim": (WHOLE, True),
     "tokens_per_state": (WHOLE, False),
     "rope_positions": (_SWITCH, False),
+    "layers": (WHOLE, False),
 }
 _SHORT_CONV_KEYS: _Keys = {"layers": (WHOLE, True), "width": (WHOLE, True), "columns": (WHOLE, True)}
 _MOE_KEYS: _Keys = {
@@ -364,6 +379,23 @@ def _check_section(name: str, values: Mapping[str, Any]) -> list[str]:
     return _check_keys(path, values, _SECTION_KEYS[name])
 
 
+def _check_compressed(compressed: Compressed) -> list[str]:
+    keeping = compressed.indexed_layers + compressed.pooled_layers
+    if compressed.has_sources and keeping:
+        return [
+            "geometry.compressed has indexed_layers or pooled_layers beside pair_sources or token_sources: two forms."
+        ]
+    if not compressed.has_sources and not (compressed.indexed_layers and compressed.pooled_layers):
+        return [
+            "geometry.compressed needs indexed_layers and pooled_layers (DeepSeek-V4), or pair_sources and "
+            "token_sources (DeepSeek-V4.1)."
+        ]
+    keeping += compressed.pair_sources + compressed.token_sources
+    if keeping > compressed.layers:
+        return [f"geometry.compressed.layers is {compressed.layers}, but {keeping} layers keep states."]
+    return []
+
+
 def check_consistency(geometry: Geometry) -> list[str]:
     """Return a sentence for each pair of fields that contradict one another."""
     problems = []
@@ -375,12 +407,13 @@ def check_consistency(geometry: Geometry) -> list[str]:
             f"geometry.layers is {geometry.layers}, but attention and recurrent layers alone are {stateful}."
         )
     compressed, indexer = geometry.compressed, geometry.indexer
-    if compressed and compressed.indexed_layers + compressed.pooled_layers > compressed.layers:
+    if compressed:
+        problems += _check_compressed(compressed)
+    if indexer and (indexer.layers or 0) > attention.layers:
         problems.append(
-            f"geometry.compressed.layers is {compressed.layers}, but indexed_layers and pooled_layers are "
-            f"{compressed.indexed_layers + compressed.pooled_layers}."
+            f"geometry.indexer.layers is {indexer.layers}, but only {attention.layers} layers have full attention."
         )
-    if indexer and indexer.kind != QSA and not attention.latent_dim:
+    if indexer and indexer.kind in (DSA, KPOOL) and not attention.latent_dim:
         problems.append(
             f"geometry.indexer.kind {indexer.kind} is for latent attention, but attention.latent_dim is missing."
         )

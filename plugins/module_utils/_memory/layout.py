@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from math import lcm
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    DSA,
+    GROUPED_INDEXERS,
     KPOOL,
+    MSA,
     Attention,
     Geometry,
     Mamba2,
@@ -37,10 +38,13 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.packing import Bucket, Packed, pack, pack_tuples
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.sparse import (
     COMPRESSED_BLOCK,
+    MSA_BLOCK,
+    SOURCES_BLOCK,
     compressed_buckets,
     index_page,
     ring_bucket,
     short_conv_bytes,
+    source_buckets,
 )
 
 #: Hybrids with latent attention round their block up to this (``Platform._align_hybrid_block_size``).
@@ -280,7 +284,9 @@ def _state_of(geometry: Geometry, asked: Asked, per_token: int, caching: bool) -
     recurrent = geometry.recurrent
     step = asked.block_granularity
     if geometry.compressed:
-        step = max(step, COMPRESSED_BLOCK)
+        step = lcm(step, SOURCES_BLOCK) if geometry.compressed.has_sources else max(step, COMPRESSED_BLOCK)
+    elif geometry.indexer and geometry.indexer.kind == MSA:
+        step = lcm(step, MSA_BLOCK)
     elif geometry.indexer and geometry.indexer.kind == KPOOL:
         step = lcm(step, 64 * geometry.indexer.tokens_per_state)
     if recurrent is None:
@@ -318,7 +324,7 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
     kinds = _merged(kinds)
     caching = resolve_prefix_caching(geometry, asked.prefix_caching, asked.rules)
     state = _state_of(geometry, asked, per_token, caching)
-    if geometry.compressed or (geometry.indexer and geometry.indexer.kind != DSA):
+    if geometry.compressed or (geometry.indexer and geometry.indexer.kind not in GROUPED_INDEXERS):
         return _packed_layout(geometry, asked, kinds, state, caching, kv_cache_dtype)
     whole = [each for each in kinds if each.tokens is None]
     recurrent = geometry.recurrent
@@ -359,7 +365,8 @@ def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, block_to
     per_token = kinds[0].bytes_per_token
     sizes = [(each.layers, each.bytes_per_token) for each in kinds]
     if geometry.indexer:
-        sizes.append((kinds[0].layers, index_page(geometry.indexer, 1)))
+        without = geometry.attention.layers - (geometry.indexer.layers or geometry.attention.layers)
+        sizes.append((kinds[0].layers - without, index_page(geometry.indexer, 1)))
     layers = sum(each.layers for each in kinds)
     return Layout(
         attention_layers=layers,
@@ -390,7 +397,11 @@ def _packed_layout(
     if geometry.compressed:
         heads = geometry.mtp if asked.speculative_tokens and asked.own_heads else None
         draft = heads.attention_layers if heads else 0
-        buckets += compressed_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft)
+        if geometry.compressed.has_sources:
+            speculative = asked.speculative_tokens
+            buckets += source_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft, speculative)
+        else:
+            buckets += compressed_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft)
         kinds = kinds[1:]
     indexer, attention_layers = geometry.indexer, geometry.attention.layers
     if indexer:

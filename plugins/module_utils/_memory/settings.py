@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    DSA,
+    GROUPED_INDEXERS,
     GatedDeltaNet,
     Geometry,
     Kda,
@@ -363,7 +363,9 @@ def missing_facts(settings: Settings, rules: VersionRules) -> list[str]:
     """Return one sentence for each fact without which a figure would be a guess."""
     geometry = settings.geometry
     missing = []
-    packed = geometry.compressed is not None or (geometry.indexer is not None and geometry.indexer.kind != DSA)
+    packed = geometry.compressed is not None or (
+        geometry.indexer is not None and geometry.indexer.kind not in GROUPED_INDEXERS
+    )
     for name in ("pipeline_parallel_size", "decode_context_parallel_size"):
         size = getattr(settings, name)
         if size > 1 and (packed or geometry.indexer):

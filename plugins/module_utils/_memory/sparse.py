@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The caches of models with compressed, indexed or sparse attention, layer by layer.  Pure.
 
-Restated from the classes that own them: ``vllm/models/deepseek_v4`` (attention, compressor),
+Restated from the classes that own them: ``vllm/models/deepseek_v4`` and ``deepseek_v41`` (attention, compressor),
 ``vllm/v1/attention/backends/mla/sparse_swa.py``, ``vllm/models/glm5next/common/attention.py``,
-``vllm/models/qwen4_exp`` (qsa_cache, ple_layer) and ``DeepseekV32IndexerCache``, releases 0.25.1 to 0.33.0.
+``vllm/models/qwen4_exp`` (qsa_cache, ple_layer), ``vllm/models/minimax_m3/common/indexer.py`` and
+``DeepseekV32IndexerCache``, releases 0.25.1 to 0.33.0.
 Bytes, of one rank; none of these caches is split over tensor-parallel ranks but the recurrent states.
 """
 
 from __future__ import annotations
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    DSA,
     DTYPE_BYTES,
+    GROUPED_INDEXERS,
     KPOOL,
+    MSA,
     QSA,
     Compressed,
     Indexer,
@@ -31,12 +33,58 @@ _COMPRESSOR_BLOCK = {4: 4, 128: 8}
 #: Three 64-bit positions beside a key of Qwen's indexer, in elements of two bytes.
 _ROPE_POSITIONS = 12
 
-#: Tokens of the smallest block: DeepSeek-V4's kernel has one size, a pooled indexer wants 64 states.
+#: Tokens of the smallest block: DeepSeek-V4's kernel has one size, a pooled indexer wants 64 states. DeepSeek-V4.1's
+#: and MiniMax-M3's kernels read pages of 128 tokens.
 COMPRESSED_BLOCK = 256
+SOURCES_BLOCK = MSA_BLOCK = 128
+#: DeepSeek-V4.1: tokens of a block of the window's cache, and rows of the smallest ring of a compressor.
+_SOURCES_WINDOW_BLOCK = 32
+_SMALLEST_RING = 8
 
 
 def _ceil_to(value: int, step: int) -> int:
     return -(-value // step) * step
+
+
+def source_buckets(
+    compressed: Compressed,
+    kv_cache_dtype: str,
+    block_tokens: int,
+    in_flight_tokens: int,
+    draft_layers: int,
+    speculative_tokens: int,
+) -> list[Bucket]:
+    """Return the caches of DeepSeek-V4.1: a window on every layer, states and keys of the source layers, their rings.
+
+    A GB10 has the packed layout of 584 bytes (devices 10.x have another); a state for one token needs no ring.
+    Parameters as for `compressed_buckets`.
+    """
+    alignment, state, key = _packed_sizes(compressed, kv_cache_dtype)
+
+    def page(states: int, size: int) -> int:
+        return _ceil_to(states * size, alignment)
+
+    sources = (2, compressed.pair_sources), (1, compressed.token_sources)
+    pages = tuple((page(block_tokens // ratio, size), layers) for size in (state, key) for ratio, layers in sources)
+    window = page(_SOURCES_WINDOW_BLOCK, state), compressed.layers + draft_layers
+    buckets = [
+        Bucket(tuple(each for each in pages if each[1]), block_tokens),
+        Bucket((window,), _SOURCES_WINDOW_BLOCK, compressed.window_tokens - 1 + in_flight_tokens),
+    ]
+    if compressed.pair_sources:
+        # Drafts, the next token and the row before, as a power of two; a row is a state and its score in float32.
+        rows = max(_SMALLEST_RING, 1 << (speculative_tokens + 1).bit_length())
+        ring = rows * 2 * compressed.head_dim * 4
+        buckets.append(Bucket(((ring, compressed.pair_sources),), rows, fixed_blocks=1))
+    return buckets
+
+
+def _packed_sizes(compressed: Compressed, kv_cache_dtype: str) -> tuple[int, int, int]:
+    """Return (what pages are aligned to, bytes of a state, bytes of an indexer's key)."""
+    key = compressed.index_head_dim + compressed.index_head_dim // 128 * 4
+    if kv_cache_dtype == "auto" or kv_cache_dtype.startswith("fp8"):
+        return _PACKED_ALIGNMENT, _PACKED_STATE_BYTES, key
+    return _PLAIN_ALIGNMENT, 2 * compressed.head_dim, key
 
 
 def compressed_buckets(
@@ -47,10 +95,7 @@ def compressed_buckets(
     :param kv_cache_dtype: ``auto`` and fp8 are the packed layout, ``bfloat16`` plain rows
     :param draft_layers: of the draft head, each with a window alone
     """
-    packed = kv_cache_dtype == "auto" or kv_cache_dtype.startswith("fp8")
-    alignment = _PACKED_ALIGNMENT if packed else _PLAIN_ALIGNMENT
-    state = _PACKED_STATE_BYTES if packed else 2 * compressed.head_dim
-    key = compressed.index_head_dim + compressed.index_head_dim // 128 * 4
+    alignment, state, key = _packed_sizes(compressed, kv_cache_dtype)
 
     def page(states: int, size: int) -> int:
         return _ceil_to(states * size, alignment)
@@ -86,8 +131,8 @@ def compressed_buckets(
 
 
 def index_page(indexer: Indexer, block_tokens: int) -> int:
-    """Return the page of one indexer's keys: fp8 and a scale for every 128 elements, or bfloat16 for Qwen's."""
-    key = 2 * indexer.head_dim if indexer.kind == QSA else indexer.head_dim + indexer.head_dim // 128 * 4
+    """Return the page of one indexer's keys: fp8 and a scale for every 128 elements, or bfloat16 (Qwen, MiniMax)."""
+    key = 2 * indexer.head_dim if indexer.kind in (QSA, MSA) else indexer.head_dim + indexer.head_dim // 128 * 4
     return block_tokens // indexer.tokens_per_state * key
 
 
@@ -95,7 +140,7 @@ def ring_bucket(indexer: Indexer, layers: int, speculative_tokens: int) -> Bucke
     """Return the ring with the keys of the group that is still being compressed: one block a sequence."""
     ratio = indexer.tokens_per_state
     groups = -(-(ratio + speculative_tokens) // ratio)
-    if indexer.kind == DSA:
+    if indexer.kind in GROUPED_INDEXERS:
         return None
     if indexer.kind == KPOOL:
         tokens = ratio * (1 << (groups - 1).bit_length())

@@ -295,8 +295,8 @@ def test_every_config_has_an_expectation() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
-        ("deepseek-v3.2", {"index_topk_freq": 4},
-         "config.json shares the indexer between layers, which the memory model has no rule for."),
+        ("deepseek-v3.2", {"index_topk_pattern": "S" * 61},
+         "config.json has an index_topk_pattern that leaves no layer an indexer."),
         ("deepseek-v4-flash-0731", {"compress_ratios": [2] * 46},
          "config.json has no compress_ratios of 4 and 128 (and 0) for its 43 layers."),
         ("kimi-linear-48b-a3b", {"linear_attn_config": None},
@@ -325,6 +325,90 @@ def test_a_wrapped_variant_without_a_rule_is_unknown(change: dict[str, Any], sen
     with pytest.raises(UnknownGeometryError) as caught:
         geometry_from_hf_config(values | {"text_config": values["text_config"] | change})
     assert sentence in caught.value.missing
+
+
+@pytest.mark.parametrize(
+    ("change", "layers"),
+    [
+        ({}, None),
+        ({"index_topk_freq": 1}, None),
+        # Layers 0, 1, 5, 9, … 57: vLLM counts from the layer before the offset.
+        ({"index_topk_freq": 4}, 16),
+        ({"index_topk_freq": 4, "index_skip_topk_offset": 3}, 17),
+        ({"index_topk_pattern": "F" + "S" * 60}, 1),
+        ({"index_topk_freq": 4, "index_topk_pattern": "F" * 61}, None),
+    ],
+)
+def test_an_indexer_that_serves_several_layers_is_counted_once(change: dict[str, Any], layers: int | None) -> None:
+    indexer = geometry_from_hf_config(config_of("deepseek-v3.2") | change).indexer
+    assert indexer is not None
+    assert indexer.layers == layers
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("deepseek-v4.1-flash", {"compress_ratios": [4] * 40},
+         "config.json has no compress_ratios of 2 and 1 (and 0) for its 40 layers."),
+        ("deepseek-v4.1-flash", {"kv_source_layer_ids": [0, 2]},
+         "config.json has no kv_source_layer_ids of layers whose ratio is 2 or 1."),
+        ("deepseek-v4.1-flash", {"kv_source_layer_ids": [2, 99]},
+         "config.json has no kv_source_layer_ids of layers whose ratio is 2 or 1."),
+        ("minimax-m3", {"sparse_attention_config": None},
+         "config.json has no sparse_attention_config with sparse_attention_freq of 60 figures."),
+        ("minimax-m3", {"sparse_attention_config": {"sparse_attention_freq": [1] * 60}},
+         "config.json has no sparse_index_dim that is a whole number above zero."),
+        ("gemma-4-31b-it", {"layer_types": ["odd"]}, "config.json lists 1 layer_types for 60 layers: odd."),
+        ("gemma-4-31b-it", {"use_bidirectional_attention": "all"},
+         "config.json attends in both directions everywhere, which the memory model has no rule for."),
+        ("gemma-4-31b-it", {"num_kv_shared_layers": 60},
+         "config.json has no layer of full attention: the memory model needs one."),
+    ],
+)  # fmt: skip
+def test_a_text_config_without_a_rule_is_unknown(name: str, change: dict[str, Any], sentence: str) -> None:
+    values = config_of(name)
+    with pytest.raises(UnknownGeometryError) as caught:
+        geometry_from_hf_config(values | {"text_config": values["text_config"] | change})
+    assert sentence in caught.value.missing
+
+
+def test_gemma_4_without_layer_types_follows_the_default_of_its_class() -> None:
+    values = config_of("gemma-4-31b-it")
+    text = {key: value for key, value in values["text_config"].items() if key != "layer_types"}
+    assert geometry_from_hf_config(values | {"text_config": text}) == geometry_from_hf_config(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"indexed_layers": 2, "pair_sources": 1},
+         "geometry.compressed has indexed_layers or pooled_layers beside pair_sources or token_sources: two forms."),
+        ({"indexed_layers": 2},
+         "geometry.compressed needs indexed_layers and pooled_layers (DeepSeek-V4), or pair_sources and token_sources "
+         "(DeepSeek-V4.1)."),
+        ({"pair_sources": 9}, "geometry.compressed.layers is 4, but 9 layers keep states."),
+    ],
+)  # fmt: skip
+def test_a_wrong_compressed_section_is_named(change: dict[str, Any], sentence: str) -> None:
+    shape = {
+        "architecture": "x", "hidden_size": 1, "layers": 4, "max_position_embeddings": 1,
+        "attention": {"layers": 4, "heads": 1, "kv_heads": 1, "head_dim": 512},
+        "compressed": {"layers": 4, "window_tokens": 128, "head_dim": 512, "index_head_dim": 128, **change},
+    }  # fmt: skip
+    with pytest.raises(GeometryError) as caught:
+        geometry_from_dict(shape)
+    assert sentence in caught.value.problems
+
+
+def test_more_indexers_than_layers_are_refused() -> None:
+    shape = {
+        "architecture": "x", "hidden_size": 1, "layers": 4, "max_position_embeddings": 1,
+        "attention": {"layers": 4, "heads": 1, "kv_heads": 1, "head_dim": 64},
+        "indexer": {"kind": "msa", "head_dim": 128, "layers": 5},
+    }  # fmt: skip
+    with pytest.raises(GeometryError) as caught:
+        geometry_from_dict(shape)
+    assert "geometry.indexer.layers is 5, but only 4 layers have full attention." in caught.value.problems
 
 
 @pytest.mark.parametrize(

@@ -281,8 +281,8 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
         ({}, "config.json names no architecture."),
         ({"architectures": []}, "config.json names no architecture."),
         (
-            {"architectures": ["DeepseekV41ForCausalLM"]},
-            "The memory model has no rules for the architecture DeepseekV41ForCausalLM. Describe the model in "
+            {"architectures": ["InklingForConditionalGeneration"]},
+            "The memory model has no rules for the architecture InklingForConditionalGeneration. Describe the model in "
             "`geometry` (docs/memory.md), or give a measured point in expected.kv_cache.",
         ),
         (
