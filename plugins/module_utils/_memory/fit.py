@@ -9,14 +9,16 @@ test holds every constant against its bounds.  Sources: see docs/sources.md.  Un
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Fit:
     """The fitted constants of one kind of device."""
 
-    #: CUDA context, workspaces and Python growth, which vLLM's profile counts against the budget.
+    #: What vLLM's profile counts against the budget beside weights and activations: what the free memory shrank by.
+    #: Where the GPU's memory is the host's, that is MemAvailable, so the CUDA context and the processes' growth count
+    #: (vllm/utils/mem_utils.py, MemorySnapshot.measure); elsewhere only what is on the card does.
     runtime_gib: float
     #: Activations: live tensors of ``tokens x hidden_size`` elements.
     hidden_tensors: float
@@ -64,6 +66,9 @@ GB10 = Fit(
     least_outside_budget_gib=0.61,
     largest_share=0.91,
 )
+
+#: A GPU with memory of its own: compared with measurements on one, and never used for a node.
+DISCRETE = replace(GB10, runtime_gib=0.225, host_processes_gib=0.0)
 
 #: The CPU build of the lab: one process holds everything, and nothing is checked at start.
 CPU = Fit(
@@ -167,6 +172,13 @@ OBSERVATIONS: tuple[Observation, ...] = (
         meaning="Nano on the same, eager: 1.077 with weights in bfloat16, 1.17 in NVFP4",
         low=1.07,
         high=1.23,
+        source="[H] 2026-11-28",
+    ),
+    Observation(
+        key="h200_runtime",
+        meaning="Qwen3-8B and Nano on an H200: budget less weights, activations and pool, 0.225 in each of four starts",
+        low=0.22,
+        high=0.23,
         source="[H] 2026-11-28",
     ),
     Observation(

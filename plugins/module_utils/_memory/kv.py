@@ -106,6 +106,8 @@ class VersionRules:
     align_block_within_batch: bool
     #: Full CUDA graphs of a hybrid model want a block for each of max_num_seqs sequences.
     graphs_want_block_per_sequence: bool
+    #: Architectures that get vLLM's V2 model runner while its profile does not count CUDA graphs: they come on top.
+    graphs_on_top: frozenset[str]
     #: A window keeps the tokens of every batch under way at once, of which asynchronous scheduling has two.
     windows_count_batches_in_flight: bool
     #: Pages of several sizes are packed by a general rule, which models with an indexer beside recurrent states need.
@@ -128,6 +130,8 @@ def rules_for(version: Version) -> VersionRules:
         default_utilization=0.92 if version >= (0, 20, 0) else 0.9,
         align_block_within_batch=version < (0, 27, 0),
         graphs_want_block_per_sequence=version >= (0, 20, 0),
+        # vllm/config/vllm.py, DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES; 0.32.0 profiles them in either runner.
+        graphs_on_top=frozenset({"Qwen3ForCausalLM"}) if (0, 22, 0) <= version < (0, 23, 0) else frozenset(),
         windows_count_batches_in_flight=version >= IN_FLIGHT,
         # 0.30.0 has the general rule and 0.27.1 has not; 0.27.1 packs densely and 0.26.0 does not.
         packs_any_model=version >= (0, 30, 0),

@@ -88,7 +88,9 @@ class Plan:
 
 
 def fit_of(settings: Settings) -> memory_fit.Fit:
-    return memory_fit.CPU if settings.device == CPU else memory_fit.GB10
+    if settings.device == CPU:
+        return memory_fit.CPU
+    return memory_fit.GB10 if settings.unified_memory else memory_fit.DISCRETE
 
 
 def default_batch(settings: Settings) -> tuple[int, int]:
@@ -188,6 +190,9 @@ def make_plan(settings: Settings, rules: VersionRules) -> Plan:
     tokens = min(tokens, settings.max_model_len * max_num_seqs)
     weights = weights_per_rank_gib(settings)
     overheads = overheads_gib(settings, tokens)
+    on_top_gib = 0.0
+    if settings.geometry.architecture in rules.graphs_on_top:
+        on_top_gib, overheads["graphs_gib"] = overheads["graphs_gib"], 0.0
     beside_pool = weights + sum(overheads.values())
     if settings.kv_cache_memory_gib is not None:
         pool_bytes = int(settings.kv_cache_memory_gib * GIB)
@@ -212,7 +217,7 @@ def make_plan(settings: Settings, rules: VersionRules) -> Plan:
         available_gib=assumed_available_gib(settings.mem_total_gib, settings.device)
         if available is None
         else available,
-        prefill_gib=max(fit.least_outside_budget_gib, fit.prefill_tensors_outside_budget * hidden),
+        prefill_gib=max(fit.least_outside_budget_gib, fit.prefill_tensors_outside_budget * hidden) + on_top_gib,
     )
 
 

@@ -109,6 +109,8 @@ class Settings:
     enforce_eager: bool = False
     fp4_backend: str = MARLIN
     device: str = CUDA
+    #: The GPU's memory is the host's, as on a GB10; False for a card with memory of its own.
+    unified_memory: bool = True
     floor_gib: float = memory_fit.DEFAULT_FLOOR_GIB
     firm_cap_gib: float | None = None
 

@@ -15,6 +15,7 @@ import pytest
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.gb10.cluster.plugins.filter import mods as filters
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.fit import GB10
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files, mods
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import version as vllm_version
 
@@ -227,7 +228,7 @@ def test_budget_is_requested_as_it_is(version: str, tmp_path: Path) -> None:
     assert request(node(111.27), config) == pytest.approx(108 * 2**30, abs=4096)
     # What the engine logs and derives afterwards is the same budget as a fraction.
     assert config.gpu_memory_utilization == pytest.approx(108 / 121.69, abs=1e-6)
-    # 110.77 GiB and the margin are more than 111.27; 110 is the firm cap of [S0].
+    # 110.52 GiB and the margin are more than 111.27; 110 is the firm cap of [S0].
     assert request(node(111.27), cache(110)) == pytest.approx(110 * 2**30, abs=4096)
     assert request(node(111.27), cache(None, 0.5)) == pytest.approx(0.5 * 121.69 * 2**30, abs=4096)
 
@@ -238,12 +239,19 @@ def test_budget_above_what_is_free_is_refused_with_the_figures(version: str, tmp
     with pytest.raises(ValueError, match="gpu-memory-utilization-gb") as caught:
         request(node(111.27), cache(111))
     assert str(caught.value) == (
-        "--gpu-memory-utilization-gb 111 does not fit cuda:0 of gx10-3: it wants 111 GiB and a margin of 0.5 GiB "
-        "free, and of 121.69 GiB in all 111.27 GiB are free now, 0.23 GiB too few. Lower it to 110 or less on every "
+        "--gpu-memory-utilization-gb 111 does not fit cuda:0 of gx10-3: it wants 111 GiB and a margin of 0.75 GiB "
+        "free, and of 121.69 GiB in all 111.27 GiB are free now, 0.48 GiB too few. Lower it to 110 or less on every "
         "node, or stop what holds the memory."
     )
     with pytest.raises(ValueError, match="less than desired GPU memory utilization"):
         request(node(100), cache(None, 0.92))
+
+
+@pytest.mark.parametrize("version", EXCERPTS)
+def test_the_margin_covers_what_was_seen_outside_a_budget(version: str, tmp_path: Path) -> None:
+    request = request_memory(patched(version, tmp_path))
+    with pytest.raises(ValueError, match="does not fit"):
+        request(node(100 + GB10.least_outside_budget_gib), cache(100))
 
 
 @pytest.mark.parametrize("version", EXCERPTS)
