@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -60,23 +60,42 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Asked:
-    """One completion to ask for. ``at_s`` is when to send it, from the start of its burst on."""
+    """One completion to ask for. ``at_s`` is when to send it, from the start of its burst on.
+
+    ``system`` is a system message before the prompt (chat only); a ``temperature`` of None leaves the model's own;
+    ``more`` is merged into the body last.
+    """
 
     prompt: str
     output_tokens: int
     at_s: float = 0.0
     ignore_eos: bool = True
     request_id: str = ""
+    system: str = ""
+    temperature: float | None = 0.0
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A request's times, and what was said."""
+    """A request's times, and what was said.
+
+    ``separated`` says whether the server sent the reasoning apart from the content; ``tool_calls`` has the name and
+    the arguments (as sent, JSON in a string) of each call.
+    """
 
     request: Request
     reasoning: str
     content: str
     finish: str
+    separated: bool = False
+    tool_calls: tuple[Mapping[str, str], ...] = ()
+
+
+def messages_of(prompt: str, system: str = "") -> list[dict[str, str]]:
+    """Return the messages of a request: the system's where there is one, and the user's."""
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": prompt}]
 
 
 def import_aiohttp() -> Any:
@@ -174,13 +193,41 @@ class Client:
         except BenchError:
             return ""
 
+    async def latency_s(self, mode: str, probes: int = 3) -> float:
+        """Return the mean time of a question that costs the engine nothing (``api``) or one token (``generation``).
+
+        As llama-benchy 0.4.0 measures it: GET /v1/models until it is read, or a streamed answer of one token to
+        "hello" until its first bytes, three times each. ``none`` is 0.
+        """
+        if mode == "none":
+            return 0.0
+        body = self._body(Asked("hello", 1, ignore_eos=False, temperature=None))
+        headers = {**self._headers, "Content-Type": "application/json"}
+        chat, taken = f"{self.endpoint.url}/v1/chat/completions", list[float]()
+        try:
+            async with self._open_session(1) as session:
+                for _probe in range(probes):
+                    begun = time.monotonic()
+                    if mode == "api":
+                        async with session.get(f"{self.endpoint.url}/v1/models", headers=self._headers) as response:
+                            await response.read()
+                        taken.append(time.monotonic() - begun)
+                    else:
+                        async with session.post(chat, data=body, headers=headers) as response:
+                            await response.content.readany()
+                            taken.append(time.monotonic() - begun)
+                            await response.read()
+        except (self._aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise BenchError(f"The latency ({mode}) cannot be measured: {error or type(error).__name__}.") from error
+        return sum(taken) / len(taken)
+
     async def log(self) -> list[dict[str, Any]]:
         """Return what the server without work kept of its requests; no engine has this."""
         found = json.loads(await self._ask("GET", "/log"))
         return list(found)
 
-    async def count(self, prompt: str) -> int:
-        """Return how many tokens the server makes of a prompt, its chat template included.
+    async def count(self, prompt: str, system: str = "") -> int:
+        """Return how many tokens the server makes of a prompt (and a system message), its chat template included.
 
         A frontend without /tokenize (404), such as Dynamo's, is not asked again: the endpoint's tokenizer counts.
 
@@ -188,10 +235,10 @@ class Client:
             BenchError: the server has no /tokenize and there is no tokenizer here: no prompt has an exact length.
         """
         if self._local is not None:
-            return self._local.count(prompt)
+            return self._local.count(messages_of(prompt, system))
         body: dict[str, Any] = {"model": self.endpoint.model}
         if self.endpoint.chat:
-            body.update(messages=[{"role": "user", "content": prompt}], add_generation_prompt=True)
+            body.update(messages=messages_of(prompt, system), add_generation_prompt=True)
             if "chat_template_kwargs" in self.endpoint.extra:
                 body["chat_template_kwargs"] = self.endpoint.extra["chat_template_kwargs"]
         else:
@@ -202,7 +249,7 @@ class Client:
             if error.status != 404:
                 raise
             self._local = self._counter()
-            return self._local.count(prompt)
+            return self._local.count(messages_of(prompt, system))
         return int(answer["count"])
 
     def _counter(self) -> Counter:
@@ -213,12 +260,18 @@ class Client:
                 f"{self.endpoint.url} has no /tokenize, and its tokens cannot be counted here: {error}"
             ) from error
 
-    async def converse(self, fitting: Generator[str, int, T]) -> T:
-        """Run a search for a prompt (plugin_utils/_bench/prompt.py) with the server's counts; return what it found."""
+    async def converse(
+        self, fitting: Generator[str, int, T], count: Callable[[str], Awaitable[int]] | None = None
+    ) -> T:
+        """Run a search for a prompt (plugin_utils/_bench/prompt.py) with the server's counts; return what it found.
+
+        :param count: counts a text in its place, e.g. as a system message; by default as the prompt alone.
+        """
+        counted = count or self.count
         try:
             text = next(fitting)
             while True:
-                text = fitting.send(await self.count(text))
+                text = fitting.send(await counted(text))
         except StopIteration as found:
             value: T = found.value
             return value
@@ -227,17 +280,19 @@ class Client:
         body: dict[str, Any] = {
             "model": self.endpoint.model,
             "max_tokens": asked.output_tokens,
-            "temperature": 0.0,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if asked.temperature is not None:
+            body["temperature"] = asked.temperature
         if asked.ignore_eos:
             body["ignore_eos"] = True
         if self.endpoint.chat:
-            body["messages"] = [{"role": "user", "content": asked.prompt}]
+            body["messages"] = messages_of(asked.prompt, asked.system)
         else:
             body["prompt"] = asked.prompt
         body.update(self.endpoint.extra)
+        body.update(asked.more)
         return json.dumps(body).encode()
 
     async def _complete(
@@ -299,8 +354,13 @@ class Client:
             failure=answer.failure,
             detail=answer.detail,
             notes=tuple(answer.notes),
+            response_s=answer.response_s,
+            chunk_tokens=tuple(each for each in answer.token_ids if each is not None)
+            if None not in answer.token_ids
+            else (),
         )
-        return Heard(request, reasoning, content, answer.finish)
+        calls = tuple(call for _index, call in sorted(answer.tool_calls.items()))
+        return Heard(request, reasoning, content, answer.finish, bool("".join(answer.reasoning)), calls)
 
     @asynccontextmanager
     async def _open_session(self, connections: int) -> AsyncIterator[aiohttp.ClientSession]:

@@ -22,7 +22,8 @@ class Request:
     """What one request did. ``failure`` names its kind, and is empty when the answer is complete.
 
     ``first_s`` is the arrival of the first token, ``ended_s`` that of the last one (or of the failure),
-    ``gaps_s`` the times between chunks that carry tokens.
+    ``gaps_s`` the times between chunks that carry tokens, ``response_s`` the arrival of the first chunk of any kind.
+    ``chunk_tokens`` is the number of token ids of each chunk, empty unless every chunk named them.
     """
 
     number: int
@@ -35,6 +36,8 @@ class Request:
     failure: str = ""
     detail: str = ""
     notes: tuple[str, ...] = ()
+    response_s: float | None = None
+    chunk_tokens: tuple[int, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -199,6 +202,7 @@ def burst_figures(rounds: Sequence[Sequence[Request]], slots: int | None) -> dic
     problems: list[str] = []
     seconds = {"wall": 0.0, "prefill": 0.0, "decode": 0.0, "first": 0.0}
     tokens = {"in": 0, "out": 0, "decoded": 0}
+    by_round: list[float] = []
     for number, requests in enumerate(rounds, 1):
         waited = queueing(requests, slots)
         if waited.problem and waited.problem not in problems:
@@ -214,7 +218,9 @@ def burst_figures(rounds: Sequence[Sequence[Request]], slots: int | None) -> dic
         seconds["first"] += first
         tokens["in"] += sum(each.input_tokens or 0 for each in good)
         tokens["out"] += sum(each.output_tokens or 0 for each in good)
-        tokens["decoded"] += sum(max(0, (each.output_tokens or 0) - 1) for each in good)
+        decoded = sum(max(0, (each.output_tokens or 0) - 1) for each in good)
+        tokens["decoded"] += decoded
+        by_round += [decoded / decode] if decoded and decode > 0 else []
     good_rows = [row for row in rows if not row["failure"]]
     failures: dict[str, int] = {}
     for row in rows:
@@ -234,6 +240,7 @@ def burst_figures(rounds: Sequence[Sequence[Request]], slots: int | None) -> dic
         "output_tokens_per_s": rate(tokens["out"], seconds["wall"]),
         "prefill_tokens_per_s": rate(tokens["in"], seconds["prefill"]),
         "decode_tokens_per_s": rate(tokens["decoded"], seconds["decode"]),
+        "decode_by_round": by_round,
         "prefill_with_queue_tokens_per_s": rate(tokens["in"], seconds["first"]),
         "tokens_per_chunk": rate(tokens["out"], chunks),
         "ttft_s": summary(_known(good_rows, "ttft_s")),

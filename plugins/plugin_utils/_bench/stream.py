@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,11 +65,17 @@ class Answer:
     Tokens are never counted by chunks (with speculative decoding one chunk holds several): they come from the usage.
     """
 
+    response_s: float | None = None
+    """Arrival of the first chunk of the answer, which may hold no token (the role alone)."""
     first_s: float | None = None
     last_s: float | None = None
     gaps_s: list[float] = field(default_factory=list)
+    token_ids: list[int | None] = field(default_factory=list)
+    """Of each chunk with text: how many token ids came with it; None where the server sends none."""
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
+    tool_calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    """By index: name and arguments of each call, the pieces of the arguments joined."""
     finish: str = ""
     usages: list[tuple[int, int]] = field(default_factory=list)
     done: bool = False
@@ -117,6 +123,7 @@ class Answer:
         if not choices:
             return
         choice = choices[0]
+        self.response_s = at_s if self.response_s is None else self.response_s
         delta = choice.get("delta") or {}
         content = delta.get("content") or choice.get("text") or ""
         reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
@@ -125,6 +132,9 @@ class Answer:
         if content or reasoning or delta.get("tool_calls"):
             self.content.append(str(content))
             self.reasoning.append(str(reasoning))
+            self._take_calls(delta.get("tool_calls") or [])
+            ids = choice.get("token_ids")
+            self.token_ids.append(len(ids) if isinstance(ids, list) else None)
             if self.first_s is None:
                 self.first_s = at_s
             elif self.last_s is not None:
@@ -133,6 +143,13 @@ class Answer:
         elif self.first_s is not None and self.finish:
             # The last tokens may have no text of their own (the end of the sequence).
             self.last_s = at_s
+
+    def _take_calls(self, pieces: Sequence[Mapping[str, Any]]) -> None:
+        for piece in pieces:
+            call = self.tool_calls.setdefault(int(piece.get("index") or 0), {"name": "", "arguments": ""})
+            for key, text in (piece.get("function") or {}).items():
+                if key in call and text:
+                    call[key] += str(text)
 
     def _note(self, words: str) -> None:
         if words not in self.notes:

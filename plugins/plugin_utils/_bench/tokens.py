@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,10 @@ class Counter:
     template: jinja2.Template | None
     given: Mapping[str, Any]
 
-    def count(self, prompt: str) -> int:
-        """Return how many tokens the prompt has, with its chat template where there is one."""
-        text = prompt
+    def count(self, messages: Sequence[Mapping[str, str]]) -> int:
+        """Return how many tokens the messages have, with the chat template where there is one."""
+        text = "".join(message["content"] for message in messages)
         if self.template is not None:
-            messages = [{"role": "user", "content": prompt}]
             text = self.template.render(messages=messages, add_generation_prompt=True, **self.given)
         return len(self.encoder.encode(text, add_special_tokens=self.template is None).ids)
 

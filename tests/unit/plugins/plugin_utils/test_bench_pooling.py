@@ -27,7 +27,7 @@ class Pooler(Client):
         self.asked: list[tuple[str, Mapping[str, Any]]] = []
         self.under_way = self.most = self.answered = 0
 
-    async def count(self, prompt: str) -> int:
+    async def count(self, prompt: str, system: str = "") -> int:
         """Return the tokens of a prompt."""
         return len(prompt)
 

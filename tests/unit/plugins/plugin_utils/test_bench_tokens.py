@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import tokens
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import BenchError, Client, Endpoint
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
+    BenchError,
+    Client,
+    Endpoint,
+    messages_of,
+)
 
 TEMPLATE = (
     "{%- if enable_thinking is defined and not enable_thinking %}<quiet>{% endif %}"
@@ -49,8 +54,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_prompt_is_counted_with_the_chat_template(directory: Path) -> None:
-    assert tokens.load_counter(str(directory), True, {}).count("one two") == 5
-    assert tokens.load_counter(str(directory), False, {}).count("one two") == 4
+    assert tokens.load_counter(str(directory), True, {}).count(messages_of("one two")) == 5
+    assert tokens.load_counter(str(directory), False, {}).count(messages_of("one two")) == 4
 
 
 def test_the_requests_own_template_arguments_count(directory: Path) -> None:
@@ -63,7 +68,7 @@ def test_the_requests_own_template_arguments_count(directory: Path) -> None:
 
 def test_a_template_of_its_own_file_comes_first(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text("a b c")
-    assert tokens.load_counter(str(directory), True, {}).count("one two") == 3
+    assert tokens.load_counter(str(directory), True, {}).count(messages_of("one two")) == 3
 
 
 @pytest.mark.parametrize(
@@ -86,7 +91,7 @@ def test_what_is_missing_is_named(directory: Path, damage: Any, words: str, monk
 def test_a_template_that_refuses_says_so(directory: Path) -> None:
     (directory / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
     with pytest.raises(tokens.TokenizerError, match="refuses: no system role"):
-        tokens.load_counter(str(directory), True, {}).count("x")
+        tokens.load_counter(str(directory), True, {}).count(messages_of("x"))
 
 
 def test_the_tokenizer_is_laid_out_without_weights(directory: Path, tmp_path: Path) -> None:
