@@ -216,6 +216,13 @@ def without_answers(now: Mapping[str, Any]) -> list[str]:
     figures = trace.get("figures") or {}
     parts = [(f"the {point['concurrency']} requests of the sweep", point) for point in sweep["points"]]
     parts += [("the requests of the trace", figures)] if "succeeded" in figures else []
+    parts += [
+        (
+            f"the requests of the point at depth {entry['context_size']}, {entry['concurrency']} at once,",
+            {**entry, "succeeded": entry["e2e_ttft"]},
+        )
+        for entry in (now.get("points") or {}).get("benchmarks", [])
+    ]
     return [
         f"Not one of {name} was answered: {', '.join(f'{kind} {count}' for kind, count in part['failures'].items())}."
         for name, part in parts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The measurements themselves: the sweep and the needles.
+"""The measurements themselves: the sweep, the needles and the quality gates.
 
 Each returns plain dictionaries as they stand in the results; `say` is called with what a person who waits wants to see.
 """
@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import gates
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import prompt as prompts
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
     PAUSE_S,
@@ -34,6 +35,8 @@ Say = Callable[[str], None]
 HEARTBEAT_S = 10.0
 WARM_UP = "Good morning."
 WARM_UP_TOKENS = 8
+#: Questions of a gate that are under way together.
+GATE_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -151,15 +154,23 @@ def _input_differs(heard: Sequence[Heard], wanted: int) -> list[str]:
     return [f"the server counted {shown} input tokens where /tokenize had counted {wanted}"]
 
 
-async def run_sweep(client: Client, sweep: Sweep, say: Say) -> dict[str, Any]:
-    """Run every concurrency of a sweep and return its figures."""
-    made = await make_prompts(client, sweep, say)
+async def warm_up(client: Client, say: Say) -> None:
+    """Send one short request.
+
+    :raises BenchError: it fails.
+    """
     say("warming up with one request")
     (warm,) = await client.burst([Asked(WARM_UP, WARM_UP_TOKENS, request_id="warm-up")])
     if not warm.request.ok:
         raise BenchError(
             f"The first request failed, so nothing is measured: {warm.request.failure}, {warm.request.detail}"
         )
+
+
+async def run_sweep(client: Client, sweep: Sweep, say: Say) -> dict[str, Any]:
+    """Run every concurrency of a sweep and return its figures."""
+    made = await make_prompts(client, sweep, say)
+    await warm_up(client, say)
     points = []
     for place, count in enumerate(sweep.concurrency, 1):
         rounds: list[list[Heard]] = []
@@ -250,4 +261,34 @@ async def run_needles(
         }
         found.append(row)
         say(f"needle at {tokens} tokens, depth {depth:g}: {verdict} ({sentence}), {request.duration_s:.1f} s")
+    return found
+
+
+async def run_gates(
+    client: Client, wanted: Sequence[str], serve: Mapping[str, Any], how: Mapping[str, Any], say: Say
+) -> list[dict[str, Any]]:
+    """Run the quality gates and return their results.
+
+    :param how: ``limit`` (the served context length, or None), ``needle_tokens``, ``needle_depths``,
+        ``output_tokens``, ``answers_share``, ``at_once`` (0: four) and ``seed``.
+    """
+    room = gates.room(how["limit"], how["needle_tokens"], how["output_tokens"])
+    found = []
+    for gate in wanted:
+        reason = gates.not_for(gate, serve, chat=client.endpoint.chat)
+        if reason:
+            result = gates.verdict(gate, gates.SKIPPED, reason)
+        elif gate == "needle":
+            places = [(room.needle_tokens, depth) for depth in how["needle_depths"]]
+            result = gates.judge_needles(await run_needles(client, places, room.output_tokens, how["seed"], say))
+        else:
+            asked = gates.requests(gate, room.output_tokens)
+            progress = Progress(say, f"gate {gate}", len(asked))
+            heard, _view = await measured_burst(client, asked, progress, at_most=how["at_once"] or GATE_AT_ONCE)
+            if gate == "answers":
+                result = gates.judge_answers(heard, how["answers_share"])
+            else:
+                result = (gates.judge_tool_call if gate == "tool_call" else gates.judge_reasoning)(heard[0])
+        found.append(result)
+        say(f"gate {gate}: {result['status']}, {result['sentence']}")
     return found
