@@ -14,7 +14,15 @@ from typing import Any, TypeVar
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare, overhead, pooling, report
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import (
+    compare,
+    export,
+    gates,
+    overhead,
+    points,
+    pooling,
+    report,
+)
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import replay as replays
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import run as measure
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
@@ -24,6 +32,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import 
     connect,
     import_aiohttp,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.points_run import run_points
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import PromptError, haystack
 
 T = TypeVar("T")
@@ -42,6 +51,20 @@ SPEC: dict[str, dict[str, Any]] = {
     "output_tokens": {"type": "int", "default": 1024},
     "distinct_prompts": {"type": "bool", "default": True},
     "slots": {"type": "int", "default": 0},
+    "profile": {"type": "str", "default": "", "choices": ["", *points.PROFILES]},
+    "pp": {"type": "list", "elements": "int", "default": []},
+    "tg": {"type": "list", "elements": "int", "default": []},
+    "depth": {"type": "list", "elements": "int", "default": []},
+    "runs": {"type": "int", "default": 3},
+    "prefix_caching": {"type": "bool", "default": False},
+    "latency_mode": {"type": "str", "default": "api", "choices": ["api", "generation", "none"]},
+    "export": {"type": "list", "elements": "str", "default": list(export.FORMATS), "choices": list(export.FORMATS)},
+    "gates": {"type": "list", "elements": "str", "default": [], "choices": list(gates.GATES)},
+    "gate_answers_share": {"type": "float", "default": 0.75},
+    "gate_needle_tokens": {"type": "int", "default": 16384},
+    "gate_needle_depths": {"type": "list", "elements": "float", "default": [0.1, 0.5, 0.9]},
+    "gate_output_tokens": {"type": "int", "default": 4096},
+    "fail_on_gate": {"type": "bool", "default": False},
     "needles": {
         "type": "list",
         "elements": "dict",
@@ -89,6 +112,9 @@ def wrong_arguments(args: Mapping[str, Any], counts: list[int]) -> list[str]:
     ]
     least: dict[str, float] = {
         "rounds": 1,
+        "runs": 1,
+        "gate_needle_tokens": 1,
+        "gate_output_tokens": 1,
         "input_tokens": 1,
         "output_tokens": 2,
         "needle_output_tokens": 1,
@@ -101,9 +127,20 @@ def wrong_arguments(args: Mapping[str, Any], counts: list[int]) -> list[str]:
         for name in ("stall_seconds", "trace_speed")
         if not args[name] > 0
     ]
-    for needle in args["needles"]:
+    smallest = {"pp": 1, "tg": 2, "depth": 0}
+    wrong += [
+        f"{name} has {value}; it must be {low} or more."
+        for name, low in smallest.items()
+        for value in args[name]
+        if value < low
+    ]
+    if args["profile"] and args["api"] != "chat":
+        wrong.append("bench_profile measures /v1/chat/completions alone, as llama-benchy does: set bench_api to chat.")
+    if args["profile"] and pools(args["spec"]):
+        wrong.append(f"bench_profile {args['profile']} measures generated tokens, which a pooling model has none of.")
+    for depth in [*(needle["depth"] for needle in args["needles"]), *args["gate_needle_depths"]]:
         try:
-            haystack("", "", needle["depth"])
+            haystack("", "", depth)
         except PromptError as error:
             wrong.append(str(error))
     if args["trace"] and not Path(args["trace"]).is_file():
@@ -130,6 +167,12 @@ def too_long(args: Mapping[str, Any], limit: int | None) -> list[str]:
             f"model serves (max_model_len): set bench_input_tokens to {max(1, limit - args['output_tokens'])} or less, "
             "or bench_output_tokens lower."
         )
+    if args.get("profile"):
+        asked = points.grid(args["profile"], args)
+        kept, words = points.within(asked, limit)
+        # What a profile has too much is left out; what was asked for by its depth is not.
+        if words and (args["depth"] or not kept):
+            found.append(f"{words} The smallest takes {min(point.total for point in asked)} tokens.")
     found += [
         f"A needle in {needle['tokens']} tokens and {args['needle_output_tokens']} for the answer are more than the "
         f"{limit} that the model serves (max_model_len): make bench_needles or bench_needle_output_tokens smaller."
@@ -204,6 +247,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                     "overhead": [],
                 },
                 "sweep": None,
+                "points": None,
+                "gates": [],
                 "needles": [],
                 "trace": None,
             }
@@ -226,6 +271,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 )
                 runs = measure.run_sweep if generates else pooling.run_pooling
                 found["sweep"] = await self._part("the sweep", lambda: runs(client, sweep, self._say), problems)
+            if args["profile"]:
+                kept, left_out = points.within(points.grid(args["profile"], args), limit)
+                plan = points.Plan(
+                    kept, args["profile"], args["runs"], args["prefix_caching"], args["latency_mode"], seed
+                )
+                found["points"] = await self._part("the points", lambda: run_points(client, plan, self._say), problems)
+                if found["points"]:
+                    found["points"].update(left_out=left_out, model=spec["repo"])
+            if args["gates"]:
+                how = {key.removeprefix("gate_"): args[key] for key in args if key.startswith("gate_")}
+                how.update(limit=limit, at_once=args["slots"], seed=seed)
+                serve = spec.get("serve") or {}
+                judged = await self._part(
+                    "the gates", lambda: measure.run_gates(client, args["gates"], serve, how, self._say), problems
+                )
+                found["gates"] = judged or []
             if args["needles"] and generates:
                 places = [(needle["tokens"], needle["depth"]) for needle in args["needles"]]
                 answer_tokens = args["needle_output_tokens"]
@@ -308,6 +369,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             regressions += compare.regressions(earlier_rows, args["regression_share"])
             regressions += compare.lost_needles(baseline, found) if baseline else []
         regressions += compare.new_failures(baseline, found)
+        regressions += gates.lost(baseline, found)
         found.update(comparisons=comparisons, regressions=regressions, warnings=[*problems, *warnings])
         page, words = report.render(found, earlier, args["regression_share"])
         paths = {kind: folder / f"{found['run']}.{kind}" for kind in ("json", "html", "md")}
@@ -316,17 +378,36 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         files.write(paths["md"], words)
         files.write_json(paths["json"], found)
         self._say(f"the report: {paths['html']}")
-        for sentence in [*regressions, *warnings]:
+        exported = self._export(folder, found, args["export"])
+        failed = gates.failures(found["gates"])
+        for sentence in [*failed, *regressions, *warnings]:
             self._say(sentence)
         result: dict[str, Any] = {
             "run": found["run"],
             "fingerprint": found["fingerprint"]["digest"],
             "regressions": regressions,
+            "gates": {each["gate"]: each["status"] for each in found["gates"]},
             "results": {kind: str(path) for kind, path in paths.items()},
+            "export": exported,
             "summary": [measure.describe_point(point) for point in (found["sweep"] or {}).get("points", [])],
         }
         if problems:
             result.update(failed=True, msg="\n".join([*problems, f"What was measured is in {paths['html']}"]))
-        elif regressions and args["fail_on_regression"]:
-            result.update(failed=True, msg="\n".join([*regressions, f"The report: {paths['html']}"]))
+            return result
+        stopping = [*(failed if args["fail_on_gate"] else []), *(regressions if args["fail_on_regression"] else [])]
+        if stopping:
+            result.update(failed=True, msg="\n".join([*stopping, f"The report: {paths['html']}"]))
         return result
+
+    def _export(self, folder: Path, found: Mapping[str, Any], formats: list[str]) -> dict[str, str]:
+        """Write the points in the wanted formats of llama-benchy and return their paths."""
+        measured = found["points"]
+        if not measured or not formats:
+            return {}
+        (folder / "export").mkdir(exist_ok=True)
+        texts = export.files(measured["model"], str(found["taken"]), measured)
+        paths = {kind: folder / "export" / f"{found['run']}.{kind}" for kind in formats}
+        for kind, path in paths.items():
+            files.write(path, texts[kind])
+            self._say(f"in llama-benchy's format: {path}")
+        return {kind: str(path) for kind, path in paths.items()}

@@ -70,6 +70,81 @@ options:
     description: How many requests the engine runs at once (max-num-seqs); V(0) when that is not known.
     type: int
     default: 0
+  profile:
+    description:
+      - Whose points are measured; empty for none. Each combination of prompt, answer, context and requests at once is
+        a point, measured O(runs) times after one run that is not counted, with figures as llama-benchy 0.4.0 defines
+        them. V(spark-arena) has the points of Spark Arena's benchmark profiles.
+      - A context for which the served length has no room is left out with a sentence; one of O(depth) is refused.
+    type: str
+    choices: ["", llama-benchy, spark-arena]
+    default: ""
+  pp:
+    description: Tokens of the prompts; empty for those of O(profile).
+    type: list
+    elements: int
+    default: []
+  tg:
+    description: Tokens of the answers; empty for those of O(profile). The end of sequence is ignored.
+    type: list
+    elements: int
+    default: []
+  depth:
+    description: Tokens of the contexts before the prompts, as a system message; empty for those of O(profile).
+    type: list
+    elements: int
+    default: []
+  runs:
+    description: How often each point is measured.
+    type: int
+    default: 3
+  prefix_caching:
+    description: Load each context first, and measure the prompt behind it; both are reported.
+    type: bool
+    default: false
+  latency_mode:
+    description: >-
+      What is taken off the first response as the time of network and server: V(api) is the mean of three questions to
+      /v1/models, V(generation) that of three answers of one token, V(none) nothing.
+    type: str
+    choices: [api, generation, none]
+    default: api
+  export:
+    description: Formats of llama-benchy in which the points are written, in a directory C(export) of the results.
+    type: list
+    elements: str
+    choices: [md, csv, json]
+    default: [md, csv, json]
+  gates:
+    description: >-
+      Quality gates that are run: V(needle) hides a pass phrase at several depths, V(answers) asks twelve short
+      questions, V(tool_call) and V(reasoning) are canaries of the parsers that the model file names. A gate that does
+      not apply is skipped with its reason.
+    type: list
+    elements: str
+    choices: [needle, answers, tool_call, reasoning]
+    default: []
+  gate_answers_share:
+    description: Share of the short questions that must be answered exactly.
+    type: float
+    default: 0.75
+  gate_needle_tokens:
+    description: Length of the prompts of the needle gate; cut to what the model serves.
+    type: int
+    default: 16384
+  gate_needle_depths:
+    description: Where the pass phrases of the needle gate are hidden, from V(0) to V(1).
+    type: list
+    elements: float
+    default: [0.1, 0.5, 0.9]
+  gate_output_tokens:
+    description: Most tokens of an answer to a gate; at most half of what the model serves.
+    type: int
+    default: 4096
+  fail_on_gate:
+    description: Fail when a gate fails.
+    type: bool
+    default: false
   needles:
     description: Where pass phrases are hidden.
     type: list
@@ -158,7 +233,8 @@ options:
     type: float
     default: 0.1
   fail_on_regression:
-    description: Fail when something is worse by more than O(regression_share), a needle is lost or requests newly fail.
+    description: >-
+      Fail when something is worse by more than O(regression_share), a needle or a gate is lost, or requests newly fail.
     type: bool
     default: false
 extends_documentation_fragment:
@@ -205,6 +281,15 @@ regressions:
   returned: when measured
   type: list
   elements: str
+gates:
+  description: Status of each quality gate, V(passed), V(failed) or V(skipped).
+  returned: when measured
+  type: dict
+  sample: {answers: passed, tool_call: skipped}
+export:
+  description: Paths of the points in llama-benchy's formats, by format.
+  returned: when measured
+  type: dict
 results:
   description: Paths of the results (C(json)) and of the report (C(html), C(md)) on the control node.
   returned: when measured

@@ -50,10 +50,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bench(model: str, results: Path, **extravars: Any) -> dict[str, Any]:
     """Run the playbook, and return the results that it kept."""
-    before = set(results.rglob("*.json"))
+    before = set(results.glob("*/*.json"))
     run = harness.run("playbooks/bench.yml", {"model": model, "bench_results_dir": str(results), **extravars})
     harness.assert_converged(run)
-    (kept,) = set(results.rglob("*.json")) - before
+    (kept,) = set(results.glob("*/*.json")) - before
     for form in (".html", ".md"):
         assert f"lab/{model}" in kept.with_suffix(form).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
@@ -92,8 +92,50 @@ def test_the_sweep_is_exact_and_tells_waiting_from_prefill(served: str, results:
     assert found["client"]["overhead"]
 
 
+def test_points_and_gates_of_a_model_that_answers_nonsense(served: str, results: Path) -> None:
+    """The figures of the points follow from each other, and gates report that the answers are wrong."""
+    found = bench(
+        served,
+        results,
+        bench_profile="llama-benchy",
+        bench_concurrency=[2],
+        bench_pp=[256],
+        bench_tg=[8],
+        bench_depth=[0, 512],
+        bench_runs=1,
+        bench_prefix_caching=True,
+        bench_gates=["needle", "answers", "tool_call", "reasoning"],
+        bench_gate_needle_tokens=1000,
+        bench_gate_needle_depths=[0.5],
+        bench_gate_output_tokens=16,
+    )
+
+    entries = found["points"]["benchmarks"]
+    assert [(each["context_size"], each["is_context_prefill_phase"]) for each in entries] == [
+        (0, False),
+        (512, True),
+        (512, False),
+    ]
+    for entry in entries:
+        assert (entry["requests"], entry["failures"]) == (2, {})
+        assert entry["e2e_ttft"]["mean"] >= entry["ttfr"]["mean"] >= entry["est_ppt"]["mean"] > 0
+        assert entry["peak_throughput"]["mean"] > 0
+    (table,) = results.glob(f"*/export/{found['run']}.md")
+    assert "| lab/" in table.read_text(encoding="utf-8")
+    judged = {gate["gate"]: gate for gate in found["gates"]}
+    # The lab's models know one sentence, and their files name no parsers.
+    assert {name: gate["status"] for name, gate in judged.items()} == {
+        "needle": "failed",
+        "answers": "failed",
+        "tool_call": "skipped",
+        "reasoning": "skipped",
+    }
+    assert judged["answers"]["sentence"] == "0 of 12 answers are right, 75% must be"
+    assert not [row["wrong"] for row in judged["answers"]["rows"] if "http" in row["wrong"]]
+
+
 def test_the_fingerprint_is_that_of_the_nodes(served: str, results: Path) -> None:
-    kept = sorted(results.rglob("*.json"))[0]
+    kept = sorted(results.glob("*/*.json"))[0]
     found = json.loads(kept.read_text(encoding="utf-8"))["fingerprint"]
 
     container = f"vllm-{served}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import compare, gates, intervals, points
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stream import FAILURES
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.svg import (
     Bar,
@@ -228,6 +228,18 @@ def of(values: Mapping[str, Any] | None, name: str) -> float | None:
     return None if values is None else values.get(name)
 
 
+def spread(value: intervals.Interval | None) -> str:
+    """Return a mean and the half width of its interval, for a table."""
+    if value is None:
+        return NOTHING
+    return number(value.mean) if value.half is None else f"{number(value.mean)} ± {number(value.half)}"
+
+
+def decode_interval(point: Mapping[str, Any]) -> intervals.Interval | None:
+    """Return the interval of a concurrency's decode rate over its rounds."""
+    return intervals.interval(point.get("decode_by_round") or [])
+
+
 def cell(text: Any) -> str:
     """Return a text that does not break a row of a Markdown table."""
     return " ".join(str(text).replace("|", "\\|").split())
@@ -241,13 +253,15 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    env.filters.update(figure=figure, seconds=seconds, percent=percent, of=of, cell=cell)
+    env.filters.update(figure=figure, seconds=seconds, percent=percent, of=of, cell=cell, spread=spread)
+    env.filters.update(decode_interval=decode_interval)
     return env
 
 
 def render(result: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], regression_share: float) -> tuple[str, str]:
     """Return the report of a run as (HTML, Markdown); ``runs`` are the earlier ones, the oldest first."""
-    sweep = result.get("sweep")
+    sweep, measured, judged = result.get("sweep"), result.get("points"), result.get("gates") or []
+    rounds = int(sweep.get("rounds", 1)) if sweep else 1
     context: dict[str, Any] = {
         "result": result,
         "sweep": sweep,
@@ -273,6 +287,13 @@ def render(result: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], regress
                 *(point["queue_problem"] for point in (sweep["points"] if sweep else []) if point["queue_problem"]),
             }
         ),
+        "measured": measured,
+        "points": points.report_rows(measured["benchmarks"]) if measured else [],
+        "repeats": intervals.sentence(measured["runs"]) if measured else "",
+        "rounds": rounds,
+        "repeats_of_sweep": intervals.sentence(rounds),
+        "gates": judged,
+        "gate_failures": gates.failures(judged),
         "regression_share": regression_share,
         "fingerprint_rows": [
             (key, compare.canonical(value)) for key, value in result["fingerprint"].items() if key != "model_spec"

@@ -189,6 +189,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path: Path, q
 ARGUMENTS: dict[str, Any] = {
     "rounds": 1, "input_tokens": 10, "output_tokens": 2, "needle_output_tokens": 1, "trace_concurrency": 1,
     "trace_block_tokens": 512, "stall_seconds": 1.0, "trace_speed": 1.0, "needles": [], "trace": "", "sweep": True,
+    "runs": 1, "profile": "", "api": "chat", "spec": {}, "pp": [], "tg": [], "depth": [], "concurrency": [],
+    "gate_needle_depths": [0.5], "gate_needle_tokens": 1, "gate_output_tokens": 1,
 }  # fmt: skip
 
 
@@ -202,6 +204,12 @@ ARGUMENTS: dict[str, Any] = {
         ({"stall_seconds": 0.0}, [1], "stall_seconds is 0; it must be above 0"),
         ({"trace_speed": -1.0}, [1], "trace_speed is -1; it must be above 0"),
         ({"needles": [{"tokens": 5, "depth": 2.0}]}, [1], "A needle's depth is between 0"),
+        ({"gate_needle_depths": [-0.5]}, [1], "A needle's depth is between 0"),
+        ({"runs": 0}, [1], "runs is 0; it must be 1 or more"),
+        ({"tg": [128, 1]}, [1], "tg has 1; it must be 2 or more"),
+        ({"depth": [-1]}, [1], "depth has -1; it must be 0 or more"),
+        ({"profile": "llama-benchy", "api": "completions"}, [1], "set bench_api to chat"),
+        ({"profile": "llama-benchy", "spec": {"serve": {"runner": "pooling"}}}, [1], "a pooling model has none of"),
         ({"trace": "/nonexistent/t"}, [1], "The trace /nonexistent/t is no file"),
     ],
 )
@@ -225,6 +233,47 @@ def test_more_than_the_model_serves_is_refused_with_what_fits() -> None:
     assert "A needle in 4000 tokens and 200 for the answer are more than the 4096" in needle
     assert too_long(args, None) == []
     assert too_long({**args, "sweep": False, "needles": []}, 4096) == []
+
+
+def test_points_beyond_the_context_are_left_out_of_a_profile_and_refused_where_they_are_asked_for() -> None:
+    args = {**ARGUMENTS, "sweep": False, "profile": "llama-benchy"}
+    assert too_long(args, 4096) == []  # depth 0 has room
+    (none,) = too_long(args, 2000)
+    assert none.endswith("The smallest takes 2176 tokens.")
+    (asked,) = too_long({**args, "depth": [0, 8192]}, 4096)
+    assert "Left out, because the model serves 4096 tokens (max_model_len): the points at depth 8192." in asked
+
+
+def test_points_and_gates_are_kept_exported_and_can_fail(tmp_path: Path, quick: Server) -> None:
+    asked: dict[str, Any] = {
+        "sweep": False, "profile": "llama-benchy", "pp": [300], "tg": [6], "depth": [0, 400], "concurrency": [1],
+        "runs": 2, "gates": ["needle", "answers", "tool_call", "reasoning"], "gate_output_tokens": 4,
+        "gate_needle_tokens": 900, "gate_needle_depths": [0.5],
+    }  # fmt: skip
+    done = play(tmp_path, quick.url, **asked)
+    assert done.returncode == 0, done.stdout
+    (kept,) = results(tmp_path)
+    assert {each["gate"]: each["status"] for each in kept["gates"]} == {
+        "needle": "failed", "answers": "failed", "tool_call": "skipped", "reasoning": "skipped",
+    }  # fmt: skip
+    assert "The quality gate answers failed: 0 of 12 answers are right, 75% must be." in done.stdout
+    base = tmp_path / "results" / "zero"
+    page = Page()
+    page.feed((base / f"{kept['run']}.html").read_text(encoding="utf-8"))
+    words = (base / f"{kept['run']}.md").read_text(encoding="utf-8")
+    for text in (page.words, words):
+        assert "The quality gate answers failed" in text
+        assert "pp300 @ d400" in text
+        assert "2 repeats are too few" in text
+        assert "the model file names no tool-call-parser" in text
+    table = (base / "export" / f"{kept['run']}.md").read_text(encoding="utf-8")
+    assert table.startswith("| model   |         test |             t/s |")
+    assert "a/zero" in table
+    assert sorted(path.suffix for path in (base / "export").iterdir()) == [".csv", ".json", ".md"]
+
+    failed = play(tmp_path, quick.url, **{**asked, "profile": "", "gates": ["answers"], "fail_on_gate": True})
+    assert failed.returncode != 0
+    assert "The quality gate answers failed" in failed.stdout
 
 
 @pytest.mark.parametrize(
