@@ -11,11 +11,11 @@ import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
-from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import owned, report, source
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import drafts, owned, pooling, report, source
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import DocumentError, render
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.images import ProposalError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose import (
     Cluster,
-    ProposalError,
     Wanted,
     model_name,
     propose,
@@ -27,6 +27,8 @@ ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "nodes": {"type": "int", "default": 0},
     "name": {"type": "str", "default": ""},
     "image": {"type": "str", "default": ""},
+    "drafts": {"type": "str", "default": "", "choices": list(drafts.KINDS)},
+    "task": {"type": "str", "default": "", "choices": list(pooling.TASKS)},
     "overrides": {"type": "dict", "default": {}},
     "node_facts": {"type": "list", "elements": "dict", "required": True},
     "memory_gib": {"type": "float", "default": 0.0},
@@ -112,7 +114,8 @@ class ActionModule(ControlNodeAction):
         proposal = propose(
             repository,
             Cluster(memory_of(args["node_facts"], args["memory_gib"]), args["images"], ports),
-            Wanted(name, args["nodes"], args["image"], args["overrides"]),
+            Wanted(name, args["nodes"], args["image"], args["drafts"], args["task"], args["overrides"]),
+            lambda repo, revision: source.read(repo, revision, args["endpoint"], args["token"], args["source_root"]),
         )
         _spec, errors = ms.validate(proposal.spec)
         if errors:

@@ -35,6 +35,20 @@ options:
     description: Key of O(images); empty takes the newest public one that has the model's class.
     type: str
     default: ""
+  drafts:
+    description:
+      - What drafts tokens. Empty takes what is published for the class, where the repository has it.
+      - V(heads) takes the heads of the checkpoint, V(drafter) a model beside it, V(none) nothing.
+    type: str
+    choices: ["", none, heads, drafter]
+    default: ""
+  task:
+    description:
+      - What the model is served for. Empty follows its class, its files and its name.
+      - V(embed) and V(score) serve it as a pooling model.
+    type: str
+    choices: ["", generate, embed, score]
+    default: ""
   overrides:
     description: Merged into the model, for what is the same for every model of a cluster.
     type: dict

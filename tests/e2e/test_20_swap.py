@@ -22,6 +22,7 @@ from tests import hub
 from tests.e2e import harness
 from tests.e2e.faults import kill_with_all
 from tests.e2e.harness import HEAD, NODES, REPO
+from tests.unit.repositories import GIB, THREE
 
 FIRST = "tiny-qwen3"
 SECOND = "tiny-nemotronh"
@@ -97,7 +98,16 @@ def test_a_model_of_a_hub_is_added_by_one_command_and_served_by_one(model_file: 
     files = {
         path.name: path.read_bytes() for path in (REPO / ".lab" / "models" / QWEN3_REPO).iterdir() if path.is_file()
     }
-    with hub.serve({ADDED_REPO: files}) as server:
+    with hub.serve({**THREE, ADDED_REPO: files}) as server:
+        boxes = {"add_model_memory_gib": 119, "add_model_overrides": {"serve": {"kv-cache-memory-bytes": 8 * GIB}}}
+        asked = {"weights_hub_endpoint": server.url, **boxes}
+        four = harness.run("playbooks/add_model.yml", {"repo": "org/needs-four", **asked}, check=True)
+        report = " ".join(four.output().split())
+        for verdict in ("1 box: refused.", "2 boxes: refused.", "4 boxes: fits; "):
+            assert verdict in report, report
+        large = harness.run("playbooks/add_model.yml", {"repo": "org/too-large", **asked}, check=True, ok=False)
+        assert "is too large for the 4 nodes of this inventory" in " ".join(large.failed_messages())
+
         weights = {"weights_hub_endpoint": server.url, "weights_from": "hub"}
         result = harness.run("playbooks/add_model.yml", {"repo": ADDED_REPO, "add_model_name": ADDED, **weights})
         assert result.changed_tasks() == [f"{HEAD}: Write the model file"], result.describe()

@@ -60,14 +60,16 @@ UNREAD: dict[str, Any] = {
 }
 
 
+SHARDS = tuple(f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+
+
 def repository(config: dict[str, Any], gib: float, **more: Any) -> dict[str, bytes | int]:
     """Return the files of a repository with weights of a size in two shards.
 
     :param more: file name, dots as two underscores → JSON value; None leaves the file out.
     """
-    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     size = int(gib * GIB)
-    index = {"metadata": {"total_size": size}, "weight_map": {"a": shards[0], "b": shards[1]}}
+    index = {"metadata": {"total_size": size}, "weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}
     documents: dict[str, Any] = {
         "config.json": config,
         "model.safetensors.index.json": index,
@@ -81,7 +83,7 @@ def repository(config: dict[str, Any], gib: float, **more: Any) -> dict[str, byt
         for name, value in documents.items()
         if value is not None
     }
-    return {**files, shards[0]: size // 2, shards[1]: size - size // 2}
+    return {**files, SHARDS[0]: size // 2, SHARDS[1]: size - size // 2}
 
 
 #: One of each kind on four boxes: fits one, needs four, does not fit.

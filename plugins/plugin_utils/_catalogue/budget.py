@@ -12,6 +12,8 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.rows impor
 
 #: What owners serve with, highest first: .80 to .87 is common [P]; less where a long prefill needs the room.
 UTILIZATIONS = (0.85, 0.8, 0.75, 0.7)
+#: A pooling model wants little beside its weights: the smallest share that fits.
+POOLING_UTILIZATIONS = (0.3, 0.5, 0.7, 0.85)
 #: A context below it is taken only where no larger number of nodes gives more.
 USEFUL_TOKENS = 32768
 SHORTEST_TOKENS = 4096
@@ -67,9 +69,10 @@ def _choices(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the options to try, the best first."""
     serve = spec["serve"]
     own = any(option in serve for option in _POOL)
+    shares = POOLING_UTILIZATIONS if serve.get("runner") == "pooling" else UTILIZATIONS
     longest = spec["geometry"]["max_position_embeddings"]
     for length in [serve["max-model-len"]] if "max-model-len" in serve else contexts(longest):
-        for share in (None,) if own else UTILIZATIONS:
+        for share in (None,) if own else shares:
             yield {"max-model-len": length, **({} if share is None else {"gpu-memory-utilization": share})}
 
 

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Geometry, UnknownGeometryError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import UNKNOWN, MemoryModelError
-from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
-from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import budget, families
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import budget, drafts, families, pooling
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.budget import Fit
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import Path
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.images import (
+    ProposalError,
+    architecture_of,
+    choose_image,
+)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.shape import geometry_values
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.source import Repository, chat_template
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.version import VersionError, parse
 
 GIB = 2**30
 #: MemTotal of a GB10 with 128 GB, by `free` [S0]; taken for nodes that were not asked.
@@ -31,10 +35,6 @@ FIRST_PORT, PORT_STEP, LAST_PORT = 29510, 10, 29990
 CAUTIOUS_TOKENS = 32768
 
 _NAME = re.compile(r"[^a-z0-9.-]+")
-
-
-class ProposalError(Exception):
-    """No model file can be made; the message is one sentence for the owner."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,15 @@ class Wanted:
     """What the owner asked for; empty or 0 leaves the choice.
 
     :ivar overrides: merged into the model, for what is the same for every model of a cluster.
+    :ivar drafts: what drafts, of ``drafts.KINDS``.
+    :ivar task: what it is served for, of ``pooling.TASKS``.
     """
 
     name: str = ""
     nodes: int = 0
     image: str = ""
+    drafts: str = ""
+    task: str = ""
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -100,125 +104,6 @@ def free_port(taken: Sequence[int]) -> int:
         if port not in taken:
             return port
     raise ProposalError(f"Every rendezvous port from {FIRST_PORT} to {LAST_PORT} is taken; give ports.master yourself.")
-
-
-def architecture_of(repository: Repository) -> families.Architecture:
-    """Return the class that serves a repository.
-
-    :raises ProposalError: config.json names none, or one that cannot be served.
-    """
-    named = repository.config.get("architectures")
-    if not isinstance(named, list) or not named or not isinstance(named[0], str):
-        raise ProposalError(f"config.json of {repository.repo} names no architecture, so no vLLM can load it.")
-    found = families.architecture(named[0])
-    read = families.releases_read()
-    if found is None:
-        raise ProposalError(
-            f"{repository.repo} is a {named[0][:100]!r}, which no release of vLLM that was read has ({read[0]} to "
-            f"{read[-1]}): it needs a newer vLLM or a fork, and a model file by hand (docs/model_spec.md)."
-        )
-    if found.kind == "draft":
-        raise ProposalError(f"{repository.repo} is a {named[0]}, a draft model: it is not served alone.")
-    if found.kind == "pooling" or "modules.json" in repository.sizes:
-        raise ProposalError(
-            f"{repository.repo} gives embeddings or scores ({named[0]}), and add_model writes files of models that "
-            "generate text: write this one by hand (docs/model_spec.md)."
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image that can be chosen.
-
-    :ivar version: of its vLLM; of a fork, the release that it follows.
-    """
-
-    name: str
-    version: str
-    fork: bool
-    own_wheels: bool
-
-
-def _image(images: Mapping[str, Any], name: str) -> Image | None:
-    """Return an image of the catalogue or of a reference; None when it does not say which vLLM it has."""
-    recipe, errors = image_recipe.resolve(images, name)
-    if errors:
-        return None
-    version = str(recipe["vllm_upstream"] or recipe["vllm_version"] or "")
-    try:
-        parse(version)
-    except VersionError:
-        return None
-    return Image(name, version, bool(recipe["vllm_upstream"]), any(step["wheels"] for step in recipe["steps"]))
-
-
-def choose_image(found: families.Architecture, images: Mapping[str, Any], wanted: str) -> tuple[Image, str]:
-    """Return (the image that serves a class, why this one): the newest release, public before wheels of the owner's.
-
-    A fork is for the models that its makers name, and is taken when the owner asks for it.
-
-    :param wanted: the owner's choice, a key of the catalogue or a reference; empty for the newest.
-    :raises ProposalError: none of them can.
-    """
-    known = [image for name in images if (image := _image(images, name))]
-    if wanted:
-        image = _image(images, wanted)
-        if image is None:
-            raise ProposalError(
-                f"Image '{wanted}' is not in gb10_images, or does not say which vLLM it has. Known: "
-                f"{families.names(each.name for each in known)}."
-            )
-        if families.has_class(found, image.version):
-            return image, f"add_model_image; its vLLM {image.version} has {found.name} [V]"
-        if image.fork:
-            return image, f"add_model_image; a fork of vLLM {image.version}, which has no {found.name}: it may, or not"
-        raise ProposalError(f"Image '{wanted}' has vLLM {image.version}, which has no {found.name}: {_since(found)}.")
-    able = [each for each in known if not each.fork and families.has_class(found, each.version)]
-    if not able:
-        have = families.names(f"{each.name} {each.version}" for each in known)
-        raise ProposalError(
-            f"No image of gb10_images has {found.name}: {_since(found)}, and they have {have}. Add an image "
-            "(docs/roles/image.md)."
-        )
-    # Of equal ones the first of the catalogue: min() keeps it.
-    best = min(able, key=lambda each: (each.own_wheels, [-part for part in parse(each.version).release]))
-    kind = "vLLM in gb10_images, from wheels of your own," if best.own_wheels else "public vLLM in gb10_images"
-    return best, f"the newest {kind} that has {found.name} [V {best.version}]"
-
-
-def _since(found: families.Architecture) -> str:
-    last = "" if found.releases[-1] == families.releases_read()[-1] else f", gone after {found.releases[-1]}"
-    return f"it is in vLLM from {found.releases[0]} on{last}"
-
-
-#: What a geometry begins with, as in the files of the catalogue.
-_FIRST = ("architecture", "layers", "hidden_size", "vocab_size", "max_position_embeddings")
-
-
-def geometry_values(geometry: Geometry) -> dict[str, Any]:
-    """Return a geometry as a model file has it: without what is empty or the default."""
-    values = _given(geometry)
-    rest = [key for key in values if key not in _FIRST]
-    sections = [key for key in rest if isinstance(values[key], (dict, list))]
-    order = [*_FIRST, *(key for key in rest if key not in sections), *sections]
-    return {key: values[key] for key in order if key in values}
-
-
-def _given(record: Any) -> dict[str, Any]:
-    """Return the fields of a record that differ from their defaults, records below it likewise."""
-    kind = getattr(record, "kind", None)
-    found: dict[str, Any] = {} if kind is None else {"kind": kind}
-    for each in fields(record):
-        value = getattr(record, each.name)
-        if value == each.default:
-            continue
-        if is_dataclass(value):
-            value = _given(value)
-        elif isinstance(value, tuple):
-            value = [_given(item) for item in value]
-        found[each.name] = value
-    return found
 
 
 class _Maker:
@@ -276,9 +161,39 @@ class _Maker:
             self.notes.append(f"generation_config.json sets {', '.join(shown)}, where a request says nothing.")
 
 
-def propose(repository: Repository, cluster: Cluster, wanted: Wanted) -> Proposal:
+def _proposed_draft(
+    make: _Maker, geometry: Geometry | None, version: str, read_drafter: drafts.Reader
+) -> dict[str, Any]:
+    """Return ``drafter`` and ``speculative-config`` as published for the class, or nothing; note why."""
+    wanted = make.wanted.drafts
+    if wanted == drafts.NONE or geometry is None:
+        return {}
+    found, why_not = drafts.published(make.repository, geometry, version, wanted)
+    if found is None:
+        make.notes += [why_not] if why_not else []
+        return {}
+    made: dict[str, Any] = {}
+    if found.drafter:
+        made["drafter"], problem = drafts.drafter_of(found, read_drafter)
+        if problem:
+            make.notes.append(problem)
+            return {}
+        make.because(found.source, "drafter")
+    make.because(f"{found.source}; -e add_model_drafts=none leaves it out", "serve", drafts.OPTION)
+    if geometry.recurrent:
+        make.notes.append(
+            "Drafts with prefix caching corrupted the output of hybrid models in some releases (vllm#43559, #53912): "
+            "compare answers with -e add_model_drafts=none."
+        )
+    return {**made, "serve": {drafts.OPTION: dict(found.config)}}
+
+
+def propose(
+    repository: Repository, cluster: Cluster, wanted: Wanted, read_drafter: drafts.Reader = drafts.unread
+) -> Proposal:
     """Return the model file of a repository for one cluster.
 
+    :param read_drafter: returns the repository of a draft model, or raises RepositoryError.
     :raises ProposalError: the model cannot be served here; nothing is guessed instead.
     """
     found = architecture_of(repository)
@@ -287,7 +202,7 @@ def propose(repository: Repository, cluster: Cluster, wanted: Wanted) -> Proposa
     quantisation = families.quantisation_of(repository.config, repository.documents.get("hf_quant_config.json", {}))
     geometry, gaps = _geometry(repository)
     experts = geometry.moe is not None if geometry else _has_experts(repository.config)
-    make.rows(found.name, quantisation, experts, image.version)
+    task, why_task = pooling.task_of(found, repository, wanted.task)
     size_gib = round(repository.weights_bytes / GIB, 2 if repository.weights_bytes >= GIB else 6)
     _check_size(repository, make)
     spec: dict[str, Any] = {
@@ -302,24 +217,28 @@ def propose(repository: Repository, cluster: Cluster, wanted: Wanted) -> Proposa
         "mods": [],
         "shm_size": "16g",
         "ports": {"api": 8000, "master": free_port(cluster.ports)},
-        "serve": {"tensor-parallel-size": 1, "max-num-seqs": 8, "max-num-batched-tokens": 8192, **make.serve},
+        "serve": {"tensor-parallel-size": 1},
         "env": make.env,
         **({"geometry": geometry_values(geometry)} if geometry else {}),
         "memory": {},
     }
+    if task == pooling.GENERATE:
+        make.rows(found.name, quantisation, experts, image.version)
+        spec["serve"] |= {"max-num-seqs": 8, "max-num-batched-tokens": 8192, **make.serve}
+        spec = deep_merge(spec, _proposed_draft(make, geometry, image.version, read_drafter))
+    else:
+        made, reasons = pooling.values(found, repository, task, why_task, wanted.overrides)
+        make.reasons |= reasons
+        spec = deep_merge(spec, made)
     spec = deep_merge(spec, wanted.overrides)
     chosen, fits = _fits(spec, repository, geometry, gaps, image.version, cluster, wanted.nodes)
     spec = budget.with_ranks(spec, chosen.nodes, chosen.serve)
-    if geometry is None and "max-model-len" not in spec["serve"]:
+    if geometry is None and "max-model-len" not in spec["serve"] and task == pooling.GENERATE:
         longest = _longest(repository.config)
         spec["serve"]["max-model-len"] = min(CAUTIOUS_TOKENS, longest) if longest else CAUTIOUS_TOKENS
     _explain(make, spec, chosen, geometry, gaps, why_image, quantisation)
-    make.sampling()
-    if geometry and geometry.mtp:
-        make.notes.append(
-            "The checkpoint has a head for multi-token prediction, and it is off: with prefix caching it corrupted the "
-            "output of hybrid models in some releases (vllm#43559, #53912). Try serve.speculative-config, and measure."
-        )
+    if task == pooling.GENERATE:
+        make.sampling()
     if make.notes:
         spec["notes"] = [*spec.get("notes", []), *make.notes]
     header = [
@@ -438,10 +357,13 @@ def _explain(
     because("[S0]; vLLM wants more than Docker's 64 MB [V]", "shm_size")
     because("free choice, apart from the other models'", "ports", "master")
     because("one rank on each node: a GB10 has one GPU", "serve", "tensor-parallel-size")
-    because("free choice; published launches have 4 to 16", "serve", "max-num-seqs")
-    because("16384 killed the driver in a long prefill [S0]", "serve", "max-num-batched-tokens")
+    pools = spec["serve"].get("runner") == "pooling"
+    if not pools:
+        because("free choice; published launches have 4 to 16", "serve", "max-num-seqs")
+        because("16384 killed the driver in a long prefill [S0]", "serve", "max-num-batched-tokens")
     if geometry is None:
-        because("a cautious start: the cache is not computed; raise it after it has served", "serve", "max-model-len")
+        why = "a cautious start: the cache is not computed; raise it after it has served"
+        because("vLLM takes the model's own" if pools else why, "serve", "max-model-len")
         because(" ".join(gaps), "geometry")
         because(
             "a measured point {pool_gib, tokens, source} from vLLM's log lets memory.yml judge", "expected", "kv_cache"
@@ -449,7 +371,8 @@ def _explain(
     else:
         why = f"calculated, docs/memory.md: {chosen.reason}"
         because(f"of the model's own {geometry.max_position_embeddings}; {why}", "serve", "max-model-len")
-        because("owners serve with .80 to .87 [P]; see max-model-len", "serve", "gpu-memory-utilization")
+        share = "a small share, as [A] for an embedding model" if pools else "owners serve with .80 to .87 [P]"
+        because(f"{share}; see max-model-len", "serve", "gpu-memory-utilization")
         because(f"config.json of the repository at {repository.revision}", "geometry")
     because("no published figure of this model on a GB10 was looked for", "expected", "sweep")
     for path in _leaves(make.wanted.overrides):

@@ -21,7 +21,13 @@ from ansible_collections.gb10.cluster.plugins.module_utils._weights.hub import H
 
 CONFIG = "config.json"
 #: Small files that are read where they are there; each is a JSON object.
-DOCUMENTS = ("generation_config.json", "tokenizer_config.json", "hf_quant_config.json", "chat_template.json")
+DOCUMENTS = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "hf_quant_config.json",
+    "chat_template.json",
+    "1_Pooling/config.json",
+)
 TEMPLATE = "chat_template.jinja"
 MAX_TEXT_BYTES = 4 * 2**20
 
@@ -43,6 +49,7 @@ class Repository:
     :ivar weights: the files that vLLM would load, sorted.
     :ivar config: config.json.
     :ivar index_bytes: ``metadata.total_size`` of the index; None where there is no such figure.
+    :ivar tensors: names of the index; None without one.
     :ivar documents: the files of DOCUMENTS that are there, by name.
     :ivar template: the text of chat_template.jinja; empty without it.
     """
@@ -54,6 +61,7 @@ class Repository:
     weights: tuple[str, ...]
     config: Mapping[str, Any]
     index_bytes: int | None = None
+    tensors: frozenset[str] | None = None
     documents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     template: str = ""
 
@@ -189,6 +197,7 @@ def _assemble(
     if errors:
         raise RepositoryError(f"{where}: {errors[0]}")
     index = indexes.get(needs.INDEX, {}).get("metadata")
+    named = indexes.get(needs.INDEX, {}).get("weight_map")
     total = index.get("total_size") if isinstance(index, Mapping) else None
     return Repository(
         repo=repo,
@@ -197,6 +206,7 @@ def _assemble(
         sizes=dict(sizes),
         weights=tuple(sorted(weights)),
         config=config,
+        tensors=frozenset(map(str, named)) if isinstance(named, Mapping) else None,
         index_bytes=total if isinstance(total, int) and total > 0 else None,
         documents={name: object_of(name) for name in DOCUMENTS if name in sizes},
         template=text_of(TEMPLATE) if TEMPLATE in sizes else "",

@@ -16,6 +16,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose import Cluster, Wanted, propose
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.source import Repository
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, serve_files
 
 REPO = Path(__file__).resolve().parents[3]
@@ -241,3 +243,31 @@ def test_sources_are_those_of_the_list(catalogue: dict[str, Any]) -> None:
         used = set(re.findall(SOURCE, path.read_text(encoding="utf-8")))
         assert used <= listed, f"{path.name} cites {used - listed}"
     assert yaml.safe_dump(catalogue), "plain data, so that it can be shown"
+
+
+@pytest.mark.parametrize("model", ["qwen3-embedding", "qwen3-reranker"])
+def test_add_model_would_have_written_the_pooling_models(
+    model: str, catalogue: dict[str, Any], images: dict[str, Any]
+) -> None:
+    spec = catalogue[model]
+    shape = spec["geometry"]
+    config = {
+        "architectures": [shape["architecture"]],
+        "dtype": "bfloat16",
+        "head_dim": shape["attention"]["head_dim"],
+        "hidden_size": shape["hidden_size"],
+        "max_position_embeddings": shape["max_position_embeddings"],
+        "num_attention_heads": shape["attention"]["heads"],
+        "num_hidden_layers": shape["layers"],
+        "num_key_value_heads": shape["attention"]["kv_heads"],
+    }
+    size = {"model.safetensors": int(spec["size_gib"] * 2**30)}
+    read = Repository(spec["repo"], spec["revision"], "a hub", size, tuple(size), config)
+    made = propose(read, Cluster([119.2], images), Wanted(name=spec["name"])).spec
+    for key in ("name", "repo", "revision", "served_name", "size_gib", "nodes", "engine", "image", "mods", "shm_size"):
+        assert made[key] == spec[key], key
+    assert made["geometry"] == shape
+    # How the weights are read is the owner's choice.
+    assert made["serve"] == {key: value for key, value in spec["serve"].items() if key != "load-format"}
+    for kind, figures in spec["expected"].items():
+        assert {**made["expected"][kind], "source": ""} == {**figures, "source": ""}

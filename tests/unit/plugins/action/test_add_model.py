@@ -17,7 +17,7 @@ import yaml
 
 from ansible_collections.gb10.cluster.plugins.action import add_model, model_file
 from tests.hub import LocalHub, serve
-from tests.unit.repositories import MOE, THREE, repository
+from tests.unit.repositories import HYBRID, MOE, SHARDS, THREE, repository
 
 REPO = Path(__file__).parents[4]
 HOSTS = """
@@ -35,7 +35,12 @@ IMAGES = {"newer": {"pull": "y", "vllm_version": "0.30.0"}}
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[LocalHub]:
-    with serve({**THREE, "org/gated": repository(MOE, 29)}, {"org/gated": 401}, TOKEN) as server:
+    drafting = repository(
+        HYBRID, 70, model__safetensors__index__json={"weight_map": {"mtp.fc.weight": SHARDS[0], "a": SHARDS[1]}}
+    )
+    embedding = repository(MOE, 29, modules__json=[])
+    more = {"org/gated": repository(MOE, 29), "org/drafting": drafting, "org/embedding": embedding}
+    with serve({**THREE, **more}, {"org/gated": 401}, TOKEN) as server:
         yield server
 
 
@@ -108,6 +113,17 @@ def test_one_of_each_kind(inventory: Path, hub: LocalHub) -> None:
     assert "is too large for the 4 nodes of this inventory" in large.failed[0]
     assert sorted(path.name for path in folder.iterdir()) == ["model_fits_one.yml", "model_needs_four.yml"]
     assert not [path for path in hub.seen if path.endswith(".safetensors")]
+
+
+def test_drafts_and_embeddings_pass_the_checks_of_every_model(inventory: Path, hub: LocalHub) -> None:
+    folder = inventory / "group_vars"
+    drafting = Run(inventory, hub, repo="org/drafting")
+    assert drafting.failed == []
+    assert spec_of(folder / "model_drafting.yml")["serve"]["speculative-config"]["method"] == "mtp"
+    embedding = Run(inventory, hub, repo="org/embedding")
+    assert embedding.failed == []
+    assert spec_of(folder / "model_embedding.yml")["serve"]["runner"] == "pooling"
+    assert embedding.report[1].startswith("1 box: fits; ")
 
 
 def test_a_rerun_changes_nothing_and_never_what_the_owner_wrote(inventory: Path, hub: LocalHub) -> None:
