@@ -246,9 +246,12 @@ class RankReader:
         return [], bool(any_line.strip())
 
     def earlyoom(self, since_s: float) -> list[LogLine]:
-        """What earlyoom did to processes since an instant (seconds since the epoch)."""
-        out = self._journal(f"--since=@{int(since_s)}", "--unit=earlyoom.service", "--lines=100")
-        return [line for line in parse_journal(out, earlyoom=True) if "sending SIG" in line.text]
+        """What earlyoom and systemd-oomd did to processes since an instant (seconds since the epoch)."""
+        units = ("--unit=earlyoom.service", "--unit=systemd-oomd.service")
+        out = self._journal(f"--since=@{int(since_s)}", *units, "--lines=100")
+        # A container's processes are in a group of Docker's, so the unit's own log does not name systemd-oomd.
+        told = ("sending SIG", "Killed /")
+        return [line for line in parse_journal(out, earlyoom=True) if any(words in line.text for words in told)]
 
     def activity(self) -> dict[str, Any]:
         """Signs of life that the log does not show: compilers that come and go, bytes read from disk."""

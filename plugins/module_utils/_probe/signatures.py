@@ -146,13 +146,15 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "kernel_image_missing",
         CAUSE,
-        r"no kernel image is available for execution on the device|"
-        r"This kernel only supports (?P<arch>sm\w+)|only supports SM\d+ (?:and|or|GPUs)",
-        cause="A CUDA kernel in the image is not built for the GB10's architecture (SM121); it supports {arch}.",
+        r"(?P<words>no kernel image is available for execution on the device|This kernel only supports sm\w+|"
+        r"only supports SM\d+ (?:and|or|GPUs).*|No compiled \w+ (?:kernel )?for .*|"
+        r"No supported CUDA architectures found for .*|FlashInfer kernels unavailable for .*|"
+        r"Failed to open: \S*sm_?12\d\w*\.cuh?)",
+        cause="A CUDA kernel in the image is not built for the GB10's architecture (SM121): {words}.",
         remedy="Use an image whose wheels are built for sm_121 and CUDA 13, or choose another backend "
         "(attention-backend, "
         "moe-backend, linear-backend). The hardware is not at fault.",
-        origin="CUDA runtime; eugr/spark-vllm-docker#143",
+        origin="CUDA runtime; eugr/spark-vllm-docker#143; vllm-project/vllm#30163, #31740; spark-arena/sparkrun#220",
         rank=SPECIFIC,
     ),
     _signature(
@@ -168,19 +170,22 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "cutlass_failed",
         CAUSE,
-        r"(?P<where>cutlass_\w+), .*\bError Internal\b|"
-        r"(?i:cutlass)\S* (?:gemm|GEMM|kernel).*(?:failed|Error Internal|not implemented)",
-        cause="A CUTLASS kernel for quantised weights failed ({where}): builds for sm_120a do not run on SM121.",
+        # FlashInfer's autotuner tries tactics that fail and says so; that is no failure.
+        r"^(?!.*Skipping tactic)(?:.*?(?P<where>cutlass_\w+), .*\bError Internal\b|"
+        r".*?(?P<where2>Failed to (?:initialize|run) cutlass [\w ]+)|"
+        r".*(?i:cutlass)\S* (?:gemm|GEMM|kernel).*(?:failed|Error Internal|not implemented))",
+        cause="A CUTLASS kernel for quantised weights failed ({where|where2}): builds for sm_120a do not run on SM121.",
         remedy="Use an image whose vLLM is built for sm_121a, or another backend (linear-backend, moe-backend).",
-        origin="vllm-project/vllm#40758, #43367",
+        origin="vllm-project/vllm#40758, #43367, #30163",
         rank=SPECIFIC,
     ),
     _signature(
         "no_attention_backend",
         CAUSE,
         r"No valid attention backend found for \w+ with AttentionSelectorConfig\((?P<config>.*?)\)\. "
-        r"Reasons: \{(?P<reasons>.*)\}",
-        cause="No attention backend takes this model: {reasons}. Asked for: {config}.",
+        r"Reasons: \{(?P<reasons>.*)\}|"
+        r"Selected backend (?:\w+\.)?(?P<named>\w+) is not valid for this configuration\. Reason: \[(?P<reasons2>.*)\]",
+        cause="No attention backend takes this model: {reasons|reasons2}. Asked for: {config|named}.",
         remedy="Where the reason is a kv_cache_dtype, change kv-cache-dtype; where it is the block size, block-size. "
         "Where "
         "each reason names the compute capability, this vLLM has no kernel for SM121: use a newer image. "
@@ -344,9 +349,10 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Invalid repository ID or local directory specified: *'?(?P<path3>[^'\s]*)|"
         r"Weight files referenced in index but missing: \{?'?(?P<path4>[^'}]+)|"
         r"HFValidationError: Repo id must be [^:]*: '(?P<path5>[^']+)'|"
+        r"does not appear to have (?:a file|files) named \(?'?(?P<path6>[^\s',)]+?)\.?['\s,)]|"
         r"LocalEntryNotFoundError|couldn't find (?:it|them) in the cached files",
         cause="A weights file is missing on this node, or is a link that leads nowhere: "
-        "{path|path2|path3|path4|path5}.",
+        "{path|path2|path3|path4|path5|path6}.",
         remedy="Verify the weights on every node against the manifest (`ansible-playbook playbooks/weights.yml`); "
         "a copied hub cache holds links instead of files.",
         origin="vLLM 0.32.0 model_executor/model_loader/default_loader.py; safetensors 0.8; huggingface_hub 2.4",
@@ -428,14 +434,15 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "systemd_oomd",
         CAUSE,
-        r"systemd-oomd killed (?P<count>\d+) process",
-        cause="systemd-oomd killed this unit's {count} processes because of memory pressure.",
+        r"systemd-oomd killed (?P<what>(?:\d+|some) process\S*)|"
+        r"^Killed \S*?(?P<what2>[^/\s]+) due to memory (?:pressure|used)",
+        cause="systemd-oomd killed {what|what2} of this node because of memory pressure.",
         remedy="Switch it off on inference nodes (`systemctl disable --now systemd-oomd`): earlyoom protects the node. "
         "Then "
         "lower the memory budget for this model.",
         origin="systemd 252 core/unit.c; systemd/systemd#19142, #32687",
         rank=SPECIFIC,
-        sources=("unit", "kernel"),
+        sources=("unit", "kernel", "earlyoom"),
     ),
     _signature(
         "ray_memory_monitor",
@@ -639,8 +646,9 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "rdma_connect_failed",
         CAUSE,
-        r"NCCL WARN Call to ibv_modify_qp failed with (?P<errno>\d+) (?P<error>[\w ]+), on dev (?P<device>[^,\s]+), .*?"
-        r"local GID index (?P<index>\d+), local GID (?P<local>\S+), remote GID (?P<remote>[^\s,]+)",
+        r"NCCL WARN Call to ibv_modify_qp failed with (?:error )?(?:\d+ )?(?P<error>[A-Za-z][\w ]*)"
+        r"(?:, on dev (?P<device>[^,\s]+), .*?"
+        r"local GID index (?P<index>\d+), local GID (?P<local>\S+), remote GID (?P<remote>[^\s,]+))?",
         cause="RDMA device {device} could not connect from GID {local} (index {index}) to {remote}: {error}.",
         remedy="Check that both addresses are in one subnet (on a ring of three or more, "
         "NCCL_IB_SUBNET_AWARE_ROUTING=1 and "

@@ -67,6 +67,7 @@ class Node:
         self.logs: dict[str, list[str]] = more.get("logs", {})
         self.inspect = more.get("inspect", INSPECT)
         self.kernel: tuple[int, str] = more.get("kernel", (1, ""))
+        self.killers: list[str] = more.get("killers", [])
         self.any_kernel_line: str = more.get("any_kernel_line", "")
         self.missing: frozenset[str] = frozenset(more.get("missing", ()))
         self.asked: list[list[str]] = []
@@ -86,7 +87,8 @@ class Node:
             grep = any(each.startswith("--grep=") for each in command)
             return (*self.kernel, "") if grep else (0, self.any_kernel_line, "")
         if any(each == "--unit=earlyoom.service" for each in command):
-            return 0, "", ""
+            assert "--unit=systemd-oomd.service" in command
+            return 0, "\n".join(self.killers), ""
         if any(each.startswith("--unit=") for each in command):
             return 0, "\n".join(line for lines in self.logs.values() for line in lines), ""
         count = next(int(each.removeprefix("--lines=")) for each in command if each.startswith("--lines="))
@@ -197,6 +199,21 @@ def test_the_kernels_lines_explain_a_death() -> None:
     report = reader(node).report()
     assert report["kernel_log_readable"]
     assert [each["name"] for each in report["findings"]] == ["oom_killer"]
+
+
+def test_who_killed_a_container_is_read_from_both_programs_that_do() -> None:
+    node = Node(
+        show={"ActiveState": "failed", "SubState": "failed", "Result": "signal"},
+        logs={RUN: [entry("gb10: exec vllm")]},
+        inspect=[],
+        killers=[
+            entry("Considered 61 cgroups for killing, top candidates were:"),
+            entry("Killed /system.slice/docker-4be1.scope due to memory pressure for /system.slice being 70% > 60%"),
+            entry('sending SIGTERM to process 48211 uid 0 "python3": oom_score 1300'),
+        ],
+    )
+    assert [line.text[:12] for line in reader(node).earlyoom(0.0)] == ["Killed /syst", "sending SIGT"]
+    assert "systemd_oomd" in [finding["name"] for finding in reader(node).report()["findings"]]
 
 
 def test_the_kernels_log_is_read_from_the_runs_beginning_on() -> None:

@@ -248,7 +248,7 @@ def from_text(text: str) -> list[LogLine]:
 
 def healthy() -> dict[str, list[LogLine]]:
     """Starts of real engines that went well, as they are and with what such logs hold besides."""
-    names = ("kv-*.log", "native-serve-*.log", "ray-serve-*.log")
+    names = ("gpu-*.log", "kv-*.log", "native-serve-*.log", "ray-serve-*.log")
     files = sorted(path for name in names for path in ENGINE_LOGS.glob(name))
     logs = {path.stem: from_text(path.read_text(encoding="utf-8")) for path in files}
     logs |= {

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What owners of such boxes report, in one table: a log, its cause, what the report must name and advise.
+
+A further wording of each kind beside the complete logs in tests/unit/fixtures/probe, as the program in the comment
+prints it. The table in docs/runbook.md says the same to owners.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import diagnose
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
+
+TRACE = "Traceback (most recent call last):"
+CORE = "(EngineCore pid=77) ERROR 10-30 21:14:05 [core.py:1165] "
+NCCL = "gx10-2:411:502 [0] "
+
+
+class Report(NamedTuple):
+    """A log of one process, its first finding, and words of the cause and of the remedy; source: of the lines."""
+
+    log: str
+    name: str
+    cause: str
+    remedy: str
+    source: str = "engine"
+
+
+def traceback(*lines: str) -> str:
+    return "\n".join(CORE + line for line in (TRACE, *lines))
+
+
+REPORTS = {
+    # ray/_private/memory_monitor.py
+    "Ray's memory monitor kills a rank": Report(
+        traceback(
+            "ray.exceptions.OutOfMemoryError: Memory on the node (IP: 10.77.0.3, ID: 9f) where the task (actor ID: 3c, "
+            "name=RayWorkerProc.__init__, pid=901, memory used=1.80GB) was running was 116.02GB / 121.69GB (0.953406), "
+            "which exceeds the memory usage threshold of 0.95. Ray killed this worker (ID: 5e)"
+        ),
+        "ray_memory_monitor", "116.02GB of 121.69GB", "RAY_memory_monitor_refresh_ms=0",
+    ),
+    # nccl src/misc/ibvwrap.cc
+    "two HCAs that do not reach each other": Report(
+        f"{NCCL}misc/ibvwrap.cc:301 NCCL WARN Call to ibv_modify_qp failed with 22 Invalid argument, on dev "
+        "roceP2p1s0f0:1, curr state INIT, next state RTR, local GID index 5, local GID ::ffff:10.77.1.2, remote GID "
+        "::ffff:10.77.4.3\n" + traceback("RuntimeError: NCCL error: unhandled system error"),
+        "rdma_connect_failed", "roceP2p1s0f0:1 could not connect from GID ::ffff:10.77.1.2", "one subnet",
+    ),
+    # nccl 2.18 to 2.20 src/misc/ibvwrap.cc
+    "the same of an older NCCL": Report(
+        f"{NCCL}misc/ibvwrap.cc:252 NCCL WARN Call to ibv_modify_qp failed with error Connection timed out\n"
+        + traceback("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690"),
+        "rdma_connect_failed", "Connection timed out", "one subnet",
+    ),
+    # nccl src/transport/net_ib.cc, 2.19 to 2.26
+    "a peer that is silent on RDMA": Report(
+        f"{NCCL}transport/net_ib.cc:1748 NCCL WARN NET/IB : Got completion from peer 10.77.0.4<50212> with status=12 "
+        "opcode=129 len=0 vendor err 129 (Recv) localGid ::ffff:10.77.0.2 remoteGids::ffff:10.77.0.4 hca rocep1s0f1",
+        "rdma_peer_silent", "10.77.0.4 did not answer over RDMA (12): device rocep1s0f1", "MTU of both ends",
+    ),
+    # vllm/csrc, _custom_ops
+    "a kernel that is not built for SM121": Report(
+        traceback(
+            "NotImplementedError: No compiled cutlass_scaled_mm for a compute capability less than CUDA device "
+            "capability: 121"
+        ),
+        "kernel_image_missing", "No compiled cutlass_scaled_mm", "hardware is not at fault",
+    ),
+    # flashinfer/compilation_context.py
+    "kernels of another GPU's": Report(
+        traceback("RuntimeError: No supported CUDA architectures found for major versions [10]."),
+        "kernel_image_missing", "major versions [10]", "hardware is not at fault",
+    ),
+    # DeepGEMM csrc/jit/include_parser.hpp
+    "a kernel whose source is not there": Report(
+        traceback(
+            "RuntimeError: Assertion error (include_parser.hpp:69): Failed to open: /opt/vllm/third_party/deep_gemm/"
+            "include/deep_gemm/impls/sm121_fp8_mqa_logits.cuh"
+        ),
+        "kernel_image_missing", "sm121_fp8_mqa_logits.cuh", "another backend",
+    ),
+    # vllm-project/vllm#30163
+    "an FP4 kernel that fails": Report(
+        traceback("RuntimeError: [FP4 gemm Runner] Failed to run cutlass FP4 gemm on sm120. Error: Error Internal"),
+        "cutlass_failed", "Failed to run cutlass FP4 gemm", "linear-backend",
+    ),
+    # tensorrt_llm kernels in FlashInfer, moe_gemm_tma_warp_specialized_input.cu
+    "a CUTLASS kernel that does not start": Report(
+        traceback(
+            "RuntimeError: [TensorRT-LLM][ERROR] Assertion failed: Failed to initialize cutlass TMA WS grouped gemm. "
+            "Error: Error Internal (/src/cutlass_kernels/moe_gemm_tma_warp_specialized.inl:193)"
+        ),
+        "cutlass_failed", "TMA WS grouped gemm", "moe-backend",
+    ),
+    # vllm/platforms/cuda.py
+    "an attention backend that was named and does not fit": Report(
+        traceback(
+            "ValueError: Selected backend AttentionBackendEnum.FLASHINFER_MLA is not valid for this configuration. "
+            "Reason: ['compute capability not supported', 'kv_cache_dtype not supported']"
+        ),
+        "no_attention_backend", "Asked for: FLASHINFER_MLA", "kv-cache-dtype",
+    ),
+    # triton/runtime/errors.py
+    "a Triton kernel that needs more than the GPU has": Report(
+        traceback(
+            "torch._inductor.exc.InductorError: OutOfResources: out of resource: shared memory, Required: 147456, "
+            "Hardware limit: 101376. Reducing block sizes or `num_stages` may help."
+        ),
+        "triton_out_of_resources", "147456 bytes of shared memory", "another backend",
+    ),
+    # GNU ld, gcc
+    "a kernel that cannot be linked": Report(
+        traceback(
+            "RuntimeError: Ninja build failed. Ninja output:",
+            "/usr/bin/ld: cannot find -lnvrtc: No such file or directory",
+            "collect2: error: ld returned 1 exit status",
+        ),
+        "kernel_build_failed", "cannot find -lnvrtc", "Install in the image",
+    ),
+    # nvidia-container-toolkit, pkg/nvcdi
+    "driver and libraries of two versions": Report(
+        "docker: Error response from daemon: nvidia-container-cli: initialization error: nvml error: driver/library "
+        "version mismatch: unknown",
+        "driver_library_mismatch", "not rebooted", "Reboot",
+    ),
+    # moby daemon/cdi.go
+    "no CDI description": Report(
+        "docker: Error response from daemon: CDI device injection failed: unresolvable CDI devices nvidia.com/gpu=all",
+        "cdi_device_missing", "nvidia.com/gpu=all", "nvidia-ctk cdi generate",
+    ),
+    # vllm/v1/executor/ray_utils.py
+    "Ray without a free GPU": Report(
+        "(EngineCore pid=77) INFO 10-30 21:14:05 [ray_utils.py:345] Waiting for creating a placement group of specs "
+        "for 1270 seconds. specs=[{'GPU': 1.0, 'node:10.77.0.1': 0.001}, {'GPU': 1.0}]. Check `ray status`",
+        "ray_placement_wait", "for 1270 s; wanted: [{'GPU': 1.0, 'node:10.77.0.1'", "VLLM_HOST_IP",
+    ),
+    # torch/csrc/distributed/c10d/TCPStore.cpp
+    "ranks that do not find one another": Report(
+        traceback("torch.distributed.DistStoreError: wait timeout after 600000ms, keys: /worker_ready/2"),
+        "rendezvous_timeout", "did not find one another", "which node's unit did not start",
+    ),
+    # nccl src/misc/shmutils.cc
+    "too little shared memory": Report(
+        f"{NCCL}misc/shmutils.cc:87 NCCL WARN Error: failed to extend /dev/shm/nccl-Qk3x2v to 9637892 bytes, error: No "
+        "space left on device (28)",
+        "shm_too_small", "/dev/shm", "shared memory size",
+    ),
+    # systemd src/oom/oomd-manager.c: a container's group is Docker's and not the unit's
+    "systemd-oomd kills the container": Report(
+        "Killed /system.slice/docker-4be1c07d2b.scope due to memory pressure for /system.slice being 81.77% > 60.00% "
+        "for > 20s with reclaim activity",
+        "systemd_oomd", "docker-4be1c07d2b.scope", "systemctl disable --now systemd-oomd", "earlyoom",
+    ),
+    # systemd src/core/unit.c, 257 and newer
+    "the same, as newer systemd says it of the unit": Report(
+        "vllm-x.service: systemd-oomd killed some process(es) in this unit.",
+        "systemd_oomd", "systemd-oomd killed", "systemctl disable --now systemd-oomd", "unit",
+    ),
+    # transformers/models/auto/tokenization_auto.py
+    "a checkpoint newer than the image": Report(
+        traceback("ValueError: Tokenizer class Qwen9TokenizerFast does not exist or is not currently imported."),
+        "unknown_tokenizer", "Qwen9TokenizerFast", "Transformers",
+    ),
+    # transformers/utils/hub.py
+    "a weights file that is missing": Report(
+        traceback(
+            "OSError: /models/org/name does not appear to have a file named model-00002-of-00009.safetensors. Checkout "
+            "'https://huggingface.co//models/org/name/tree/main' for available files."
+        ),
+        "weights_missing", "model-00002-of-00009.safetensors", "playbooks/weights.yml",
+    ),
+    # vllm/v1/worker/gpu_worker.py
+    "memory that is gone before the start": Report(
+        traceback(
+            '  File "/opt/vllm/v1/worker/gpu_worker.py", line 299, in init_device',
+            "    self.init_snapshot = init_snapshot = MemorySnapshot(device=self.device)",
+            "torch.AcceleratorError: CUDA error: out of memory",
+        ),
+        "memory_gone_before_start", "before the engine had loaded anything", "page cache",
+    ),
+    # triton/backends/nvidia/compiler.py
+    "an assembler that does not know the GPU": Report(
+        traceback(
+            "triton.runtime.errors.PTXASError: PTXAS error: Internal Triton PTX codegen error",
+            "ptxas fatal   : Value 'sm_121' is not defined for option 'gpu-name'",
+        ),
+        "ptxas_too_old", "sm_121", "TRITON_PTXAS_PATH=",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
+def test_what_a_report_must_name(report: Report) -> None:
+    lines = [LogLine(text, float(number), report.source) for number, text in enumerate(report.log.splitlines(), 1)]
+    first = diagnose(lines)[0]
+    assert first.name == report.name
+    assert report.cause in first.cause
+    assert report.remedy in first.remedy
+    assert first.line in report.log
