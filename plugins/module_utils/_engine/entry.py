@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """First process of an engine's container: gathers the ranks, starts Ray where needed, runs vLLM and watches it.
 
-While the engine starts, MemAvailable of the node is watched: below the floor the container ends at once, because a host
-without memory accepts no commands any more.  What it prints is read by the probe.
+While the engine starts, MemAvailable of the node is watched: below the start floor the container ends at once, because
+a host without memory accepts no commands any more.  What it prints is read by the probe.
 
 It runs inside the image: standard library only.
 """
@@ -34,11 +34,11 @@ def missing_environment(required: Sequence[str], environment: Mapping[str, str])
 
 
 def watch_memory(floor_gib: float, serving: threading.Event, life: Life) -> None:
-    """End the start when MemAvailable falls under the floor; return when the engine serves."""
+    """End the start when MemAvailable falls under the start floor; return when the engine serves."""
     while not serving.is_set():
         have = available_gib(MEMINFO.read_text(encoding="ascii"))
         if have < floor_gib:
-            life.end(1, f"stopped: MemAvailable {have:.2f} GiB is below the floor of {floor_gib:.2f} GiB")
+            life.end(1, f"stopped: MemAvailable {have:.2f} GiB is below the start floor of {floor_gib:.2f} GiB")
         serving.wait(MEMORY_POLL_S)
 
 

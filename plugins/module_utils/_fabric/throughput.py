@@ -85,14 +85,14 @@ def slow_links(
                 best = max(slow[pair][0] for pair in pairs)
                 wanted = min(slow[pair][1] for pair in pairs)
                 problems.append(
-                    f"{name} {way} at {best:.2f} Gb/s at best, to or from any other node, where {wanted:.2f} Gb/s are "
-                    f"the floor ({floor:.0%} of the link). Check its cable, its port and `ethtool -S`."
+                    f"{name} {way} at {best:.2f} Gb/s at best, to or from any other node, where at least {wanted:.2f} "
+                    f"Gb/s are expected ({floor:.0%} of the link). Check its cable, its port and `ethtool -S`."
                 )
                 for pair in pairs:
                     left.pop(pair, None)
     problems += [
-        f"{source} -> {target}: {got:.2f} Gb/s, where {wanted:.2f} Gb/s are the floor ({floor:.0%} of the link). "
-        "Check both cables and the switch's ports."
+        f"{source} -> {target}: {got:.2f} Gb/s, where at least {wanted:.2f} Gb/s are expected ({floor:.0%} of the "
+        "link). Check both cables and the switch's ports."
         for (source, target), (got, wanted) in left.items()
     ]
     return problems

@@ -70,8 +70,8 @@ def _refusals(plan: Plan) -> list[str]:
         reasons.append(
             f"It would start and die at the first long prompt: of {gib(plan.available_gib)} available the budget "
             f"takes {gib(plan.budget_gib)} and a prefill in steps of {plan.batched_tokens} tokens "
-            f"{gib(plan.prefill_gib)}, which is {gib(short)} too much for a floor of {gib(settings.floor_gib)}; "
-            f"the safe ceiling is {gib(plan.safe_ceiling_gib)}."
+            f"{gib(plan.prefill_gib)}, which is {gib(short)} too much for a margin of {gib(settings.floor_gib)} "
+            f"(floor_gib); the safe ceiling is {gib(plan.safe_ceiling_gib)}."
         )
     return reasons
 

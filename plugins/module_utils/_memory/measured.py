@@ -101,7 +101,7 @@ def verdict_from_points(points: Sequence[Point], missing: Sequence[str], asked: 
     over = budget + floor - available
     if over > 0:
         reasons.append(
-            f"The node cannot spare it: {gib(budget)} and a floor of {gib(floor)} are {gib(over)} more than the "
+            f"The node cannot spare it: {gib(budget)} and a margin of {gib(floor)} are {gib(over)} more than the "
             f"{gib(available)} available."
         )
     measured = f"measured were {near.tokens} tokens in {gib(near.pool_gib)} a rank ({near.source})"

@@ -31,7 +31,7 @@ COMMAND_SECONDS = 10.0
 WATCH_OLD_S = 1800.0
 HELP = {
     "gb10_collector_time_seconds": "When this node's figures were read.",
-    "gb10_limit_memory_floor_bytes": "MemAvailable below this is too little.",
+    "gb10_limit_memory_floor_bytes": "The steady floor: MemAvailable below this is too little.",
     "gb10_limit_disk_floor_bytes": "Free space below this is too little.",
     "gb10_engine_active_info": "The model that is recorded as the active one on this node.",
     "gb10_engine_rank_up": "Whether the unit of this node's rank is active.",

@@ -474,8 +474,8 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "memory_floor",
         CAUSE,
-        r"^gb10: stopped: MemAvailable (?P<have>[\d.]+) GiB is below the floor of (?P<floor>[\d.]+) GiB",
-        cause="The start was stopped: MemAvailable fell to {have} GiB, below the floor of {floor} GiB.",
+        r"^gb10: stopped: MemAvailable (?P<have>[\d.]+) GiB is below the (?:start )?floor of (?P<floor>[\d.]+) GiB",
+        cause="The start was stopped: MemAvailable fell to {have} GiB, below the start floor of {floor} GiB.",
         remedy="Lower the memory budget for this model, or free what else runs on the node.",
         origin="this collection's engine unit",
         sources=("engine", "unit"),

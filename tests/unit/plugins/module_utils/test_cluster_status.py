@@ -211,14 +211,14 @@ def test_the_rank_that_failed_explains_and_not_those_that_ended_with_it() -> Non
 
 def test_the_last_failure_of_all_nodes() -> None:
     first = {"time": "2026-11-20T10:00:00+00:00", "unit": "vllm-a.service", "reason": "port 8000 is held"}
-    second = {"time": 1_795_260_000, "unit": "vllm-b.service", "reason": "below the floor"}
+    second = {"time": 1_795_260_000, "unit": "vllm-b.service", "reason": "below the start floor"}
     nodes = {"gx10-1": member("gx10-1", last_failure=first, api=API), "gx10-2": member("gx10-2", last_failure=second)}
     failure = last_failure(nodes)
     assert failure is not None
-    assert (failure["node"], failure["reason"]) == ("gx10-2", "below the floor")
+    assert (failure["node"], failure["reason"]) == ("gx10-2", "below the start floor")
     assert last_failure({"gx10-1": member("gx10-1")}) is None
     text = shown(document(NODES, "gx10-1", told(**nodes), {}, NOW_S))
-    assert "last failure: 2026-11-21 11:20:00 UTC on gx10-2, vllm-b.service: below the floor" in text
+    assert "last failure: 2026-11-21 11:20:00 UTC on gx10-2, vllm-b.service: below the start floor" in text
 
 
 def test_the_watch_is_shown_where_there_is_one() -> None:

@@ -226,7 +226,7 @@ def test_a_start_that_takes_the_memory_under_the_floor_ends_on_all_ranks(three: 
     three.start(1)
     three.start(2, "--floor-gib", "1000000")
     status, text = three.await_end(2)
-    assert (status, "GiB is below the floor of 1000000.00 GiB" in text) == (1, True), text
+    assert (status, "GiB is below the start floor of 1000000.00 GiB" in text) == (1, True), text
     assert "rank 2, node-2 (127.0.0.1) is gone: stopped: MemAvailable " in three.await_end(0)[1]
 
 

@@ -375,7 +375,7 @@ def test_the_floor_is_watched_until_the_engine_serves(monkeypatch: pytest.Monkey
     assert ends == []
     serving.clear()
     entry.watch_memory(2.0, serving, Life())
-    assert ends == ["stopped: MemAvailable 1.00 GiB is below the floor of 2.00 GiB"]
+    assert ends == ["stopped: MemAvailable 1.00 GiB is below the start floor of 2.00 GiB"]
     assert available_gib("nothing") == float("inf")
 
 

@@ -160,7 +160,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_model_len": 1048576}, "The cache is too small: one sequence of 1048576 tokens takes"),
     ({"kv_cache_dtype": "bfloat16", "max_model_len": 524288}, "The cache is too small"),
     ({"mem_available_gib": 90.0}, "vLLM would refuse to start: it wants 108.00 GiB free and finds 90.00 GiB"),
-    ({"floor_gib": 12.0}, "too much for a floor of 12.00 GiB; the safe ceiling is 97.02 GiB."),
+    ({"floor_gib": 12.0}, "too much for a margin of 12.00 GiB (floor_gib); the safe ceiling is 97.02 GiB."),
     ({"weights_gib": 379.0}, "left for the cache"),
 ]
 

@@ -132,8 +132,8 @@ def test_dying_at_the_first_long_prompt() -> None:
     budget = evaluate(ultra(budget_gib=110, mem_total_gib=121.69))
     assert budget.reasons == [
         "It would start and die at the first long prompt: of 111.27 GiB available the budget takes 110.00 GiB and a "
-        "prefill in steps of 8192 tokens 2.25 GiB, which is 1.48 GiB too much for a floor of 0.50 GiB; the safe "
-        "ceiling is 108.52 GiB."
+        "prefill in steps of 8192 tokens 2.25 GiB, which is 1.48 GiB too much for a margin of 0.50 GiB (floor_gib); "
+        "the safe ceiling is 108.52 GiB."
     ]
 
 

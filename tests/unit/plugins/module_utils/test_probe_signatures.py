@@ -118,7 +118,7 @@ def test_names_are_unique() -> None:
         ("gpu_fault.xid", "Xid 79"),
         ("environment_missing", "VLLM_NVFP4_GEMM_BACKEND, VLLM_ALLOW_LONG_MAX_MODEL_LEN"),
         ("start_refused", "port 8000 is held by python3 (pid 812)"),
-        ("memory_floor", "5.2 GiB, below the floor of 10.0 GiB"),
+        ("memory_floor", "5.2 GiB, below the start floor of 10.0 GiB"),
         ("kernel_build_failed", "sampling.cuh:27:10: fatal error: cub/block/block_scan.cuh: No such file or directory"),
         ("kernel_build_failed.nvcc", 'gemm_sm121.cu(412): error: identifier "__nv_fp4_e2m1" is undefined'),
         ("no_attention_backend", "TRITON_ATTN: [kv_cache_dtype not supported]"),

@@ -178,7 +178,7 @@ def test_slow_links() -> None:
     full = dict.fromkeys(NAMES, 200.0)
     assert slow_links(rates({}), full, 0.4) == []
     [one_pair] = slow_links(rates({("n1", "n2"): 20.0}), full, 0.4)
-    assert one_pair.startswith("n1 -> n2: 20.00 Gb/s, where 80.00 Gb/s are the floor (40% of the link).")
+    assert one_pair.startswith("n1 -> n2: 20.00 Gb/s, where at least 80.00 Gb/s are expected (40% of the link).")
     sends = {("n3", other): 10.0 for other in NAMES if other != "n3"}
     [sender] = slow_links(rates(sends), full, 0.4)
     assert sender.startswith("n3 sends at 10.00 Gb/s at best")
