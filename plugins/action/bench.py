@@ -352,8 +352,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         comparisons: list[dict[str, Any]] = [
             {"with": "the published figures", "rows": rows, "reason": reason, "changed": [], "judged": by_expected}
         ]
-        shape = (found["sweep"] or {}).get("shape")
-        baseline, why_not = compare.pick_baseline(earlier, args["baseline"], shape)
+        baseline, why_not = compare.pick_baseline(earlier, args["baseline"], compare.shape_of(found))
         regressions: list[str] = []
         if by_expected:
             regressions += compare.regressions(rows, args["regression_share"])

@@ -41,6 +41,13 @@ EXPECTED_PLACES = {
 #: Those by which a regression is judged: each of the others follows from them.
 JUDGED = ("decode_tokens_per_s", "embeddings_per_s", "prefill_tokens_per_s", "ttft_s", "tpot_s")
 
+#: Metrics of a point that are compared and judged: the sign of what is better, and what the row calls it.
+POINT_FIGURES = {
+    "pp_throughput": (1, "pp{prompt_size} t/s"),
+    "tg_throughput": (1, "tg{response_size} t/s"),
+    "ttfr": (-1, "pp{prompt_size} ttfr ms"),
+}
+
 
 def canonical(value: Any) -> str:
     """Return one text for equal values."""
@@ -119,8 +126,11 @@ def same_shape(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     )
 
 
-def _row(concurrency: int, figure: str, before: float, now: float, source: str) -> dict[str, Any]:
-    sign = FIGURES[figure][0]
+def _row(
+    concurrency: int, figure: str, before: float, now: float, source: str, sign: int | None = None
+) -> dict[str, Any]:
+    judged = sign is not None or figure in JUDGED
+    sign = FIGURES[figure][0] if sign is None else sign
     change = now / before - 1 if before else 0.0
     return {
         "concurrency": concurrency,
@@ -129,6 +139,7 @@ def _row(concurrency: int, figure: str, before: float, now: float, source: str) 
         "now": now,
         "change": change,
         "worse_by": max(0.0, -sign * change),
+        "judged": judged,
         "source": source,
     }
 
@@ -164,11 +175,39 @@ def compare_expected(sweep: Mapping[str, Any] | None, expected: Mapping[str, Any
     return rows, "" if rows else "no concurrency of this sweep was published"
 
 
+def shape_of(run: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what must be equal for two runs to be comparable: of the sweep, or else of the points."""
+    sweep, points = run.get("sweep"), run.get("points")
+    if sweep:
+        shape: Mapping[str, Any] = sweep["shape"]
+        return shape
+    return {key: points[key] for key in ("prefix_caching", "latency_mode", "request")} if points else None
+
+
+def compare_points(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the points that two runs have in common."""
+    keys = ("is_context_prefill_phase", "context_size", "prompt_size", "response_size", "concurrency")
+    if shape_of({"points": before.get("points")}) != shape_of({"points": now.get("points")}):
+        return []
+    earlier = {tuple(each[key] for key in keys): each for each in (before.get("points") or {}).get("benchmarks", [])}
+    rows = []
+    for entry in (now.get("points") or {}).get("benchmarks", []):
+        other = earlier.get(tuple(entry[key] for key in keys))
+        for metric, (sign, name) in POINT_FIGURES.items():
+            was, is_now = (place(other, (metric, "mean")) if other else None), place(entry, (metric, "mean"))
+            if was is not None and is_now is not None:
+                context = "ctx, " if entry["is_context_prefill_phase"] else ""
+                figure = f"{context}{name.format(**entry)} @ d{entry['context_size']}"
+                rows.append(_row(entry["concurrency"], figure, was, is_now, str(before.get("run", "earlier")), sign))
+    return rows
+
+
 def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Return the rows of a comparison with an earlier run's results, or the reason why there are none."""
     ours, theirs = now.get("sweep"), before.get("sweep")
+    points = compare_points(before, now)
     if not ours or not theirs:
-        return [], "one of the two runs has no sweep"
+        return points, "" if points else "the two runs have neither a sweep nor a point in common"
     if ours["shape"] != theirs["shape"]:
         return [], f"the earlier run asked for {canonical(theirs['shape'])}, this one for {canonical(ours['shape'])}"
     earlier = {point["concurrency"]: point for point in theirs["points"]}
@@ -179,6 +218,7 @@ def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[lis
             was, is_now = (place(other, path) if other else None), place(point, path)
             if was is not None and is_now is not None:
                 rows.append(_row(point["concurrency"], figure, was, is_now, str(before.get("run", "earlier"))))
+    rows += points
     return rows, "" if rows else "the two runs have no concurrency in common"
 
 
@@ -236,7 +276,7 @@ def regressions(rows: Iterable[Mapping[str, Any]], share: float) -> list[str]:
         f"At {row['concurrency']} requests {row['figure']} is {row['now']:.4g}, {row['worse_by']:.0%} worse than "
         f"{row['before']:.4g} ({row['source']})."
         for row in rows
-        if row["figure"] in JUDGED and row["worse_by"] > share
+        if row["judged"] and row["worse_by"] > share
     ]
 
 
@@ -252,7 +292,7 @@ def pick_baseline(
         return None, "no comparison with an earlier run was asked for"
     if wanted == "last":
         for run in reversed(runs):
-            if shape is not None and (run.get("sweep") or {}).get("shape") == shape:
+            if shape is not None and shape_of(run) == shape:
                 return run, ""
         return None, "there is no earlier run of this shape"
     for run in reversed(runs):

@@ -60,6 +60,7 @@ REASONING_MARKS = ("<think>", "</think>", "[THINK]", "[/THINK]", "<|channel|>", 
 CALL_MARKS = ("<tool_call", "<function=", "[TOOL_CALLS]", "<|tool_call", "<minimax:tool_call", TOOL["function"]["name"])
 PARSERS = {"tool_call": "tool-call-parser", "reasoning": "reasoning-parser"}
 SHOWN_CHARS = 160
+OUTPUT_SETTING = "bench_gate_output_tokens"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def right(content: str, answer: str) -> bool:
 
 
 def _cut(heard: Heard) -> str:
-    return " (max_tokens ended it: raise bench_gate_output_tokens)" if heard.finish == "length" else ""
+    return f" (max_tokens ended it: raise {OUTPUT_SETTING})" if heard.finish == "length" else ""
 
 
 def _row(asked: str, expected: str, heard: Heard, wrong: str) -> dict[str, Any]:

@@ -97,5 +97,6 @@ async def run_points(client: Client, plan: defined.Plan, say: Say) -> dict[str, 
         "prefix_caching": plan.prefix_caching,
         "latency_mode": plan.latency_mode,
         "latency_ms": 1000 * latency_s,
+        "request": dict(client.endpoint.extra),
         "benchmarks": benchmarks,
     }

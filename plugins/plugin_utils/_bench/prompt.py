@@ -118,7 +118,9 @@ def needle_code(seed: str) -> str:
     return f"{source.choice(KINDS)}-{source.choice(THINGS)}-{source.randrange(1000, 10000)}".upper()
 
 
-def judge_needle(code: str, reasoning: str, content: str, finish: str) -> tuple[str, str]:
+def judge_needle(
+    code: str, reasoning: str, content: str, finish: str, setting: str = "bench_needle_output_tokens"
+) -> tuple[str, str]:
     """Return the verdict on an answer and a sentence.
 
     ``exact``: the content is the code and nothing else (white space around it aside). ``contained``: the content holds
@@ -126,7 +128,7 @@ def judge_needle(code: str, reasoning: str, content: str, finish: str) -> tuple[
     """
     if content.strip() == code:
         return "exact", "the answer is the pass phrase, exactly"
-    cut = " before max_tokens ended the answer: raise bench_needle_output_tokens" if finish == "length" else ""
+    cut = f" before max_tokens ended the answer: raise {setting}" if finish == "length" else ""
     if code in content:
         return "contained", "the answer holds the pass phrase among other words"
     if code in reasoning:

@@ -217,9 +217,17 @@ def describe_point(point: Mapping[str, Any]) -> str:
 
 
 async def run_needles(
-    client: Client, places: Sequence[tuple[int, float]], output_tokens: int, seed: str, say: Say
+    client: Client,
+    places: Sequence[tuple[int, float]],
+    output_tokens: int,
+    seed: str,
+    say: Say,
+    setting: str = "bench_needle_output_tokens",
 ) -> list[dict[str, Any]]:
-    """Hide a pass phrase at each (length, depth), ask for it, and judge the answer."""
+    """Hide a pass phrase at each (length, depth), ask for it, and judge the answer.
+
+    :param setting: the variable that ``output_tokens`` is from, for the message on an answer that was cut.
+    """
     found = []
     ratio = prompts.WORDS_PER_TOKEN_GUESS
     for tokens, depth in places:
@@ -232,7 +240,7 @@ async def run_needles(
         asked = Asked(fitted.text, output_tokens, ignore_eos=False, request_id=f"needle-{tokens}-{depth:g}")
         (heard,), view = await measured_burst(client, [asked], progress)
         request = heard.request
-        verdict, sentence = prompts.judge_needle(code, heard.reasoning, heard.content, heard.finish)
+        verdict, sentence = prompts.judge_needle(code, heard.reasoning, heard.content, heard.finish, setting)
         if not request.ok:
             verdict, sentence = "failed", f"{request.failure}: {request.detail}"
         row = {
@@ -280,7 +288,8 @@ async def run_gates(
             result = gates.verdict(gate, gates.SKIPPED, reason)
         elif gate == "needle":
             places = [(room.needle_tokens, depth) for depth in how["needle_depths"]]
-            result = gates.judge_needles(await run_needles(client, places, room.output_tokens, how["seed"], say))
+            needles = await run_needles(client, places, room.output_tokens, how["seed"], say, gates.OUTPUT_SETTING)
+            result = gates.judge_needles(needles)
         else:
             asked = gates.requests(gate, room.output_tokens)
             progress = Progress(say, f"gate {gate}", len(asked))

@@ -18,6 +18,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.compare import
     node_marks,
     pick_baseline,
     regressions,
+    shape_of,
     without_answers,
 )
 
@@ -136,7 +137,7 @@ def test_runs_of_other_shapes_are_not_compared() -> None:
 
     assert compare_runs(other, run_of(point(4)))[0] == []
     assert '"input_tokens":512' in compare_runs(other, run_of(point(4)))[1]
-    assert compare_runs({}, run_of(point(4))) == ([], "one of the two runs has no sweep")
+    assert compare_runs({}, run_of(point(4))) == ([], "the two runs have neither a sweep nor a point in common")
     assert compare_runs(run_of(point(1)), run_of(point(4))) == ([], "the two runs have no concurrency in common")
 
 
@@ -226,3 +227,44 @@ def test_the_baseline() -> None:
         None,
         "No earlier run is named '2025', nor is a fingerprint. The newest runs: 2026a, 2026b, 2026c.",
     )
+
+
+# --- points ---------------------------------------------------------------------------------------
+
+
+def run_of_points(*rates: float, **changes: Any) -> dict[str, Any]:
+    """Return a run with a point at depth 0, 4096, ... for each rate of generation."""
+    entries = [
+        {
+            "is_context_prefill_phase": False, "context_size": 4096 * number, "prompt_size": 2048, "response_size": 128,
+            "concurrency": 1, "pp_throughput": {"mean": 1000.0}, "tg_throughput": {"mean": rate}, "ttfr": None,
+        }
+        for number, rate in enumerate(rates)
+    ]  # fmt: skip
+    points = {"prefix_caching": False, "latency_mode": "api", "request": {}, "benchmarks": entries, **changes}
+    return {"run": "r1", "fingerprint": {"digest": "d1"}, "sweep": None, "points": points}
+
+
+def test_points_in_common_are_compared_and_judged() -> None:
+    before, now = run_of_points(24.0, 20.0), run_of_points(24.0, 16.0, 12.0)
+    rows, reason = compare_runs(before, now)
+    assert reason == ""
+    assert [row["figure"] for row in rows] == [
+        "pp2048 t/s @ d0", "tg128 t/s @ d0", "pp2048 t/s @ d4096", "tg128 t/s @ d4096",
+    ]  # fmt: skip
+    assert regressions(rows, 0.1) == ["At 1 requests tg128 t/s @ d4096 is 16, 20% worse than 20 (r1)."]
+    assert regressions(compare_runs(now, before)[0], 0.1) == []
+
+
+@pytest.mark.parametrize("change", [{"prefix_caching": True}, {"latency_mode": "none"}, {"request": {"top_k": 1}}])
+def test_points_measured_otherwise_are_not_compared(change: dict[str, Any]) -> None:
+    before, now = run_of_points(24.0), run_of_points(12.0, **change)
+    assert compare_runs(before, now) == ([], "the two runs have neither a sweep nor a point in common")
+    assert pick_baseline([before], "last", shape_of(now))[0] is None
+    assert pick_baseline([before], "last", shape_of(run_of_points(1.0)))[0] is before
+
+
+def test_points_without_an_answer_are_named() -> None:
+    run = run_of_points(24.0)
+    run["points"]["benchmarks"][0].update(e2e_ttft=None, failures={"http": 3})
+    assert without_answers(run) == ["Not one of the requests of the point at depth 0, 1 at once, was answered: http 3."]

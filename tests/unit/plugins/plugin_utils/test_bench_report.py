@@ -154,3 +154,24 @@ def test_the_clients_share_is_put_into_proportion() -> None:
     ):
         assert words in sentence
     assert "was not measured" in client_sentence(result_of())
+
+
+def test_rounds_of_a_sweep_have_an_interval_and_one_round_has_none() -> None:
+    result = result_of()
+    sweep = result["sweep"]
+    sweep["points"][0]["decode_by_round"] = [9.0, 10.0, 11.0, 10.0, 10.0]
+    for text in render({**result, "sweep": {**sweep, "rounds": 5}}, [], 0.1):
+        assert "N=11 10 ± 0.878 t/s" in text
+        assert "over 5 repeats" in text
+    for text in render({**result, "sweep": {**sweep, "rounds": 1}}, [], 0.1):
+        assert "the mean over rounds" not in text
+
+
+def test_gates_stand_in_both_forms_and_cannot_break_them() -> None:
+    rows = [{"asked": EVIL, "expected": "x", "answer": EVIL, "right": False, "wrong": EVIL}]
+    gate = {"gate": "answers", "status": "failed", "sentence": "0 of 1", "rows": rows}
+    html, words = render(result_of(gates=[gate]), [], 0.1)
+    assert "<script>" not in html
+    for text in (html, words):
+        assert "The quality gate answers failed: 0 of 1." in text
+    assert "| <script>alert(1)</script> \\| & next | <script>" in words

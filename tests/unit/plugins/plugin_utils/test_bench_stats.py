@@ -108,6 +108,7 @@ def test_rounds_are_added_up() -> None:
     assert figures["wall_s"] == pytest.approx(3 * 0.7)
     assert figures["output_tokens_per_s"] == pytest.approx(22 / 0.7)
     assert [row["round"] for row in figures["per_request"]] == [1, 1, 2, 2, 3, 3]
+    assert figures["decode_by_round"] == [pytest.approx(figures["decode_tokens_per_s"])] * 3
 
 
 def test_failures_are_counted_and_take_their_time() -> None:
