@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Cluster, ClusterError, path_of
-from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.state import GRAPH_LABEL
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.state import COMPONENT_LABEL, GRAPH_LABEL
 
 GRAPH = "DynamoGraphDeployment"
 MERGE = "application/merge-patch+json"
@@ -147,7 +147,8 @@ class Standin:
         held = self.behaviour.faults.get(meta["name"]) in ("unschedulable", "volume")
         if not held:
             spec["nodeName"] = "gpu-1"
-        labels = {**(template.get("metadata") or {}).get("labels", {}), GRAPH_LABEL: meta["name"]}
+        own = {GRAPH_LABEL: meta["name"], COMPONENT_LABEL: part["type"]}
+        labels = {**(template.get("metadata") or {}).get("labels", {}), **own}
         owner = {"apiVersion": graph["apiVersion"], "kind": GRAPH, "name": meta["name"], "uid": meta["uid"]}
         pod = {
             "apiVersion": "v1", "kind": "Pod", "spec": spec,

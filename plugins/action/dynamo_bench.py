@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
-from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import bench
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import bench, difference
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.action import DynamoAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Cluster, ClusterError
-from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import DynamoError, chosen
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import DynamoError, Target, chosen
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.state import GRAPH_LABEL, worker_pods
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
 
 LOG_LINES = 20000
@@ -26,7 +27,7 @@ class ActionModule(DynamoAction):
         "specs": {"type": "list", "elements": "dict", "required": True},
         "target": {"type": "str", "required": True},
         "settings": {"type": "dict", "required": True},
-        "step": {"type": "str", "choices": ["plan", "read"], "required": True},
+        "step": {"type": "str", "choices": ["plan", "fresh", "mark", "read"], "required": True},
         "trace": {"type": "path", "required": True},
         "requests": {"type": "int", "default": 400},
         "concurrency": {"type": "int", "default": 0},
@@ -54,6 +55,8 @@ class ActionModule(DynamoAction):
             output = sum(row.output_tokens for row in rows)
             self.say(f"{len(rows)} requests, {output} output tokens, at most {job['spec']['activeDeadlineSeconds']} s")
             return {"trace": bench.config_maps(target, lines), "job": job}
+        if args["step"] in ("fresh", "mark"):
+            return self._workers(cluster, target, job["metadata"]["name"], args["step"])
         if self._task.check_mode:
             return {"skipped": True}
         space, name = target.settings.namespace, job["metadata"]["name"]
@@ -72,3 +75,23 @@ class ActionModule(DynamoAction):
         files.write(kept, bench.record(target, lines, wanted, figures, compared))
         self.say(f"kept in {kept}")
         return {"comparison": compared["rows"], "unlike": compared["unlike"], "results": str(kept)}
+
+    def _workers(self, cluster: Cluster, target: Target, job: str, step: str) -> dict[str, Any]:
+        """Delete the workers that served a measurement, or mark those that are about to serve this one."""
+        space = target.settings.namespace
+        pods = cluster.find("Pod", space, f"{GRAPH_LABEL}={target.graph}")
+        started = cluster.get("Job", job, space)
+        if started is not None and not difference.failed_job(started):
+            # An interrupted run: its job goes on, with the workers that it has.
+            names = []
+        elif step == "fresh":
+            names = bench.used_workers(pods)
+        else:
+            names = [str(pod["metadata"]["name"]) for pod in worker_pods(pods)]
+        for name in names if not self._task.check_mode else []:
+            if step == "fresh":
+                self.say(f"{name} served a measurement: it is replaced, so that its cache holds nothing of the trace")
+                cluster.delete("Pod", name, space)
+            else:
+                cluster.annotate("Pod", name, space, {bench.MEASURED: job})
+        return {"changed": bool(names) and step == "fresh", "graph": target.graph, "workers": names}

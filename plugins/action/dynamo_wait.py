@@ -16,7 +16,7 @@ class ActionModule(DynamoAction):
     """See the module of the same name for the documentation."""
 
     options: Mapping[str, Any] = {
-        "what": {"type": "str", "choices": ["graph", "job", "gone"], "required": True},
+        "what": {"type": "str", "choices": ["graph", "workers", "job", "gone"], "required": True},
         "name": {"type": "str", "required": True},
         "namespace": {"type": "str", "required": True},
         "stall_seconds": {"type": "float", "default": 1800.0},
@@ -29,7 +29,7 @@ class ActionModule(DynamoAction):
         if self._task.check_mode:
             return {"skipped": True}
         looks = Looks(cluster, args["namespace"], args["name"])
-        look = {"graph": looks.graph, "job": looks.job, "gone": looks.gone}[args["what"]]
+        look = {"graph": looks.graph, "workers": looks.workers, "job": looks.job, "gone": looks.gone}[args["what"]]
         patience = Patience(args["stall_seconds"], args["passing_seconds"], args["every_seconds"])
         found = wait(look, lambda line: self.say(f"{line}"), patience)
         if found.state == FAILED:

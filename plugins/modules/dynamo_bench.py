@@ -10,13 +10,15 @@ short_description: Plan a benchmark on Kubernetes, and compare its figures with 
 version_added: 0.2.0
 description:
   - V(plan) returns the objects that stage a trace and replay it with AIPerf; the deadline comes from the trace.
+  - V(fresh) deletes the workers that served a former measurement, for their caches hold its prompts; V(mark) marks
+    those that are about to serve this one. Neither touches the workers of a job that runs.
   - V(read) reads the figures in the log of the job that has ended, prints them beside the published row and keeps them.
     A run that differs from the published one is labelled and not judged.
 options:
   step:
     description: What is done.
     type: str
-    choices: [plan, read]
+    choices: [plan, fresh, mark, read]
     required: true
   trace:
     description: File in the mooncake format on the control node, also compressed by gzip.
@@ -74,6 +76,15 @@ job:
   description: The job.
   returned: when planned
   type: dict
+graph:
+  description: Name of the deployment.
+  returned: when workers were looked at
+  type: str
+workers:
+  description: The workers that were deleted, or marked.
+  returned: when workers were looked at
+  type: list
+  elements: str
 comparison:
   description: C(name), C(measured), C(published) and C(verdict) of each figure.
   returned: when read

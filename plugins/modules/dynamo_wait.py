@@ -13,9 +13,11 @@ description:
     on any more. A failure names its cause, which is read in states, events and logs.
 options:
   what:
-    description: What is waited for. V(gone) waits until a deployment and its pods have gone.
+    description:
+      - What is waited for. V(gone) waits until a deployment and its pods have gone, V(workers) until a deployment whose
+        workers were deleted serves again.
     type: str
-    choices: [graph, job, gone]
+    choices: [graph, workers, job, gone]
     required: true
   name:
     description: Name of the deployment or job.

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.bench import BEGIN, END
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.state import GRAPH_LABEL
 from tests.kube.conftest import Kube
 
 REPO = Path(__file__).resolve().parents[2]
@@ -105,6 +106,12 @@ def serving(kube: Kube) -> list[str]:
     return [each["metadata"]["name"] for each in kube.api.cluster.find(GRAPH, SPACE)]
 
 
+def workers(kube: Kube) -> dict[str, str]:
+    """Return pod → uid of what serves."""
+    found = kube.api.cluster.find("Pod", SPACE, f"{GRAPH_LABEL}=ultra-{SECOND}")
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in found}
+
+
 def measured(kube: Kube, tmp_path: Path) -> None:
     """Run the benchmark twice: the job's log is a stand-in's, everything else is real."""
     trace, export = (
@@ -126,13 +133,23 @@ def measured(kube: Kube, tmp_path: Path) -> None:
         "-e",
         f"dynamo_bench_results_dir={tmp_path}/kept",
     ]
+    before = workers(kube)
     first = play(kube, "dynamo_bench", *given)
     assert changes(first) == 3
+    assert workers(kube) == before
     assert re.search(r"tokens_per_s_per_gpu +300.0  published +310.8  not the same run", first)
-    assert changes(play(kube, "dynamo_bench", *given, "-e", "dynamo_bench_requests=0")) == 2
+    # The next run begins with new workers, for the first one's prompts are in their caches; the frontend stays.
+    second = play(kube, "dynamo_bench", *given, "-e", "dynamo_bench_requests=0")
+    assert changes(second) == 3
+    assert "served a measurement: it is replaced" in second
+    after = workers(kube)
+    frontend_pod = f"ultra-{SECOND}-frontend-0"
+    assert {name for name, uid in after.items() if uid != before[name]} == set(after) - {frontend_pod}
+    kept_on = play(kube, "dynamo_bench", *given, "-e", "dynamo_bench_requests=0", "-e", "dynamo_bench_fresh=false")
+    assert (changes(kept_on), workers(kube)) == (2, after)
     assert kube.api.cluster.find("Job", SPACE, "gb10.cluster/job=bench") == []
     kept = sorted((tmp_path / "kept").iterdir())
-    assert [json.loads(file.read_text())["unlike"] for file in kept][1:] == [[]]
+    assert [json.loads(file.read_text())["unlike"] for file in kept][1:] == [[]] * (len(kept) - 1)
 
 
 def test_a_life_of_a_deployment(kube: Kube, tmp_path: Path) -> None:

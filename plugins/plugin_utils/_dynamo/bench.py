@@ -31,6 +31,11 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.render import
     shared_labels,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import DynamoError, Target
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.state import (
+    COMPONENT_LABEL,
+    GRAPH_LABEL,
+    worker_pods,
+)
 
 #: A ConfigMap holds 1 MiB; base64 adds a third.
 PART_BYTES = 700 * 1024
@@ -41,6 +46,8 @@ REFUSED_AIPERF = ("0.10.", "0.12.")
 IMAGE = "python:3.12-slim"
 LEAST_SECONDS = 3600
 MARGIN = 1.2
+#: On the pod of a worker: the job whose requests it served.
+MEASURED = "gb10.cluster/measured"
 BEGIN, END = "GB10_EXPORT_BEGIN", "GB10_EXPORT_END"
 
 
@@ -137,11 +144,11 @@ def bench_job(target: Target, rows: Sequence[TraceRow], lines: str, bench: Bench
         program="aiperf", model=target.model, tokenizer=tokenizer, trace="/tmp/trace.jsonl", url=url,
         artifacts="/tmp/replay", concurrency=concurrency(target, bench), requests=len(rows), block_tokens=BLOCK_TOKENS,
     )  # fmt: skip
+    command += ["--request-timeout-seconds", "1200", "--workers-max", str(concurrency(target, bench))]
     warm = [
         *("aiperf", "profile", "-m", target.model, "--tokenizer", tokenizer, "--tokenizer-trust-remote-code"),
-        *("--url", url, "--endpoint-type", "chat", "--streaming", "--request-count", "5", "--concurrency", "1"),
-        *("--synthetic-input-tokens-mean", "8000", "--output-tokens-mean", "1000"),
-        *("--artifact-dir", "/tmp/warm-up", "--ui", "none"),
+        *("--url", url, "--endpoint-type", "chat", "--streaming", "--isl", "8000", "--osl", "1000"),
+        *("--concurrency", "1", "--request-count", "5", "--artifact-dir", "/tmp/warm-up", "--ui", "none"),
     ]
     script = "\n".join([
         "set -eu",
@@ -176,10 +183,31 @@ def bench_job(target: Target, rows: Sequence[TraceRow], lines: str, bench: Bench
         "volumeMounts": [{"name": MODELS, "mountPath": target.cache["path"], "readOnly": True}, *mounts],
     }
     volumes = [
-        cache_volume(target, read_only=True),
+        cache_volume(target),
         *({"name": f"trace-{at}", "configMap": {"name": one["metadata"]["name"]}} for at, one in enumerate(maps)),
     ]
-    return job(target, "bench", container, backoff=0, volumes=volumes, deadline=deadline_seconds(target, rows, bench))
+    return job(
+        target,
+        "bench",
+        container,
+        backoff=0,
+        volumes=volumes,
+        deadline=deadline_seconds(target, rows, bench),
+        affinity=_beside_the_frontend(target),
+    )
+
+
+def _beside_the_frontend(target: Target) -> dict[str, Any]:
+    """Return what places the job on the frontend's node, as the recipe does: no network between the two."""
+    labels = {COMPONENT_LABEL: "frontend", GRAPH_LABEL: target.graph}
+    term = {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
+def used_workers(pods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the workers that served a measurement: their caches hold its prompts."""
+    marked = [pod for pod in worker_pods(pods) if MEASURED in (pod["metadata"].get("annotations") or {})]
+    return [str(pod["metadata"]["name"]) for pod in marked]
 
 
 def concurrency(target: Target, bench: Bench) -> int:

@@ -166,6 +166,11 @@ class Cluster:
         path = path_of(made["kind"], meta.get("namespace", ""), meta["name"])
         return self.request("PATCH", path, made, query=query, content="application/apply-patch+yaml")
 
+    def annotate(self, kind: str, name: str, namespace: str, annotations: Mapping[str, str]) -> None:
+        """Add annotations to an object."""
+        made = {"metadata": {"annotations": dict(annotations)}}
+        self.request("PATCH", path_of(kind, namespace, name), made, content="application/merge-patch+json")
+
     def delete(self, kind: str, name: str, namespace: str = "", *, dry_run: bool = False) -> bool:
         """Delete an object and, before it, what it owns; return whether there was one."""
         options: dict[str, Any] = {"propagationPolicy": "Foreground"}

@@ -15,8 +15,12 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import Target
 
 MANAGED = {"app.kubernetes.io/managed-by": "gb10.cluster"}
-MODELS, ARTIFACTS, SCRATCH = "model-cache", "artifact-root", "runtime-tmp"
+MODELS, ARTIFACTS, SCRATCH = "shared-model-cache", "artifact-root", "runtime-tmp"
 CUBINS = "/usr/local/lib/python3.12/dist-packages/flashinfer_cubin/cubins/flashinfer"
+LIBRARY = "/tmp/library"
+SHELL, STRICT = ("/bin/bash", "-lc"), "set -Eeuo pipefail"
+#: Before this option the recipe has what passes the cache from prefill to decode.
+_AFTER_TRANSFER = "--dyn-tool-call-parser"
 #: Exit codes of the recipe's own checks [S3].
 EXITS = {42: "no model", 43: "no parser", 96: "too few GPUs", 97: "GPU memory in use", 98: "GPU processes"}
 
@@ -85,11 +89,11 @@ def download_job(target: Target) -> dict[str, Any]:
 
 
 def validate_job(target: Target) -> dict[str, Any]:
-    """Return the job that checks the cached model: its files, every shard of the index, and each shard's length."""
+    """Return the job that checks the cached model: files, each shard of the index and its length, parser, tokenizer."""
     view = f"{target.cache['path']}/{target.cache['view']}"
     script = "\n".join(
         [
-            "import json, pathlib, py_compile, struct, sys",
+            "import json, pathlib, py_compile, struct, subprocess, sys",
             f"view = pathlib.Path({view!r})",
             "def fail(code, words):",
             "    print('MODEL_VALIDATE_FAIL ' + words, flush=True)",
@@ -99,6 +103,11 @@ def validate_job(target: Target) -> dict[str, Any]:
             f"for name in {list(target.cache['required'])!r}:",
             "    if not (view / name).is_file():",
             "        fail(43, f'class=missing_file path={view / name}')",
+            "    if name.endswith('.json'):",
+            "        try:",
+            "            json.loads((view / name).read_text())",
+            "        except ValueError as error:",
+            "            fail(43, f'class=broken_file path={view / name} error={error}')",
             "kind = json.loads((view / 'config.json').read_text())['model_type']",
             "index = view / 'model.safetensors.index.json'",
             "shards = sorted(set(json.loads(index.read_text())['weight_map'].values())) if index.is_file() else []",
@@ -114,7 +123,25 @@ def validate_job(target: Target) -> dict[str, Any]:
             "    if file.stat().st_size != wanted:",
             "        fail(43, f'class=short_shard path={file} bytes={file.stat().st_size} expected={wanted}')",
             "for file in view.glob('*.py'):",
-            "    py_compile.compile(str(file), cfile='/tmp/compiled', doraise=True)",
+            "    try:",
+            "        py_compile.compile(str(file), cfile='/tmp/compiled', doraise=True)",
+            "    except py_compile.PyCompileError as error:",
+            "        fail(43, f'class=broken_parser path={file} error={error.exc_value}')",
+            # Without a package index the tokenizer's file has still been read as JSON above.
+            f"pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--target', {LIBRARY!r}]",
+            f"if subprocess.run([*pip, 'tokenizers=={target.cache['tokenizers_version']}']).returncode:",
+            "    print('MODEL_VALIDATE_NOTE the tokenizer was not loaded: pip has no tokenizers', flush=True)",
+            "else:",
+            f"    sys.path.insert(0, {LIBRARY!r})",
+            "    import tokenizers",
+            "    try:",
+            "        loaded = tokenizers.Tokenizer.from_file(str(view / 'tokenizer.json'))",
+            "        ids = loaded.encode('Hello!').ids",
+            "        if not ids or 'Hello' not in loaded.decode(ids):",
+            "            raise ValueError(f'Hello! becomes {ids}')",
+            "    except Exception as error:",
+            "        fail(43, f'class=broken_tokenizer path={view}/tokenizer.json error={error}')",
+            "    print(f'MODEL_VALIDATE_TOKENIZER vocabulary={loaded.get_vocab_size()}', flush=True)",
             "print(f'MODEL_VALIDATE_PASS model_type={kind}', flush=True)",
         ]
     )
@@ -134,6 +161,7 @@ def job(
     backoff: int,
     volumes: Sequence[Mapping[str, Any]] = (),
     deadline: int = 0,
+    affinity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a job with one container; its name has the digest of its template."""
     template = {
@@ -144,7 +172,8 @@ def job(
         "spec": {
             "restartPolicy": "Never",
             "containers": [dict(container)],
-            "volumes": [dict(each) for each in volumes] or [cache_volume(target, read_only=False)],
+            "volumes": [dict(each) for each in volumes] or [cache_volume(target)],
+            **({"affinity": dict(affinity)} if affinity else {}),
         },
     }
     spec = {"backoffLimit": backoff, "template": template, **({"activeDeadlineSeconds": deadline} if deadline else {})}
@@ -190,7 +219,8 @@ def _frontend(target: Target) -> dict[str, Any]:
         "name": "main",
         "image": target.image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["/bin/bash", "-c", _logged("frontend", command)],
+        "command": list(SHELL),
+        "args": ["\n".join([STRICT, _logged("frontend", command)])],
         "ports": [{"name": "http", "containerPort": port}],
         "startupProbe": {**probe, "timeoutSeconds": 10, "failureThreshold": 360},
         "readinessProbe": {**probe, "timeoutSeconds": 3, "failureThreshold": 3},
@@ -210,7 +240,8 @@ def _worker(target: Target, name: str, kind: str) -> dict[str, Any]:
         "image": target.image,
         "imagePullPolicy": "IfNotPresent",
         "workingDir": "/workspace",
-        "command": ["/bin/bash", "-c", _start(target, kind)],
+        "command": list(SHELL),
+        "args": [_start(target, kind)],
         "resources": {
             "requests": {**gpus, "memory": target.workers["memory"], "ephemeral-storage": target.workers["storage"]},
             "limits": dict(gpus),
@@ -266,7 +297,8 @@ def _start(target: Target, kind: str) -> str:
     view = "$MODEL_PATH"
     args = list(target.args)
     if kind in ("prefill", "decode"):
-        args += ["--kv-transfer-config", json.dumps(target.workers["kv_transfer"], separators=(",", ":"))]
+        at = args.index(_AFTER_TRANSFER)
+        args[at:at] = ["--kv-transfer-config", json.dumps(target.workers["kv_transfer"], separators=(",", ":"))]
         args += ["--disaggregation-mode", kind]
     if kind == "prefill":
         args += ["--kv-events-config", json.dumps(target.workers["kv_events"], separators=(",", ":"))]
@@ -274,9 +306,10 @@ def _start(target: Target, kind: str) -> str:
     apps = "nvidia-smi --query-compute-apps=pid --format=csv,noheader"
     parser = next(file for file in target.cache["required"] if file.endswith(".py"))
     lines = [
+        STRICT,
         f'test -r "{view}/config.json" || {{ echo "no model at {view}" >&2; exit 42; }}',
         f'test -r "{view}/{parser}" || {{ echo "no {parser} at {view}" >&2; exit 43; }}',
-        f'[ "$(nvidia-smi -L | wc -l)" -eq {target.gpus} ] || {{ nvidia-smi -L >&2; exit 96; }}',
+        f'[ "$(nvidia-smi -L | grep -c "^GPU ")" -eq {target.gpus} ] || {{ nvidia-smi -L >&2; exit 96; }}',
         f'for mib in $({used}); do [ "$mib" -le 1024 ] || {{ {used} >&2; exit 97; }}; done',
         f'[ -z "$({apps})" ] || {{ {apps} >&2; exit 98; }}',
         "ulimit -l unlimited",
@@ -296,7 +329,7 @@ def _component(
     target: Target, name: str, kind: str, replicas: int, role: str, pod: Mapping[str, Any]
 ) -> dict[str, Any]:
     own = f"{target.part_of}.nvidia.com"
-    found = {"app.kubernetes.io/part-of": target.part_of, f"{own}/role": role}
+    found = {f"{own}/role": role}
     if target.disaggregated:
         found |= {f"{own}/topology": target.label, f"{own}/recipe": target.graph}
     else:
@@ -337,19 +370,16 @@ def _mounts(target: Target) -> list[dict[str, Any]]:
     ]
 
 
-def cache_volume(target: Target, read_only: bool) -> dict[str, Any]:
-    """Return the volume of a pod that holds the model."""
-    source: dict[str, Any] = {"claimName": target.cache["claim"]}
-    if read_only:
-        source["readOnly"] = True
-    return {"name": MODELS, "persistentVolumeClaim": source}
+def cache_volume(target: Target) -> dict[str, Any]:
+    """Return the volume of a pod that holds the model; who only reads it says so where it is mounted."""
+    return {"name": MODELS, "persistentVolumeClaim": {"claimName": target.cache["claim"]}}
 
 
 def _volumes(target: Target) -> list[dict[str, Any]]:
     artifacts: dict[str, Any] = {"name": ARTIFACTS, "emptyDir": {}}
     if target.settings.artifacts != "emptyDir":
         artifacts = {"name": ARTIFACTS, "persistentVolumeClaim": {"claimName": target.settings.artifacts}}
-    return [cache_volume(target, read_only=True), artifacts, {"name": SCRATCH, "emptyDir": {}}]
+    return [cache_volume(target), artifacts, {"name": SCRATCH, "emptyDir": {}}]
 
 
 def _object(version: str, kind: str, name: str, target: Target, spec: Mapping[str, Any]) -> dict[str, Any]:

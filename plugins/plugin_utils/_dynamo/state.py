@@ -13,6 +13,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import Log
 
 PENDING, READY, FAILED = "pending", "ready", "failed"
 GRAPH_LABEL = "nvidia.com/dynamo-graph-deployment-name"
+COMPONENT_LABEL = "nvidia.com/dynamo-component-type"
 _DOWNLOAD = "run dynamo_delete.yml, which keeps the cache, and dynamo.yml again: it downloads what is missing"
 #: Exit codes of the recipe's own checks [S3r] and of these jobs → (cause, remedy).
 EXITS = {
@@ -181,6 +182,31 @@ def _doing(pod: Mapping[str, Any], logs: Mapping[str, str]) -> str:
 def _is_ready(pod: Mapping[str, Any]) -> bool:
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
+
+
+def worker_pods(pods: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the pods of a deployment that compute and are not being deleted: all but the frontend's."""
+    return [
+        pod
+        for pod in pods
+        if (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL) != "frontend"
+        and not pod["metadata"].get("deletionTimestamp")
+    ]
+
+
+def workers_progress(found: Progress, graph: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> Progress:
+    """Return how far a deployment is whose workers were deleted: the operator's status may be older than its pods.
+
+    :param found: how far it is by its status.
+    """
+    parts = (graph.get("spec") or {}).get("components") or []
+    wanted = sum(int(part.get("replicas", 1)) for part in parts if part.get("type") != "frontend")
+    there = worker_pods(pods)
+    ready = sum(_is_ready(pod) for pod in there)
+    if found.state != READY or ready >= wanted:
+        return found
+    mark = repr([(pod["metadata"]["name"], pod.get("status")) for pod in pods])
+    return Progress(PENDING, f"restarting: {ready} of {wanted} workers ready", mark)
 
 
 def graph_progress(

@@ -20,6 +20,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.state import 
     graph_progress,
     job_progress,
     restarted,
+    workers_progress,
 )
 
 LOG_LINES = 200
@@ -136,6 +137,12 @@ class Looks:
         graph = self.cluster.get("DynamoGraphDeployment", self.name, self.namespace)
         pods = self._pods(f"{GRAPH_LABEL}={self.name}")
         return graph_progress(graph, pods, self._events(), self._logs(pods), self._free(pods))
+
+    def workers(self) -> Progress:
+        """Return how far the deployment is after its workers were deleted."""
+        found = self.graph()
+        graph = self.cluster.get("DynamoGraphDeployment", self.name, self.namespace)
+        return workers_progress(found, graph, self._pods(f"{GRAPH_LABEL}={self.name}")) if graph else found
 
     def job(self) -> Progress:
         """Return how far the job is."""

@@ -74,10 +74,10 @@ def test_every_value_of_a_target_is_the_published_one(row: dict[str, Any]) -> No
     assert graph["metadata"]["labels"]["nemotron-ultra.nvidia.com/workload"] == row["workload"]
     assert found.reference == row["row"]
     frontend, *workers = graph["spec"]["components"]
-    assert f"--kv-cache-block-size {values['block']}" in main(frontend)["command"][2]
+    assert f"--kv-cache-block-size {values['block']}" in main(frontend)["args"][0]
     assert len(workers) == (2 if row["target"].startswith("disagg") else 1)
     for worker in workers:
-        script, pod = main(worker)["command"][2], worker["podTemplate"]["spec"]
+        script, pod = main(worker)["args"][0], worker["podTemplate"]["spec"]
         for name, key in (
             ("tensor-parallel-size", "tp"), ("max-num-seqs", "seqs"), ("max-num-batched-tokens", "batched"),
             ("gpu-memory-utilization", "util"), ("block-size", "block"),
@@ -94,7 +94,7 @@ def test_every_value_of_a_target_is_the_published_one(row: dict[str, Any]) -> No
 
 
 def test_the_command_is_in_the_order_of_the_source() -> None:
-    script = main(components("agg-b200-chat-mtp")["worker"])["command"][2]
+    script = main(components("agg-b200-chat-mtp")["worker"])["args"][0]
     assert re.findall(r"--([a-z0-9-]+)", script.splitlines()[-1]) == [
         "model", "served-model-name", "tensor-parallel-size", "trust-remote-code", "max-model-len", "max-num-seqs",
         "max-num-batched-tokens", "gpu-memory-utilization", "no-enable-flashinfer-autotune", "block-size",
@@ -117,7 +117,7 @@ def test_prefill_and_decode_pass_the_cache_over_rdma() -> None:
     found = components("disagg-b200-agentic")
     for name in ("prefill", "decode"):
         container = main(found[name])
-        script = container["command"][2]
+        script = container["args"][0]
         assert container["resources"]["limits"] == {"nvidia.com/gpu": "4", "rdma/ib": "4"}
         assert container["resources"]["requests"]["rdma/ib"] == "4"
         assert json.loads(option(script, "kv-transfer-config") or "") == {
@@ -127,8 +127,8 @@ def test_prefill_and_decode_pass_the_cache_over_rdma() -> None:
         env = {each["name"]: each["value"] for each in container["env"]}
         assert (env["UCX_NET_DEVICES"], env["NCCL_SOCKET_IFNAME"], env["NCCL_IB_DISABLE"]) == ("mlx5_0:1", "eth0", "0")
         assert "startupProbe" not in container
-    assert option(main(found["prefill"])["command"][2], "kv-events-config")
-    assert option(main(found["decode"])["command"][2], "kv-events-config") is None
+    assert option(main(found["prefill"])["args"][0], "kv-events-config")
+    assert option(main(found["decode"])["args"][0], "kv-events-config") is None
 
 
 def test_an_owners_choices_arrive() -> None:
@@ -199,14 +199,45 @@ def test_no_name_is_longer_than_kubernetes_takes() -> None:
             assert len(made["metadata"]["name"]) <= 63
 
 
-def validate_in(view: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+#: In place of pip: installs a module tokenizers that reads what `model_at` writes.
+TOKENIZERS = """import json
+
+
+class Tokenizer:
+    @classmethod
+    def from_file(cls, path):
+        cls.found = json.load(open(path))
+        return cls()
+
+    def encode(self, text):
+        return type("Encoding", (), {"ids": self.found["ids"]})
+
+    def decode(self, ids):
+        return "Hello!"
+
+    def get_vocab_size(self):
+        return 7
+"""
+PIP = f"""import pathlib, sys
+at = pathlib.Path(sys.argv[sys.argv.index("--target") + 1])
+at.mkdir()
+(at / "tokenizers.py").write_text({TOKENIZERS!r})
+"""
+
+
+def validate_in(view: Path, tmp_path: Path, pip: str = PIP) -> subprocess.CompletedProcess[str]:
     """Run the script of the validation job on a directory."""
+    (tmp_path / "modules" / "pip").mkdir(parents=True)
+    for name, text in (("__init__.py", ""), ("__main__.py", pip)):
+        (tmp_path / "modules" / "pip" / name).write_text(text, encoding="utf-8")
     found = target("agg-b200-chat-mtp")
     script = render.validate_job(found)["spec"]["template"]["spec"]["containers"][0]["command"][2]
     script = script.replace(f"{found.cache['path']}/{found.cache['view']}", str(view)).replace(
         "/tmp/compiled", str(tmp_path / "compiled")
     )
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    script = script.replace("/tmp/library", str(tmp_path / "library"))
+    env = {"PYTHONPATH": str(tmp_path / "modules"), "PATH": "/usr/bin:/bin"}
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=env)
 
 
 def model_at(view: Path) -> None:
@@ -214,6 +245,7 @@ def model_at(view: Path) -> None:
     for name in SPEC["dynamo"]["cache"]["required"]:
         (view / name).write_text("{}" if name.endswith(".json") else "x = 1\n", encoding="utf-8")
     (view / "config.json").write_text('{"model_type": "nemotron_h"}', encoding="utf-8")
+    (view / "tokenizer.json").write_text('{"ids": [1, 2]}', encoding="utf-8")
     header = json.dumps({"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}).encode()
     (view / "m-1.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"abc")
     (view / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "m-1.safetensors"}}))
@@ -222,7 +254,17 @@ def model_at(view: Path) -> None:
 def test_the_validation_job_accepts_a_complete_model(tmp_path: Path) -> None:
     model_at(tmp_path / "view")
     done = validate_in(tmp_path / "view", tmp_path)
-    assert (done.returncode, done.stdout) == (0, "MODEL_VALIDATE_PASS model_type=nemotron_h\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "MODEL_VALIDATE_TOKENIZER vocabulary=7\nMODEL_VALIDATE_PASS model_type=nemotron_h\n",
+    )
+
+
+def test_the_validation_job_says_where_the_tokenizer_cannot_be_loaded(tmp_path: Path) -> None:
+    model_at(tmp_path / "view")
+    done = validate_in(tmp_path / "view", tmp_path, pip="raise SystemExit(1)\n")
+    assert done.returncode == 0
+    assert done.stdout.startswith("MODEL_VALIDATE_NOTE the tokenizer was not loaded: pip has no tokenizers\n")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +272,9 @@ def test_the_validation_job_accepts_a_complete_model(tmp_path: Path) -> None:
     [
         (lambda view: view.rename(f"{view}.gone"), 42, "class=missing_directory"),
         (lambda view: (view / "tokenizer.json").unlink(), 43, "class=missing_file"),
+        (lambda view: (view / "tokenizer_config.json").write_text("{"), 43, "class=broken_file"),
+        (lambda view: (view / "tokenizer.json").write_text('{"ids": []}'), 43, "class=broken_tokenizer"),
+        (lambda view: (view / "ultra_v3_reasoning_parser.py").write_text("def"), 43, "class=broken_parser"),
         (lambda view: (view / "m-1.safetensors").unlink(), 43, "class=missing_shard"),
         (lambda view: os.truncate(view / "m-1.safetensors", (view / "m-1.safetensors").stat().st_size - 1), 43,
          "class=short_shard"),

@@ -11,10 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.gb10.cluster.plugins.action import dynamo_object, dynamo_secret, dynamo_smoke, dynamo_wait
+from ansible_collections.gb10.cluster.plugins.action import (
+    dynamo_bench,
+    dynamo_object,
+    dynamo_secret,
+    dynamo_smoke,
+    dynamo_wait,
+)
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import action as base
+from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import bench, state
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Answer, ClusterError
 
 CANARY = "hf_CANARYcanaryCANARYcanary"
@@ -49,6 +57,9 @@ class Memory:
             self.applied.append(made)
             self.objects[key] = result
         return result
+
+    def annotate(self, kind: str, name: str, namespace: str, annotations: dict[str, str]) -> None:
+        self.objects[kind, namespace, name]["metadata"].setdefault("annotations", {}).update(annotations)
 
     def delete(self, kind: str, name: str, namespace: str = "", *, dry_run: bool = False) -> bool:
         if dry_run:
@@ -197,6 +208,45 @@ def test_waiting_prints_and_fails_with_the_cause() -> None:
     result, printed = run(dynamo_wait, **asked)
     assert result["msg"] == "g: The deployment was deleted while it was waited for. Remedy: run again."
     assert printed[0].endswith("gone")
+
+
+def measured_on(tmp_path: Path, step: str, check: bool = False) -> dict[str, Any]:
+    """Run one step of the benchmark that concerns the workers."""
+    file = tmp_path / "trace.jsonl"
+    file.write_text('{"input_length": 600, "output_length": 5, "hash_ids": [1, 2]}\n')
+    files = (Path(__file__).resolve().parents[4] / "playbooks" / "group_vars").glob("model_*.yml")
+    specs = [yaml.safe_load(each.read_text(encoding="utf-8"))["model_spec"] for each in files]
+    asked = {"specs": specs, "target": "agg-b200-chat-mtp", "settings": {"namespace": "ultra"}, "trace": str(file)}
+    return run(dynamo_bench, check=check, step=step, **asked)[0]
+
+
+def test_workers_are_marked_before_a_measurement_and_replaced_before_the_next(memory: Memory, tmp_path: Path) -> None:
+    graph = {state.GRAPH_LABEL: "ultra-agg-b200-chat-mtp"}
+    for name, kind in (("f", "frontend"), ("w", "worker")):
+        labels = {**graph, state.COMPONENT_LABEL: kind}
+        memory.objects["Pod", "ultra", name] = {"metadata": {"name": name, "labels": labels}}
+    assert measured_on(tmp_path, "fresh") == {
+        "changed": False,
+        "graph": "ultra-agg-b200-chat-mtp",
+        "workers": [],
+    }
+    job = measured_on(tmp_path, "plan")["job"]
+    assert measured_on(tmp_path, "mark", check=True)["workers"] == ["w"]
+    assert "annotations" not in memory.objects["Pod", "ultra", "w"]["metadata"]
+    assert measured_on(tmp_path, "mark")["changed"] is False
+    assert memory.objects["Pod", "ultra", "w"]["metadata"]["annotations"] == {bench.MEASURED: job["metadata"]["name"]}
+    assert "annotations" not in memory.objects["Pod", "ultra", "f"]["metadata"]
+
+    # A job that runs keeps its workers; one that failed is measured anew.
+    key = ("Job", "ultra", job["metadata"]["name"])
+    memory.objects[key] = {**job, "status": {}}
+    assert measured_on(tmp_path, "fresh")["workers"] == []
+    memory.objects[key]["status"] = {"conditions": [{"type": "Failed", "status": "True"}]}
+    assert measured_on(tmp_path, "fresh", check=True)["changed"] is True
+    assert ("Pod", "ultra", "w") in memory.objects
+    assert measured_on(tmp_path, "fresh")["workers"] == ["w"]
+    assert ("Pod", "ultra", "w") not in memory.objects
+    assert ("Pod", "ultra", "f") in memory.objects
 
 
 SMOKE = {"body": '{"model":"${MODEL_ID}",\n   "max_tokens":64}', "refused": "odd"}

@@ -85,6 +85,33 @@ def test_the_job_is_valid_and_replays_the_first_requests() -> None:
     assert made["spec"]["activeDeadlineSeconds"] == 3600
 
 
+def test_the_job_has_the_recipes_limits_and_its_place() -> None:
+    made = planned(trace(5))["spec"]["template"]["spec"]
+    script = made["containers"][0]["command"][2]
+    assert "--request-timeout-seconds 1200 --workers-max 18" in script
+    assert "--isl 8000 --osl 1000 --concurrency 1 --request-count 5" in script
+    (term,) = made["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    assert term["labelSelector"]["matchLabels"] == {
+        "nvidia.com/dynamo-component-type": "frontend",
+        "nvidia.com/dynamo-graph-deployment-name": "ultra-agg-b200-chat-mtp",
+    }
+
+
+def test_only_workers_that_served_a_measurement_are_used_ones() -> None:
+    def pod(name: str, kind: str, **meta: Any) -> dict[str, Any]:
+        return {"metadata": {"name": name, "labels": {"nvidia.com/dynamo-component-type": kind}, **meta}}
+
+    marked = {"annotations": {bench.MEASURED: "job"}}
+    pods = [
+        pod("f", "frontend", **marked),
+        pod("a", "prefill", **marked),
+        pod("b", "decode"),
+        pod("c", "worker", deletionTimestamp="now", **marked),
+    ]
+    assert bench.used_workers(pods) == ["a"]
+
+
 def test_a_newer_aiperf_finds_the_tokenizer_in_a_cache_of_the_hub() -> None:
     script = planned(trace(5), aiperf="0.13.0")["spec"]["template"]["spec"]["containers"][0]["command"][2]
     assert "--tokenizer gb10/tokenizer" in script

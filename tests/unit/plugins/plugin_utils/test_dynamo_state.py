@@ -148,6 +148,27 @@ def test_what_the_operator_says_counts_where_no_pod_explains_it() -> None:
     assert state.graph_progress(None, []).state == FAILED
 
 
+def server_pod(name: str, kind: str = "worker", ready: bool = True, **meta: Any) -> dict[str, Any]:
+    condition = {"type": "Ready", "status": "True" if ready else "False"}
+    labels = {state.COMPONENT_LABEL: kind}
+    return {"metadata": {"name": name, "labels": labels, **meta}, "status": {"conditions": [condition]}}
+
+
+def test_workers_that_were_deleted_are_waited_for_though_the_status_is_old() -> None:
+    made = {"spec": {"components": [{"type": "frontend"}, {"type": "prefill"}, {"type": "decode", "replicas": 2}]}}
+    served = Progress(READY, "successful")
+    front, going = server_pod("f", "frontend"), server_pod("w-0", deletionTimestamp="now")
+    found = state.workers_progress(served, made, [front, going])
+    assert (found.state, found.line) == (PENDING, "restarting: 0 of 3 workers ready")
+    new = [server_pod(f"w-{number}") for number in range(1, 4)]
+    loading = state.workers_progress(served, made, [front, going, *new[:2], server_pod("w-3", ready=False)])
+    assert loading.line == "restarting: 2 of 3 workers ready"
+    assert loading.mark != found.mark
+    assert state.workers_progress(served, made, [front, *new]) is served
+    failed = Progress(FAILED, "x")
+    assert state.workers_progress(failed, made, [front]) is failed
+
+
 def job(*conditions: tuple[str, str, str]) -> dict[str, Any]:
     made = [
         {"type": kind, "status": "True", "reason": reason, "message": message} for kind, reason, message in conditions
