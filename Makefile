@@ -143,7 +143,7 @@ part-changelog:
 	$(PART) changelog antsibull-changelog lint
 part-molecule-%:
 	$(PART) molecule-$* $(PY) -m molecule test -s $*
-# Where no API server is at hand its tests are skipped; test_which_server_is_used prints which it was.
+# Where no API server, or no frontend of Dynamo, is at hand its tests are skipped; test_which_… prints which it was.
 part-kube:
 	$(PART) kube $(PYTEST)=.ansible/reports/kube.xml tests/kube -v -rP
 part-e2e:

@@ -9,7 +9,7 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ def find_binaries() -> Binaries | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback interface that is free now."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
@@ -97,23 +98,34 @@ def _certificates(directory: Path) -> None:
     )  # fmt: skip
 
 
-class _Processes:
+class Processes:
+    """Programs of one directory: their logs are in it, and they end together."""
+
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
 
-    def start(self, name: str, command: list[str]) -> None:
+    def start(self, name: str, command: list[str], more: Mapping[str, str] | None = None) -> None:
+        """Start a program, with more variables in its environment."""
         with (self._directory / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(more or {})},
+            )
         self._running.append((name, process))
 
     def check(self) -> None:
+        """Raise what a program that ended said last."""
         for name, process in self._running:
             if process.poll() is not None:
                 text = (self._directory / f"{name}.log").read_text(encoding="utf-8", errors="replace")
                 raise KubeError(f"{name} ended with {process.returncode}: {text[-1500:]}")
 
     def stop(self) -> None:
+        """End them, the last one first."""
         for _name, process in reversed(self._running):
             process.terminate()
         for _name, process in reversed(self._running):
@@ -124,7 +136,7 @@ class _Processes:
                 process.wait()
 
 
-def _ready(cluster: Cluster, processes: _Processes) -> str:
+def _ready(cluster: Cluster, processes: Processes) -> str:
     until = time.monotonic() + START_SECONDS
     while True:
         processes.check()
@@ -143,12 +155,12 @@ def running(directory: Path, binaries: Binaries) -> Iterator[Running]:
     tokens = {name: secrets.token_hex(16) for name in ("admin", "nobody")}
     lines = [f'{tokens["admin"]},admin,1,"system:masters"', f"{tokens['nobody']},nobody,2"]
     (directory / "tokens.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    store, peer, port = _free_port(), _free_port(), _free_port()
+    store, peer, port = free_port(), free_port(), free_port()
     authority = directory / "server.crt"
     kubeconfig = directory / "kubeconfig"
     _kubeconfig(kubeconfig, f"https://127.0.0.1:{port}", authority, tokens)
     at = binaries.directory
-    processes = _Processes(directory)
+    processes = Processes(directory)
     try:
         processes.start("etcd", [
             str(at / "etcd"), f"--data-dir={directory / 'etcd'}", "--unsafe-no-fsync",
@@ -171,7 +183,7 @@ def running(directory: Path, binaries: Binaries) -> Iterator[Running]:
             processes.start(MANAGER, [
                 str(at / MANAGER), f"--kubeconfig={kubeconfig}", f"--controllers={CONTROLLERS}", "--leader-elect=false",
                 f"--service-account-private-key-file={directory / 'server.key'}", "--port=0",
-                f"--cert-dir={directory / 'manager'}", f"--secure-port={_free_port()}", "--bind-address=127.0.0.1",
+                f"--cert-dir={directory / 'manager'}", f"--secure-port={free_port()}", "--bind-address=127.0.0.1",
                 "--concurrent-gc-syncs=5",
             ])  # fmt: skip
         _define(cluster, processes)
@@ -181,7 +193,7 @@ def running(directory: Path, binaries: Binaries) -> Iterator[Running]:
         processes.stop()
 
 
-def _define(cluster: Cluster, processes: _Processes) -> None:
+def _define(cluster: Cluster, processes: Processes) -> None:
     made = definition(cluster.request("GET", "/openapi/v2"))
     cluster.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", made)
     until = time.monotonic() + START_SECONDS
