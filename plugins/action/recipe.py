@@ -13,6 +13,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import impor
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 
 _OWN_MODELS = Path(__file__).parents[2] / "playbooks" / "group_vars"
+_OWN_MODS = Path(__file__).parents[2] / "mods"
 
 
 class ActionModule(ControlNodeAction):
@@ -31,21 +32,24 @@ class ActionModule(ControlNodeAction):
                 "directory": {"type": "path", "required": True},
                 "catalogue": {"type": "list", "elements": "path", "default": []},
                 "source_root": {"type": "str", "default": ""},
+                "mods_dir": {"type": "path", "default": str(_OWN_MODS)},
             },
         )
         if not args["recipe"]:
             result.update(failed=True, msg="Name a recipe: -e recipe=<file, directory or <directory>:<recipe>>.")
             return result
-        known = importer.known_here(args["images"], [str(_OWN_MODELS), *args["catalogue"]], args["source_root"])
+        models_of = [str(_OWN_MODELS), *args["catalogue"]]
+        known = importer.known_here(args["images"], models_of, args["source_root"], writes_mods=True)
         try:
             rows = importer.read_all(args["recipe"], known, args["name"], args["image"])
             models, rows = importer.files_of(rows, Path(args["directory"]), ms.names_from_files(_own_files()))
+            mods = importer.mods_of(rows, Path(args["mods_dir"]))
         except RecipeError as problem:
             result.update(failed=True, msg=str(problem))
             return result
-        for model in models:
-            model["content"] = owned.seal(model["content"])
-        result.update(changed=False, models=models, report=importer.report(rows))
+        for file in [*models, *mods]:
+            file["content"] = owned.seal(file["content"])
+        result.update(changed=False, models=models, mods=mods, report=importer.report(rows))
         return result
 
 

@@ -43,6 +43,9 @@ options:
     description: Directory of weights on the control node, for their size.
     type: str
     default: ""
+  mods_dir:
+    description: Directory of the mods that patches of a recipe become; the collection's own unless given.
+    type: path
 extends_documentation_fragment:
   - gb10.cluster.attributes.controller
 author:
@@ -62,6 +65,11 @@ EXAMPLES = r"""
 RETURN = r"""
 models:
   description: Each model with C(name), C(path) of its file and C(content), the file's text.
+  returned: success
+  type: list
+  elements: dict
+mods:
+  description: Each file of a mod that patches became, with C(path) and C(content).
   returned: success
   type: list
   elements: dict

@@ -34,12 +34,15 @@ class Row:
     sentence: str = ""
 
 
-def known_here(images: Mapping[str, Any], catalogue: Iterable[str] = (), source_root: str = "") -> Known:
+def known_here(
+    images: Mapping[str, Any], catalogue: Iterable[str] = (), source_root: str = "", writes_mods: bool = False
+) -> Known:
     """Return what this machine knows besides the recipes.
 
     :param images: the catalogue of images.
     :param catalogue: directories with model files.
     :param source_root: directory with the weights, one below it for each organisation and repository.
+    :param writes_mods: whether mods made of patches are written.
     """
     models: dict[str, Mapping[str, Any]] = {}
     for path in (each for folder in catalogue for each in sorted(Path(folder).glob("model_*.y*ml"))):
@@ -51,7 +54,7 @@ def known_here(images: Mapping[str, Any], catalogue: Iterable[str] = (), source_
             models[str(path)] = content["model_spec"]
     root = Path(source_root).expanduser() if source_root else None
     mods = sorted(path.parent.name for path in _MODS.glob("*/manifest.yml"))
-    return Known(images, models, mods, lambda repo: _size_gib(root / repo) if root else 0.0)
+    return Known(images, models, mods, lambda repo: _size_gib(root / repo) if root else 0.0, writes_mods=writes_mods)
 
 
 def _size_gib(folder: Path) -> float:
@@ -79,7 +82,7 @@ def read_one(target: str, known: Known, name: str = "", image: str = "") -> Impo
 
 
 def _read(source: Source, path: Path, known: Known, name: str, image: str) -> Imported:
-    return to_model(source.read(path), source.name(path), replace(known, patches=source.patches), name, image)
+    return to_model(source.read(path), source.name(path), replace(known, mod_files=source.mod_files), name, image)
 
 
 def read_all(target: str, known: Known, name: str = "", image: str = "") -> list[Row]:
@@ -167,6 +170,23 @@ def files_of(rows: Iterable[Row], directory: Path, taken: Iterable[str]) -> tupl
         files.append({"name": name, "path": str(directory / f"{ms.group_name(name)}.yml"), "content": content})
         done.append(row)
     return files, done
+
+
+def mods_of(rows: Iterable[Row], directory: Path) -> list[dict[str, str]]:
+    """Return ``path`` and ``content`` of each file of the mods that the models of some rows need.
+
+    :raises RecipeError: two recipes have different mods of one name.
+    """
+    found: dict[str, str] = {}
+    for row in rows:
+        for mod in row.imported.mods if row.imported else ():
+            for name, text in mod.files.items():
+                path = str(directory / mod.name / name)
+                if found.setdefault(path, text) != text:
+                    raise RecipeError(
+                        f"{row.file} has another mod {mod.name} than a recipe before it; import it alone."
+                    )
+    return [{"path": path, "content": text} for path, text in found.items()]
 
 
 def report(rows: Iterable[Row]) -> list[str]:

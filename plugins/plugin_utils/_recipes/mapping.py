@@ -14,8 +14,15 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.command import CommandError, read_command
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import Recipe, command_of
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import (
+    ImportedMod,
+    ModError,
+    convert,
+    mod_name,
+)
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, model_checks, serve_files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError, in_order
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.version import parse
 
 #: Images that eugr's script builds on the owner's machine, and where the same project publishes them (FACTS: prebuilt).
 LOCAL_IMAGES = {
@@ -52,7 +59,8 @@ class Known:
     :ivar images: the catalogue of images.
     :ivar models: model files by path, their ``model_spec``.
     :ivar mods: names of the mods that there are.
-    :ivar patches: returns the names of the patches that a recipe's mod holds in the recipe's checkout.
+    :ivar mod_files: returns name -> text of the script and patches of a recipe's mod in the recipe's checkout.
+    :ivar writes_mods: whether mods that are patches are written, or only what is run once.
     :ivar size_gib: returns the size of a repository's weights on this machine; 0 when they are not there.
     """
 
@@ -60,7 +68,8 @@ class Known:
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     mods: Sequence[str] = ()
     size_gib: Callable[[str], float] = lambda _repo: 0.0
-    patches: Callable[[str], Sequence[str]] = lambda _mod: ()
+    mod_files: Callable[[str], Mapping[str, str]] = lambda _mod: {}
+    writes_mods: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,7 @@ class Imported:
     :ivar reasons: path below ``spec`` -> where the value comes from.
     :ivar left: one sentence for each part of the recipe that is not in the model, or is in it otherwise.
     :ivar notes: what the checks accepted but have a word about.
+    :ivar mods: mods made of the recipe's patches.
     """
 
     recipe: Recipe
@@ -78,6 +88,7 @@ class Imported:
     reasons: dict[Keys, str]
     left: list[str]
     notes: list[str]
+    mods: tuple[ImportedMod, ...] = ()
 
 
 def slug(text: str) -> str:
@@ -126,7 +137,8 @@ def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: st
     world = _nodes(recipe, serve, where, spec, reasons, left)
     spec["image"] = chosen
     reasons["image",] = f"the recipe's container {recipe.container or '(none)'}"
-    spec["mods"] = _mods(recipe, known, version or upstream, left)
+    made: list[ImportedMod] = []
+    spec["mods"] = _mods(recipe, known, upstream or version, left, made)
     spec["engine"] = _engine(recipe, serve, world, reasons)
     spec["ports"] = {"api": _port(serve, left)}
     _elsewhere(serve, left)
@@ -136,7 +148,10 @@ def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: st
     _geometry(spec, known, reasons)
     if recipe.description:
         spec["notes"] = [" ".join(recipe.description.split())]
-    return Imported(recipe, spec, reasons, left, _checked(spec, version, upstream, where))
+    if made:
+        reasons["mods",] = "made of the recipe's patches, which were read and not run"
+    notes = _checked(spec, version, upstream, where, [each.name for each in made])
+    return Imported(recipe, spec, reasons, left, notes, tuple(made))
 
 
 def _options(version: str) -> dict[str, Any]:
@@ -293,26 +308,48 @@ def _drafter(serve: dict[str, Any], spec: dict[str, Any], known: Known, reasons:
         reasons["drafter", "size_gib"] = "no recipe says it: the size of the draft model's weight files in GiB"
 
 
-def _mods(recipe: Recipe, known: Known, version: str, left: list[str]) -> list[str]:
-    """Return the recipe's mods that there are here; each other one is named."""
+def _mods(recipe: Recipe, known: Known, version: str, left: list[str], made: list[ImportedMod]) -> list[str]:
+    """Return the recipe's mods that there are here, or that its patches become; each other one is named."""
     mods = []
     for each in recipe.mods:
-        name = each.rstrip("/").rsplit("/", 1)[-1]
+        name, shown = mod_name(each), each.rstrip("/").rsplit("/", 1)[-1]
         if name in known.mods and version:
             mods.append(name)
         elif name in known.mods:
-            left.append(f"mods.{name}: there is such a mod, but the version of vLLM in the image is not known.")
-        elif patches := known.patches(each):
-            left.append(
-                f"mods.{name}: its patches ({', '.join(patches)}) can become the mod mods/{name} with a manifest "
-                "beside them (docs/mods.md), for an image whose vLLM version is known; its script is not run."
-            )
+            left.append(f"mods.{shown}: there is such a mod, but the version of vLLM in the image is not known.")
         else:
-            left.append(
-                f"mods.{name}: a script of the other project that changes its container at each start; what it "
-                "changes in vLLM is a mod here (docs/mods.md)."
-            )
+            try:
+                made.append(_converted(each, recipe, known, version))
+                mods.append(made[-1].name)
+            except (ModError, RecipeError) as problem:
+                left.append(f"mods.{shown}: {problem}.")
     return mods
+
+
+def _converted(mod: str, recipe: Recipe, known: Known, version: str) -> ImportedMod:
+    """Return a mod made of a recipe's patches.
+
+    :raises ModError: it is no mere patch, or it cannot be one here.
+    """
+    files = known.mod_files(mod)
+    if not files:
+        raise ModError(
+            "a script of the other project, which is not in this checkout; what it changes in vLLM is a mod here "
+            "(docs/mods.md)"
+        )
+    release = parse(version).base if version else "0.0.0"
+    try:
+        found = convert(mod, files, release, recipe.origin)
+    except ModError as problem:
+        raise ModError(f"it {problem}; its script is not run (docs/mods.md)") from None
+    if not version:
+        raise ModError(
+            "its patches can become a mod for an image whose vLLM version is known: import_recipe_image names one of "
+            "gb10_images"
+        )
+    if not known.writes_mods:
+        raise ModError("its patches become a mod when the recipe is imported (playbooks/import_recipe.yml); left out")
+    return found
 
 
 def _variables(env: Mapping[str, str], left: list[str]) -> dict[str, str]:
@@ -330,9 +367,10 @@ def _variables(env: Mapping[str, str], left: list[str]) -> dict[str, str]:
     return found
 
 
-def _checked(spec: Mapping[str, Any], version: str, upstream: str, where: str) -> list[str]:
+def _checked(spec: Mapping[str, Any], version: str, upstream: str, where: str, made: Sequence[str]) -> list[str]:
     """Check a model as every model file is checked, for the first and the last rank; return the notes.
 
+    :param made: mods that are not written yet; `convert` has checked them.
     :raises RecipeError: with the first error, and how many there are.
     """
     full, errors = ms.validate(spec)
@@ -345,7 +383,8 @@ def _checked(spec: Mapping[str, Any], version: str, upstream: str, where: str) -
             options, problems = launch.rank_options(plan, host, "0.0.0.0")
             errors += problems
             try:
-                notes += serve_files.render(options, version, full["env"], full["mods"], upstream=upstream).notes
+                mods = [each for each in full["mods"] if each not in made]
+                notes += serve_files.render(options, version, full["env"], mods, upstream=upstream).notes
             except ServeError as problem:
                 errors += problem.errors
     errors = list(dict.fromkeys(errors))

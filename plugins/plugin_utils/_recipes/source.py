@@ -18,11 +18,13 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import loading
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import Recipe, read_recipe
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import NoRecipeError, RecipeError
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import SCRIPT
 
 MANIFEST = Path(".sparkrun") / "registry.yaml"
 #: Most YAML files that a directory of recipes may hold; vllm-project/recipes has 236.
 MAX_FILES = 2000
 SUFFIXES = (".yaml", ".yml")
+_PATCHES = (".patch", ".diff")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 
 
@@ -49,16 +51,21 @@ class Source:
         """Return the recipe in a file of `files`."""
         return read_recipe(_text(path, self.root), self.name(path), self._include)
 
-    def patches(self, mod: str) -> list[str]:
-        """Return the names of the patches in a mod of the checkout; none for a mod that lies elsewhere."""
+    def mod_files(self, mod: str) -> dict[str, str]:
+        """Return name -> text of the script and the patches in a mod of the checkout; none for a mod elsewhere.
+
+        :raises RecipeError: one of them is a link to elsewhere, too large or no text.
+        """
         parts = mod.removeprefix("@").split("/")
         if not all(_NAME.fullmatch(part) for part in parts):
-            return []
+            return {}
         names = ["mods", *parts[-1:]]
-        for folder in (self.root.joinpath(*parts), self.root.joinpath(*names)):
+        beside = [path.parent / "mods" / parts[-1] for path in self.files[:1]]
+        for folder in (self.root.joinpath(*parts), self.root.joinpath(*names), *beside):
             if folder.is_dir() and folder.resolve().is_relative_to(self.root.resolve()):
-                return sorted(path.name for path in folder.iterdir() if path.suffix in (".patch", ".diff"))[:20]
-        return []
+                kept = [path for path in sorted(folder.iterdir()) if path.name == SCRIPT or path.suffix in _PATCHES]
+                return {path.name: _text(path, self.root) for path in kept[:20]}
+        return {}
 
     def _include(self, name: str, above: str) -> tuple[str, str]:
         """Return (name for messages, text) of a file that another one includes; see `loading.Include`."""

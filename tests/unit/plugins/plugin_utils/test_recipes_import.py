@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import impor
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import read_recipe
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mapping import Imported, Known, slug, to_model
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import ImportedMod
 
 EUGR = """
 recipe_version: "1"
@@ -53,6 +55,15 @@ model:
   base_env: {CUTE_DSL_ARCH: sm_121a}
 features:
   tool_calling: {args: [--enable-auto-tool-choice, --tool-call-parser, qwen3_coder]}
+"""
+
+
+VLLM_ONE = """
+recipe_version: "2"
+model: org/some-model
+runtime: vllm
+container: own
+command: vllm serve {model} --max-model-len 4096
 """
 
 
@@ -382,23 +393,69 @@ def test_model_files_never_take_the_name_of_a_model_of_the_collection(tmp_path: 
         importer.files_of([row for row in rows if row.file == "more/one.yml"], Path("/vars"), ["one"])
 
 
-def test_a_mod_that_holds_patches_is_named_as_one(tmp_path: Path) -> None:
+PATCHED = """--- a/usr/local/lib/python3.12/dist-packages/vllm/some.py
++++ b/usr/local/lib/python3.12/dist-packages/vllm/some.py
+@@ -1,2 +1,3 @@
+ one
++between
+ two
+"""
+
+
+def test_what_a_mod_is_is_said(tmp_path: Path) -> None:
     tree(
         tmp_path / "in",
         {
             "recipes/m.yaml": SPARKRUN + "mods: [mods/some-fix, mods/only-a-script, mods/linked, ../../secret]\n",
-            "mods/some-fix/b.patch": "x",
-            "mods/some-fix/a.diff": "x",
-            "mods/some-fix/run.sh": "reboot",
+            "mods/some-fix/a.patch": PATCHED,
+            "mods/some-fix/run.sh": "patch -p1 -d / < a.patch",
             "mods/only-a-script/run.sh": "reboot",
         },
     )
     tree(tmp_path, {"secret/c.patch": "x"})
     (tmp_path / "in/mods/linked").symlink_to(tmp_path / "secret")
     left = importer.read_one(f"{tmp_path / 'in'}:m", Known()).left
-    assert [line for line in left if "patches" in line] == [
-        "mods.some-fix: its patches (a.diff, b.patch) can become the mod mods/some-fix with a manifest beside them "
-        "(docs/mods.md), for an image whose vLLM version is known; its script is not run."
-    ]
-    for name in ("only-a-script", "linked", "secret"):
-        assert any(line.startswith(f"mods.{name}: a script") for line in left), name
+    for sentence in (
+        "mods.some-fix: its patches can become a mod for an image whose vLLM version is known: import_recipe_image "
+        "names one of gb10_images.",
+        "mods.only-a-script: it does more than apply patches: 'reboot'; its script is not run (docs/mods.md).",
+        "mods.linked: a script of the other project, which is not in this checkout; what it changes in vLLM is a mod "
+        "here (docs/mods.md).",
+    ):
+        assert sentence in left
+    assert any(line.startswith("mods.secret: a script") for line in left)
+
+
+def test_patches_become_a_mod_of_an_image_whose_version_is_known(tmp_path: Path) -> None:
+    recipe = VLLM_ONE + "mods: [mods/Some_Fix]\n"
+    tree(
+        tmp_path / "in",
+        {
+            "recipes/m.yaml": recipe,
+            "mods/Some_Fix/a.patch": PATCHED,
+            "mods/Some_Fix/run.sh": "#!/bin/bash\nset -e\npatch -p1 -d / < a.patch\n",
+        },
+    )
+    images = {"own": {"pull": "ghcr.io/o/f:1", "vllm_version": "0.30.0"}}
+    target = f"{tmp_path / 'in'}:m"
+    once = importer.read_one(target, Known(images))
+    assert (once.spec["mods"], once.mods) == ([], ())
+    assert any("when the recipe is imported (playbooks/import_recipe.yml); left out" in line for line in once.left)
+
+    rows = importer.read_all(target, Known(images, writes_mods=True))
+    assert rows[0].imported is not None
+    assert rows[0].imported.spec["mods"] == ["some-fix"]
+    files = importer.mods_of([*rows, *rows], tmp_path / "mods")
+    names = [str(Path(each["path"]).relative_to(tmp_path / "mods")) for each in files]
+    assert names == ["some-fix/manifest.yml", "some-fix/patches/0.30.0.patch"]
+    assert "carried over" not in " ".join(rows[0].imported.left).lower()
+    assert "mod some-fix" in " ".join(importer.report(rows))
+    assert importer.mods_of(importer.read_all(target, Known(images, writes_mods=True)), tmp_path / "mods") == files
+
+
+def test_two_mods_of_one_name_are_refused(tmp_path: Path) -> None:
+    row = importer.Row("a.yaml", model(EUGR))
+    assert row.imported is not None
+    one, other = (importer.Row(each, replace(row.imported, mods=(ImportedMod("m", {"x": each}),))) for each in "ab")
+    with pytest.raises(RecipeError, match="b has another mod m than a recipe before it; import it alone"):
+        importer.mods_of([one, other], tmp_path)
