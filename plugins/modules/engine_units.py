@@ -30,6 +30,12 @@ options:
     description: With O(state=alone), stop O(unit) too, because what it runs has changed.
     type: bool
     default: false
+  swap:
+    description: >-
+      With V(alone) and V(started), the swap that this is a step of, as M(gb10.cluster.engine_swap) returned it. Once
+      the nodes have rolled it back nothing is stopped or started, and the module fails.
+    type: str
+    default: ""
   record:
     description: >-
       With O(state=stopped), what to record as the active model; an empty one removes it, and keeps the record of the
@@ -80,11 +86,12 @@ started:
   elements: str
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import PLACES, swap_at
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import PLACES, SwapError, swap_at
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.units import UnitError, is_busy
 
 
@@ -95,6 +102,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["read", "alone", "started", "stopped"], "default": "read"},
             "unit": {"type": "str", "default": ""},
             "restart": {"type": "bool", "default": False},
+            "swap": {"type": "str", "default": ""},
             "record": {"type": "dict"},
             **PLACES,
         },
@@ -121,14 +129,16 @@ def main() -> None:
     changed = bool(to_stop or to_start or new_record != record)
     if not module.check_mode:
         try:
-            if to_start or to_stop:
-                node.reload()
-            for name in to_stop:
-                node.stop(name)
-            for name in to_start:
-                node.start(name)
-            node.write_record(new_record)
-        except UnitError as error:
+            with swap.locked() if want["swap"] else nullcontext():
+                swap.require_pending(want["swap"])
+                if to_start or to_stop:
+                    node.reload()
+                for name in to_stop:
+                    node.stop(name)
+                for name in to_start:
+                    node.start(name)
+                node.write_record(new_record)
+        except (SwapError, UnitError) as error:
             module.fail_json(msg=str(error))
 
     def lines(states: dict[str, Any], model: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.soak
 
 OWN_LAB = True
 BEFORE, AFTER = "stand-native", "stand-ray"
-STALL_S = 20
+STALL_S = 40
 note = partial(keep, REPO / ".lab" / "runs" / "swap_rollback.json")
 
 STEPS = (

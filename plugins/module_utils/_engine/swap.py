@@ -234,6 +234,20 @@ class Swap:
         self.write(decided)
         return decided
 
+    def require_pending(self, identity: str) -> None:
+        """Fail when the nodes have decided on a swap meanwhile, or it is another one; hold the lock.
+
+        :param identity: of the swap that the control node works on; empty when there is none.
+        :raises SwapError: what the control node would do next would leave a model that nobody verified.
+        """
+        found = self.read()
+        if not identity or (found.get("id") == identity and found["state"] == PENDING):
+            return
+        note = note_of(found) if found.get("id") == identity and found.get("by_nodes") else self.read_note()
+        raise SwapError(
+            rolled_back_sentence(note) if note else "The swap is not armed on this node any more; run it again."
+        )
+
     def apply(self, swap: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """Do on this node what was decided; hold the lock.
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import swap as swaps
-from ansible_collections.gb10.cluster.plugins.modules import engine_swap
+from ansible_collections.gb10.cluster.plugins.modules import engine_swap, engine_units
 from tests.unit.engine_node import A, B, Node
 from tests.unit.helper import run_module
 
@@ -73,6 +73,27 @@ def test_another_node_is_done_when_it_has_committed(node: Node, call: Call) -> N
     assert (node.serving(), node.swap.read()) == (([B], [B], "b"), {})
     # Its guard may have been first.
     assert call("committed", swap=identity, node="n2", after=AFTER)["changed"] is False
+
+
+@pytest.mark.parametrize("state", ["alone", "started"])
+def test_a_control_node_that_is_slower_than_the_nodes_stops_and_starts_nothing(
+    node: Node, call: Call, state: str
+) -> None:
+    """Else the model that nobody verified would serve on, without a guard, when the control node dies next."""
+    identity = arm(call)
+
+    def step(swap: str) -> dict[str, Any]:
+        given = {"state": state, "unit": B, "swap": swap, **node.places}
+        return run_module(engine_units, given, run_command=lambda words, **_options: node.run(words))
+
+    assert not step(identity).get("failed"), "as long as the swap is pending"
+    swap = node.swap
+    swap.apply(swap.decide(swap.read(), swaps.ROLLED_BACK, "no progress", by_nodes=True))
+    served = node.serving()
+    assert "was rolled back by the nodes" in step(identity)["msg"]
+    swap.disarm()
+    assert "was rolled back by the nodes" in step(identity)["msg"]
+    assert node.serving() == served == ([A], [A], "a")
 
 
 def test_a_commit_that_comes_too_late_says_when_and_why(node: Node, call: Call) -> None:
