@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
+from ansible_collections.gb10.cluster.plugins.plugin_utils._weights import code_lock
 
 
 class FilterModule:
@@ -14,4 +15,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"weights_rails": weights.rails}
+        return {
+            "weights_code": code_lock.judge,
+            "weights_fetched": code_lock.fetched_revision,
+            "weights_rails": weights.rails,
+        }

@@ -85,6 +85,10 @@ found:
   description: Whether the source exists and is complete.
   returned: success
   type: bool
+held:
+  description: The commit that a download noted; empty when nobody did.
+  returned: when the source exists
+  type: str
 note:
   description: What a cache of huggingface_hub holds instead of the revision, as a sentence.
   returned: when the source does not exist and O(absent_ok) is set
@@ -200,7 +204,7 @@ def main() -> None:
     if errors:
         module.fail_json(msg="\n".join(f"{where}: {error}" for error in errors), errors=errors, left_out=left)
     if not module.params["hashes"]:
-        module.exit_json(changed=False, found=True, manifest={}, origin={}, left_out=left)
+        module.exit_json(changed=False, found=True, manifest={}, origin={}, left_out=left, held=held)
     manifest = weights.make_manifest(repo, revision, described, piece_bytes, pieces)
     pieces_path = cache / f"{manifest['digest']}.pieces"
     node_files.write(pieces_path, pieces)
@@ -209,7 +213,7 @@ def main() -> None:
         "pieces": str(pieces_path),
         "marks": {name: store.mark(files[name]) for name in needed},
     }
-    module.exit_json(changed=False, found=True, manifest=manifest, origin=origin, left_out=left)
+    module.exit_json(changed=False, found=True, manifest=manifest, origin=origin, left_out=left, held=held)
 
 
 if __name__ == "__main__":

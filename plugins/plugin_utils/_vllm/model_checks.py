@@ -12,6 +12,8 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check imp
 _ALLOW = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 #: Keys of hf-overrides that change what vLLM derives the longest context from.
 _RESCALES = ("max_position_embeddings", "rope_parameters", "rope_scaling", "text_config")
+#: Variables that keep an engine from the hub.
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def engine_choice(overrides: Mapping[str, Any], engine: str) -> dict[str, Any]:
@@ -52,6 +54,24 @@ def context_errors(spec: Mapping[str, Any]) -> list[str]:
         f"model_spec.serve.max-model-len is {length}, but model_spec.geometry.max_position_embeddings is {limit}: vLLM "
         f"refuses a longer context ({length - limit} tokens too many). Set max-model-len to {limit} or less; or, if "
         f"the model is known to extrapolate, set model_spec.env.{_ALLOW}: '1'."
+    ]
+
+
+def code_errors(spec: Mapping[str, Any]) -> list[str]:
+    """Return what lets an engine fetch code that nobody has locked.
+
+    A model's configuration can name code of another repository; offline, the engine finds none.
+
+    :param spec: a validated ``model_spec``.
+    """
+    open_to = [
+        name for name in _OFFLINE if str(spec["env"].get(name, "1")).strip().lower() in ("", "0", "false", "no", "off")
+    ]
+    if not spec["serve"].get("trust-remote-code") or not open_to:
+        return []
+    return [
+        f"model_spec.env.{open_to[0]} is off and model_spec.serve.trust-remote-code is on: the engine could run code "
+        f"of another repository, at whatever revision it has at the start. Remove {open_to[0]}, or trust-remote-code."
     ]
 
 

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,8 +12,8 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.unit.plugins.module_utils.image.conftest import serve
+from tests.unit.roles.plays import run_play
 
-REPO = Path(__file__).resolve().parents[3]
 FIRST, SECOND = "sha256:" + "1" * 64, "sha256:" + "2" * 64
 PLAY = """
 - hosts: all
@@ -67,25 +64,7 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def planned(folder: Path, reference: str, *arguments: str) -> dict[str, Any]:
     """Run the role's plan on this machine; return what it planned."""
-    (folder / "hosts.yml").write_text("all: {hosts: {localhost: {ansible_connection: local}}}\n", encoding="utf-8")
-    (folder / "play.yml").write_text(PLAY.format(folder=folder, reference=reference), encoding="utf-8")
-    done = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            *("-i", str(folder / "hosts.yml"), *arguments),
-            *("-e", f"ansible_python_interpreter={sys.executable}", str(folder / "play.yml")),
-        ],
-        cwd=REPO,
-        env={
-            **{key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")},
-            "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"),
-            "ANSIBLE_HOME": str(folder / "home"),
-            "XDG_CACHE_HOME": str(folder / "cache"),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_play(folder, PLAY.format(folder=folder, reference=reference), *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads((folder / "planned.json").read_text(encoding="utf-8"))
     return found

@@ -91,3 +91,19 @@ def test_the_engine_of_a_run_decides_the_executor() -> None:
     changed = deep_merge(written, model_checks.engine_choice({"serve": {"max-num-seqs": 2}}, "native"))
     assert changed == {"engine": "native", "serve": {"max-num-seqs": 2}}
     assert model_checks.engine_choice({"nodes": 2}, "") == {"nodes": 2}
+
+
+@pytest.mark.parametrize(
+    ("trust", "env", "refused"),
+    [
+        (True, {"HF_HUB_OFFLINE": "0"}, True),
+        (True, {"TRANSFORMERS_OFFLINE": "false"}, True),
+        (True, {"HF_HUB_OFFLINE": "1"}, False),
+        (True, {}, False),
+        (False, {"HF_HUB_OFFLINE": "0"}, False),
+    ],
+)
+def test_code_of_another_repository_is_not_fetched_at_a_start(trust: bool, env: dict[str, str], refused: bool) -> None:
+    found = model_checks.code_errors(spec({"trust-remote-code": trust}, env))
+    assert bool(found) is refused
+    assert not found or next(iter(env)) in found[0]
