@@ -35,6 +35,20 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], where: str = ""
     return found
 
 
+def unwritten_overrides(extra: Mapping[str, Any], args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (those of the command line, those of what was last verified): overrides that are in no file.
+
+    A command line that has some of its own, or names the model, does without those of what was last verified.
+
+    :param extra: variables of the command line.
+    :param args: ``model``, ``overrides`` and ``record`` of the task.
+    """
+    if "model_overrides" in extra:
+        return dict(args["overrides"] or {}), {}
+    record = args["record"] or {}
+    return {}, dict(record.get("overrides") or {}) if record.get("model") == args["model"] else {}
+
+
 class ActionModule(ActionBase):  # type: ignore[misc]
     """Resolve the chosen model against the catalogue, the overrides and the inventory."""
 
@@ -110,15 +124,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 for path in sorted(Path(folder).glob("model_*.y*ml"))
             ]
             return [*errors, ms.unknown_model(args["model"], ms.names_from_files(files))]
+        own, recorded = unwritten_overrides(load_extra_vars(self._loader), args)
         overrides = model_checks.engine_choice(args["overrides"] or {}, args["engine"])
-        merged = ms.deep_merge(args["spec"], overrides)
+        merged = ms.deep_merge(ms.deep_merge(args["spec"], overrides), recorded)
         spec, spec_errors = ms.validate(merged)
         errors += spec_errors
         if spec_errors:
             return errors
         if ms.group_name(spec["name"]) != ms.group_name(args["model"]):
             errors.append(f"model_spec.name is '{spec['name']}', but model '{args['model']}' was asked for.")
-        errors += model_checks.context_errors(spec)
+        errors += model_checks.context_errors(spec) + model_checks.code_errors(spec)
         vllm_version: Any = None
         upstream: Any = None
         if spec["image"] not in args["images"] and not image_recipe.by_reference(spec["image"]):
@@ -147,7 +162,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         errors += member_errors
         if errors:
             return errors
-        addresses = {host: str(nodes[host]["fabric_address"] or nodes[host]["ansible_host"]) for host in members}
+        # A node without a fabric has no peer: its own name may lead through a translation of addresses, or be none.
+        addresses = {host: str(nodes[host]["fabric_address"] or "127.0.0.1") for host in members}
         result["plan"] = {
             "model": spec["name"],
             "spec": spec,
@@ -158,20 +174,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "head": members[0],
             "addresses": addresses,
             "head_address": addresses[members[0]],
-            "api_url": f"http://{nodes[members[0]]['ansible_host']}:{spec['ports']['api']}",
+            "api_url": f"http://{ms.in_url(nodes[members[0]]['ansible_host'])}:{spec['ports']['api']}",
             "multi_node": spec["nodes"] > 1,
             # Empty for an image of others whose version nobody has written down.
             "vllm_version": str(vllm_version or ""),
             "vllm_upstream": str(upstream or ""),
             "image_pulled": bool(recipe["pull"]),
+            "overrides": own or recorded,
         }
         if moved := placement_error(args["record"], result["plan"], members[0]):
             del result["plan"]
             return [moved]
         result["warnings"] = model_checks.warnings(spec)
-        if overrides:
+        if overrides or recorded:
             written = ms.validate(args["spec"])[0]
-            result["overridden"] = changes(written, spec)
+            said = f"As last verified, with the model_overrides of that run (-e model={spec['name']} leaves them out):"
+            result["overridden"] = [said] * bool(recorded) + changes(written, spec)
             result["diff"] = {
                 "before_header": "model_spec as written",
                 "after_header": "model_spec of this run",

@@ -52,7 +52,8 @@ options:
   record:
     description: >-
       What was last verified on the head. A plan that serves the same model on other nodes or by another engine is
-      refused; omitted or empty when the command line says where and how to serve.
+      refused, and overrides that only a command line had are used again; omitted or empty when the command line says
+      where and how to serve.
     type: dict
     default: {}
   mods_dir:
@@ -89,7 +90,8 @@ plan:
     Model name, validated C(spec), systemd C(unit) and C(container), C(members) in rank order, C(idle) nodes,
     C(head), fabric C(addresses) by host, C(head_address), C(api_url), C(multi_node),
     C(vllm_version) of the image, C(vllm_upstream) (the release that a fork is based on; empty for none), and whether
-    the image is taken as it is from a registry (C(image_pulled)).
+    the image is taken as it is from a registry (C(image_pulled)), and the C(overrides) that are
+    in no file.
   returned: success
   type: dict
 overridden:

@@ -26,12 +26,22 @@ SPEC: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["model_s
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, *, nodes: int = 8, groups: dict[str, list[str]] | None = None, **given: Any
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    nodes: int = 8,
+    groups: dict[str, list[str]] | None = None,
+    extra: dict[str, Any] | None = None,
+    known: dict[str, dict[str, str]] | None = None,
+    **given: Any,
 ) -> dict[str, Any]:
-    """Return the task's result for an inventory of some nodes."""
+    """Return the task's result for an inventory of some nodes.
+
+    :param extra: variables of the command line.
+    :param known: variables by node; addresses in two networks unless given.
+    """
     names = [f"node{number}" for number in range(1, nodes + 1)]
     found = {"gx10": names, "head": names[:1], "workers": names[1:]} if groups is None else groups
-    hostvars = {
+    hostvars = known or {
         name: {"ansible_host": f"10.20.0.{number}", "gb10_fabric_address": f"10.30.0.{number}"}
         for number, name in enumerate(names, 1)
     }
@@ -44,7 +54,9 @@ def run(
         return None, {name: arguments.get(name, rule.get("default")) for name, rule in argument_spec.items()}
 
     monkeypatch.setattr(plan.ActionModule, "validate_argument_spec", checked)
+    monkeypatch.setattr(plan, "load_extra_vars", lambda _loader: extra or {})
     plugin = plan.ActionModule.__new__(plan.ActionModule)
+    plugin._loader = None
     result: dict[str, Any] = plugin.run(task_vars={"groups": found, "hostvars": hostvars})
     return result
 
@@ -114,6 +126,63 @@ def test_overrides_are_shown_and_applied(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["plan"]["spec"]["serve"]["max-num-seqs"] == 1
     assert '"max-num-seqs": 6' in found["diff"]["before"]
     assert '"max-num-seqs": 1' in found["diff"]["after"]
+
+
+CHANGE = {"serve": {"max-num-seqs": 1, "gpu-memory-utilization": None}}
+
+
+def test_overrides_of_the_command_line_are_part_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(monkeypatch, overrides=CHANGE, extra={"model_overrides": CHANGE})["plan"]
+    assert found["overrides"] == CHANGE
+    assert "gpu-memory-utilization" not in found["spec"]["serve"]
+    assert run(monkeypatch, overrides=CHANGE)["plan"]["overrides"] == {}, "an inventory has its own for later runs too"
+
+
+def record(**more: Any) -> dict[str, Any]:
+    """Return what was last verified: the model on its nodes."""
+    members = [f"node{number}" for number in range(1, SPEC["nodes"] + 1)]
+    return {"model": SPEC["name"], "members": members, **more}
+
+
+def test_what_was_verified_with_overrides_is_planned_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = run(monkeypatch, overrides=CHANGE, extra={"model_overrides": CHANGE})["plan"]
+    found = run(monkeypatch, record=record(overrides=CHANGE))
+    assert found["plan"] == served, "what serves is what was last verified"
+    assert found["overridden"][0].startswith("As last verified, with the model_overrides of that run")
+    assert "serve.max-num-seqs: " in found["overridden"][1] or "serve.max-num-seqs: " in found["overridden"][2]
+
+
+@pytest.mark.parametrize(
+    ("extra", "has"),
+    [
+        ({"model_overrides": {}}, {}),
+        ({}, {"model": "another", "overrides": CHANGE}),
+        ({}, {}),  # of a release that did not record them, or the command line names the model
+    ],
+)
+def test_overrides_of_another_run_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], has: dict[str, Any]
+) -> None:
+    has = has if has else record(overrides=CHANGE) if extra else record()
+    assert run(monkeypatch, record=has, extra=extra)["plan"] == run(monkeypatch)["plan"]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("fd00:1::11", "http://[fd00:1::11]:"), ("gx10-1.lab.internal", "http://gx10-1.lab.internal:")],
+)
+def test_the_api_has_a_url_whatever_the_head_is_called(monkeypatch: pytest.MonkeyPatch, host: str, url: str) -> None:
+    spec = {**copy.deepcopy(SPEC), "nodes": 1}
+    spec["serve"] = {**spec["serve"], "tensor-parallel-size": 1, "pipeline-parallel-size": 1}
+    found = run(monkeypatch, nodes=1, spec=spec, known={"node1": {"ansible_host": host}})
+    assert found["plan"]["api_url"] == f"{url}{found['plan']['spec']['ports']['api']}"
+    assert found["plan"]["addresses"] == {"node1": "127.0.0.1"}, "an engine can listen on no name of its node"
+
+
+def test_two_clusters_in_one_inventory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"gx10": ["node1", "node2"], "head": ["node1", "node2"], "workers": []}
+    found = run(monkeypatch, nodes=2, groups=groups)
+    assert "Group 'head' must hold exactly one host, found 2: node1, node2. An inventory is one cluster" in found["msg"]
 
 
 def test_the_lines_of_a_change() -> None:
