@@ -50,6 +50,9 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
             }
         )
         known = task_vars or {}
+        heads = (known.get("groups") or {}).get("head", [])
+        if len(heads) > 1:
+            return {**result, "failed": True, "msg": ms.head_error(heads)}
         extra = load_extra_vars(self._loader)
         named = str(extra.get("model_name") or extra.get("model") or "")
         head = self._ask(known) if args["ask"] and not named and not args["recipe"] else None

@@ -241,6 +241,14 @@ def _beside_errors(model: Mapping[str, Any], where: str) -> list[str]:
     return errors
 
 
+def head_error(head: Sequence[str]) -> str:
+    """Return the sentence for an inventory that has no head, or more than one: that of several clusters."""
+    return (
+        f"Group 'head' must hold exactly one host, found {len(head)}: {', '.join(head) or 'none'}. "
+        "An inventory is one cluster; give each cluster a directory of its own, and one of them with -i."
+    )
+
+
 def membership(
     model: Mapping[str, Any], head: Sequence[str], workers: Sequence[str]
 ) -> tuple[list[str], list[str], list[str]]:
@@ -249,7 +257,7 @@ def membership(
     The head is rank 0; the workers follow in inventory order; nodes beyond the model's need stay idle.
     """
     if len(head) != 1:
-        return [], [], [f"Group 'head' must hold exactly one host, found {len(head)}: {', '.join(head) or 'none'}."]
+        return [], [], [head_error(head)]
     cluster = [*head, *(host for host in workers if host not in head)]
     wanted = int(model["nodes"])
     if wanted > len(cluster):
@@ -263,8 +271,13 @@ def membership(
 
 
 _PLACEHOLDER = re.compile(
-    r"change[-_ ]?me|<.*>|example|^x+(\.x+)*$|^(192\.0\.2|198\.51\.100|203\.0\.113)\.\d+$", re.IGNORECASE
+    r"change[-_ ]?me|<.*>|example|^x+(\.x+)*$|^(192\.0\.2|198\.51\.100|203\.0\.113)\.\d+$|^2001:0?db8:", re.IGNORECASE
 )
+
+
+def in_url(host: object) -> str:
+    """Return a name or an address as it stands in a URL: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in str(host) else str(host)
 
 
 def placeholder_errors(addresses: Mapping[str, object]) -> list[str]:

@@ -179,7 +179,18 @@ def test_there_is_one_head(heads: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["CHANGE_ME", "change-me", "<head-node>", "192.0.2.11", "198.51.100.7", "203.0.113.9", "x.x.x.x", ""]
+    "address",
+    [
+        "CHANGE_ME",
+        "change-me",
+        "<head-node>",
+        "192.0.2.11",
+        "198.51.100.7",
+        "203.0.113.9",
+        "2001:db8::11",
+        "x.x.x.x",
+        "",
+    ],
 )
 def test_a_placeholder_is_refused(address: str) -> None:
     errors = ms.inventory_errors({"n1": {"ansible_host": address, "fabric_address": "10.0.0.1"}})
