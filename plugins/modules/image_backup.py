@@ -77,7 +77,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB, Layer, tag_file
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB, ImageError, Layer, tag_file
 from ansible_collections.gb10.cluster.plugins.module_utils._image.store import damaged
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
@@ -130,9 +130,12 @@ def main() -> None:
     base = Path(want["directory"])
     folder = base / "layers"
     path = base / "images" / tag_file(want["tag"])
-    kept = read(module, path, want["tag"]) if want["state"] == "verified" else json.loads(want["manifest"])
-    record = kept.pop("record", want["record"])
-    layers = list({layer["diff_id"]: Layer(**layer) for layer in kept["layers"]}.values())
+    try:
+        kept = read(module, path, want["tag"]) if want["state"] == "verified" else json.loads(want["manifest"])
+        record = kept.pop("record", want["record"])
+        layers = list({layer["diff_id"]: Layer(**layer) for layer in kept["layers"]}.values())
+    except (ImageError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        module.fail_json(msg=f"The manifest of {want['tag']} cannot be used, nothing was changed: {problem}")
     wrong = damaged(folder, layers)
     changed = False
     if want["state"] == "verified" and wrong:

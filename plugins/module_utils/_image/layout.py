@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+_HEX = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MIB = 2**20
 GIB = 2**30
 #: Bytes read or written at a time.
@@ -35,6 +38,20 @@ class Layer:
     bytes: int
     file_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse what another machine may have written to lead a file name out of the store."""
+        if not (
+            isinstance(self.diff_id, str)
+            and isinstance(self.sha256, str)
+            and _DIGEST.fullmatch(self.diff_id)
+            and _HEX.fullmatch(self.sha256)
+            and all(type(size) is int and size >= 0 for size in (self.bytes, self.file_bytes))
+        ):
+            raise ImageError(
+                f"The description of a layer is damaged: its digest {str(self.diff_id)[:80]!r} is not sha256: and 64 "
+                "hexadecimal digits, or its sizes or checksum are not possible. Nothing was read or removed for it."
+            )
 
     @property
     def hex(self) -> str:

@@ -55,7 +55,7 @@ def known_layer(folder: Path, diff_id: str) -> Layer | None:
     try:
         text = (folder / f"{diff_id.partition(':')[2]}.json").read_text(encoding="utf-8")
         layer = Layer(**json.loads(text))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, ImageError):
         return None
     if layer.diff_id != diff_id:
         return None

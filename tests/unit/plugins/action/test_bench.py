@@ -143,8 +143,13 @@ def test_a_run_is_kept_reported_compared_and_can_fail(tmp_path: Path, quick: Ser
     assert "With the published figures:" in markdown
     assert "| 4 | decode_tokens_per_s | 80 |" in markdown
 
-    again = play(tmp_path, slow.url, baseline="last", regression_share=0.3)
+    secret = "bench-canary-7341"
+    again = play(tmp_path, slow.url, "-vvvv", baseline="last", regression_share=0.3, api_key=secret)
     assert again.returncode == 0, again.stdout  # nobody asked for more than to be told
+    assert secret not in again.stdout + again.stderr
+    written = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+    assert len(written) >= 6
+    assert not [path for path in written if secret.encode() in path.read_bytes()], "a report is passed on"
     second = results(tmp_path)[-1]
     assert second["fingerprint"]["digest"] == first["fingerprint"]["digest"]
     assert second["comparisons"][1]["with"] == f"run {first['run']}"
