@@ -185,7 +185,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if moved := placement_error(args["record"], result["plan"], members[0]):
             del result["plan"]
             return [moved]
-        result["warnings"] = model_checks.warnings(spec)
+        result["warnings"] = model_checks.warnings(spec, result["plan"]["vllm_version"])
         if overrides or recorded:
             written = ms.validate(args["spec"])[0]
             said = f"As last verified, with the model_overrides of that run (-e model={spec['name']} leaves them out):"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import parse_version, rules_for
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import human_int
 
 _ALLOW = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
@@ -75,15 +76,19 @@ def code_errors(spec: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def warnings(spec: Mapping[str, Any]) -> list[str]:
+def warnings(spec: Mapping[str, Any], vllm_version: str = "") -> list[str]:
     """Return the known risks of a model's settings, each with the override that avoids it.
 
     :param spec: a validated ``model_spec``.
+    :param vllm_version: of its image, for what the release does where the options say nothing; empty when unknown.
     """
     serve = spec["serve"]
     hybrid = bool((spec.get("geometry") or {}).get("recurrent"))
     speculates = bool(serve.get("speculative-config") or serve.get("spec-method"))
-    if not (hybrid and speculates and serve.get("enable-prefix-caching") is True):
+    caching = serve.get("enable-prefix-caching")
+    if caching is None and (release := parse_version(vllm_version)):
+        caching = rules_for(release).hybrid_prefix_caching
+    if not (hybrid and speculates and caching is True):
         return []
     return [
         f"{spec['name']}: speculative decoding with prefix caching corrupts the output of hybrid models in some "

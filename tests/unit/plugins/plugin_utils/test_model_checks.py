@@ -69,6 +69,14 @@ def test_speculation_with_prefix_caching_on_a_hybrid_is_warned_about() -> None:
 
 
 @pytest.mark.parametrize(
+    ("version", "warned"), [("0.25.1", False), ("0.26.0", True), ("0.33.0+cu130", True), ("", False)]
+)
+def test_a_release_that_caches_prefixes_by_default_is_warned_about_too(version: str, warned: bool) -> None:
+    assert bool(model_checks.warnings(spec(MTP, **HYBRID), version)) is warned
+    assert model_checks.warnings(spec({**MTP, "enable-prefix-caching": False}, **HYBRID), version) == []
+
+
+@pytest.mark.parametrize(
     ("serve", "geometry"),
     [
         ({**MTP, "enable-prefix-caching": True}, {}),
