@@ -7,12 +7,16 @@ prints it. The table in docs/runbook.md says the same to owners.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import diagnose
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import SIGNATURES
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_files import load_tables
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.version import matches, parse
 
 TRACE = "Traceback (most recent call last):"
 CORE = "(EngineCore pid=77) ERROR 10-30 21:14:05 [core.py:1165] "
@@ -201,3 +205,21 @@ def test_what_a_report_must_name(report: Report) -> None:
     assert report.cause in first.cause
     assert report.remedy in first.remedy
     assert first.line in report.log
+
+
+#: Words with a dash in the remedies that are no options of vLLM's.
+OTHER_WORDS = {"flashinfer-cubin", "flashinfer-jit-cache", "no-deps", "power-cycle", "systemd-oomd"}
+
+
+def test_each_option_that_a_remedy_names_is_one_of_every_release_in_use() -> None:
+    words = {
+        word
+        for each in SIGNATURES
+        for word in re.findall(r"(?<![\w/.`-])-{0,2}([a-z]+(?:-[a-z]+)+)\b(?![/.])", each.remedy)
+    }
+    options = {version: table["options"] for version, table in load_tables().items()}
+    in_use = {version: known for version, known in options.items() if matches(">=0.22.1", parse(version))}
+    assert len(in_use) > 5
+    named = words - OTHER_WORDS
+    assert {"attention-backend", "moe-backend", "kv-cache-dtype"} <= named
+    assert [(word, version) for word in sorted(named) for version, known in in_use.items() if word not in known] == []
