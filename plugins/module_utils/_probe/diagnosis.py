@@ -24,6 +24,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures imp
 )
 
 UNRECOGNISED = "unrecognised"
+#: Of an exception of NCCL's, its own warning says what happened, and it is printed by another part of the process.
+NCCL_FAILED = "nccl_failed"
 MAX_LINE_CHARS = 400
 #: A cause may name more than its line shows, such as why each of ten backends was refused.
 MAX_CAUSE_CHARS = 1500
@@ -41,6 +43,8 @@ _PROCESS = re.compile(r"^(?P<process>(?:\([\w:.]+(?: [\w:.]+)* pid=\d+(?:, ip=[^
 _LOGGER = re.compile(r"^(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? \[[^\]]*\] ?")
 _TRACEBACK = "Traceback (most recent call last)"
 _EXCEPTION = re.compile(r"^(?P<class>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (?P<words>.*)|:?)$")
+_NCCL_ERROR = re.compile(r"NCCL [Ee]rror")
+_NCCL_WARNING = re.compile(r"NCCL WARN (?P<words>.+)")
 _VALIDATION = re.compile(r"\d+ validation errors? for \w+$")
 #: Exceptions of a process that is being ended.
 _AFTERMATH = frozenset(
@@ -215,6 +219,8 @@ def _unrecognised(lines: Sequence[_Line], harmless: set[int]) -> Finding | None:
     if not candidates:
         return None
     thrown = candidates[0] if fatal or not last else candidates[-1]
+    if _NCCL_ERROR.search(thrown.words) and (warned := _nccl_warning(lines, harmless)):
+        return warned
     return Finding(
         name=UNRECOGNISED,
         kind=CAUSE,
@@ -225,6 +231,24 @@ def _unrecognised(lines: Sequence[_Line], harmless: set[int]) -> Finding | None:
         time_s=thrown.line.time_s,
         address=origin_address(thrown.line.text),
     )
+
+
+def _nccl_warning(lines: Sequence[_Line], harmless: set[int]) -> Finding | None:
+    """Return NCCL's first warning that does not only report another's end."""
+    for line in lines:
+        found = _NCCL_WARNING.search(line.text)
+        if found and line.index not in harmless and not _is_consequence(line.text):
+            return Finding(
+                name=NCCL_FAILED,
+                kind=CAUSE,
+                cause=f"NCCL failed: {found['words'][:MAX_LINE_CHARS].rstrip('. ')}.",
+                remedy="Compare the nodes' fabric (`playbooks/doctor.yml`); NCCL_DEBUG=INFO in model_spec.env shows "
+                "more.",
+                line=line.text[:MAX_LINE_CHARS].rstrip(),
+                source=line.source,
+                time_s=line.time_s,
+            )
+    return None
 
 
 def _phases(lines: Sequence[_Line]) -> dict[int, int]:

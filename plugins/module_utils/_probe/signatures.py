@@ -194,6 +194,17 @@ SIGNATURES: tuple[Signature, ...] = (
         rank=SPECIFIC,
     ),
     _signature(
+        "no_quantised_backend",
+        CAUSE,
+        r"(?P<what>(?:No \w+ MoE backend supports|\w+ MoE backend '?\w+'? does not support) the deployment "
+        r"configuration.*|Failed to find a kernel that can implement the .*)",
+        cause="No kernel takes the weights of this model on this node: {what}.",
+        remedy="Leave moe-backend and linear-backend to vLLM, or name another one; where the reason is the device, "
+        "this vLLM has no kernel for SM121: use a newer image.",
+        origin="vLLM 0.32.0 model_executor/layers/fused_moe/oracle, model_executor/kernels/linear",
+        rank=SPECIFIC,
+    ),
+    _signature(
         "triton_out_of_resources",
         CAUSE,
         r"OutOfResources: out of resource: (?P<what>[\w ]+), Required: (?P<need>\d+), Hardware limit: (?P<limit>\d+)",
@@ -823,10 +834,12 @@ SIGNATURES: tuple[Signature, ...] = (
         CONSEQUENCE,
         r"Connection closed by peer \[(?P<address>[\d.a-fA-F:]+)\]:\d+|"
         r"Connection reset by peer \[(?P<address2>[\d.a-fA-F:]+)\]|"
-        r"Read error \[(?P<address3>[\d.a-fA-F:]+)\]:\d+: Connection reset by peer",
-        cause="The peer rank at {address|address2|address3} closed its connection.",
+        r"Read error \[(?P<address3>[\d.a-fA-F:]+)\]:\d+: Connection reset by peer|"
+        r"NCCL WARN .*Connection closed by remote peer (?P<address4>[^\s<]+)|"
+        r"NCCL error in: .*remote process exited or there was a network error",
+        cause="The peer rank at {address|address2|address3|address4} closed its connection.",
         remedy="Look at the log of the node at the address in the line.",
-        origin="torch gloo transport/tcp/pair.cc",
+        origin="torch gloo transport/tcp/pair.cc; NCCL src/misc/socket.cc",
     ),
     _signature(
         "ray_processes_exited",

@@ -60,6 +60,29 @@ REPORTS = {
         + traceback("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690"),
         "rdma_connect_failed", "Connection timed out", "one subnet",
     ),
+    # nccl src/transport/net_ib.cc; any other warning of NCCL's before its error
+    "NCCL's own words for an error of its": Report(
+        f"{NCCL}transport/net_ib.cc:411 NCCL WARN NET/IB : rocep1s0f1:1 Got async event : port error\n"
+        + traceback("RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)"),
+        "nccl_failed", "rocep1s0f1:1 Got async event : port error", "playbooks/doctor.yml",
+    ),
+    # nccl src/misc/socket.cc
+    "a peer that ended": Report(
+        f"{NCCL}misc/socket.cc:881 NCCL WARN socketProgress: Connection closed by remote peer gx10-3<41234>\n"
+        + traceback(
+            "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited or "
+            "there was a network error, NCCL version 2.28.9"
+        ),
+        "peer_closed", "gx10-3", "log of the node",
+    ),
+    # vllm/model_executor/layers/fused_moe/oracle/nvfp4.py
+    "a backend that does not take the weights": Report(
+        traceback(
+            "ValueError: NvFp4 MoE backend 'FLASHINFER_TRTLLM' does not support the deployment configuration since "
+            "kernel does not support current device cuda."
+        ),
+        "no_quantised_backend", "does not support current device", "moe-backend",
+    ),
     # nccl src/transport/net_ib.cc, 2.19 to 2.26
     "a peer that is silent on RDMA": Report(
         f"{NCCL}transport/net_ib.cc:1748 NCCL WARN NET/IB : Got completion from peer 10.77.0.4<50212> with status=12 "
