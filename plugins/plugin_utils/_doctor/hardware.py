@@ -83,7 +83,13 @@ def _containers(node: Mapping[str, Any]) -> Check:
     if "nvidia" in live:
         return Check(name, "runtime nvidia")
     if docker["cdi"]:
-        return Check(name, "CDI")
+        return Check(
+            name,
+            "CDI, without the runtime nvidia",
+            WARN,
+            "engine_gpu_args asks for the runtime unless you changed it, and no engine would start: nvidia-ctk runtime "
+            "configure --runtime=docker; systemctl restart docker.",
+        )
     why = (
         "daemon.json names the runtime, but Docker runs without it" if "nvidia" in docker["runtimes"] else "not set up"
     )
