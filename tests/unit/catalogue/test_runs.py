@@ -270,3 +270,16 @@ def test_the_models_of_an_inventory_are_printed(addressed: Any) -> None:
     document = json.loads(run.output[run.output.index("\n{") if "\n{" in run.output else 0 :].split("\n}")[0] + "\n}")
     assert {each["name"] for each in document["models"]} == set(MODELS)
     assert len(document["nodes"]) == 4
+
+
+def test_no_two_models_share_what_their_code_could_write(rendered: Callable[[str], Any]) -> None:
+    """What a compiler or a kernel library keeps is code: a model's own must not run in another model's engine."""
+    mounts: dict[str, set[str]] = {}
+    for model in ("nemotron-ultra", "nemotron-super"):
+        where, _run = rendered(model)
+        unit = (where / "gx10-1" / "etc" / "systemd" / "system" / f"vllm-{model}.service").read_text(encoding="utf-8")
+        found = re.findall(r"--volume[\s\\]+(/[^:\s]+):(\S+)", unit)
+        assert found, unit
+        mounts[model] = {source for source, target in found if not target.endswith(":ro")}
+        assert [source for source in mounts[model] if source.endswith(f"/{model}") and "/cache/" in source], mounts
+    assert mounts["nemotron-ultra"] & mounts["nemotron-super"] == set()
