@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM itself logged about its cache, held against the model within one percent.
 
-Two sources: lines captured from starts of vLLM 0.32.0 (CPU build) with the lab's two tiny models, kept below;
-and whole logs in tests/unit/fixtures/engine-logs/kv-*.log.
+Three sources: lines captured from starts of vLLM 0.32.0 (CPU build) with the lab's two tiny models, kept below;
+whole logs in tests/unit/fixtures/engine-logs/kv-*.log; and what 0.22.1 logged on one H200 of hybrid models of true
+shape with dummy weights and a pool of a given size (docs/sources.md, [H]).
 """
 
 from __future__ import annotations
 
 import ast
+import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,8 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, rules_for
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.layout import Asked, plan_layout
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Settings
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
 
@@ -175,3 +178,28 @@ def test_the_captured_lines_are_of_both_models_and_both_layouts() -> None:
 def test_a_log_without_its_line_is_no_evidence() -> None:
     with pytest.raises(AssertionError, match="the log has no line that matches"):
         read(CAPTURED["tiny-qwen3, one rank, 1 GiB"].replace("KV cache size", "something else"))
+
+
+MODELS = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(encoding="utf-8"))["models"]
+ON_A_GPU = list(csv.DictReader((FIXTURES.parent / "memory" / "gpu-layouts-0.22.1.csv").open(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("row", ON_A_GPU, ids=lambda row: "-".join(list(row.values())[:7]))
+def test_what_vllm_logged_on_a_gpu(row: dict[str, str]) -> None:
+    length = int(row["max_model_len"])
+    layout = plan_layout(
+        geometry_from_dict(MODELS[row["model"]]["geometry"]),
+        Asked(
+            tensor_parallel_size=int(row["ranks"]),
+            kv_cache_dtype=row["kv_cache_dtype"],
+            ssm_dtype=row["ssm_dtype"],
+            speculative_tokens=int(row["draft_tokens"]),
+            block_granularity=16,
+            prefix_caching=row["prefix_caching"] != "off",
+            cache_mode="align" if row["prefix_caching"] == "align" else None,
+            rules=rules_for((0, 22, 1)),
+        ),
+    )
+    assert (layout.cache_mode, layout.block_tokens) == (row["cache_mode"], int(row["block_tokens"]))
+    assert layout.padding_percent == pytest.approx(float(row["padding_percent"]), abs=0.005)
+    assert int(int(row["blocks"]) / layout.blocks_per_sequence(length) * length) == int(row["tokens"])
