@@ -76,6 +76,7 @@ def findings(
     for port in machine.ports:
         if not port.carrier:
             continue
+        found.extend(_twin_findings(port))
         for netdev in port.netdevs:
             found.extend(_netdev_findings(port, netdev, mtu_bytes, speed_mbps, rdma))
     found.extend(_unused_findings(machine, mtu_bytes))
@@ -98,6 +99,27 @@ def mtu_remedy(mtu_bytes: int, wanted_bytes: int) -> str:
         f"An MTU of {mtu_bytes} bytes instead of {wanted_bytes} costs up to 5 % of the throughput (4200 bytes suffice "
         "for most of it). Run playbooks/fabric.yml, or set fabric_mtu to what all links carry."
     )
+
+
+def _twin_findings(port: Port) -> list[Finding]:
+    """Return a warning for a ConnectX-7 port of which only one half is on the bus.
+
+    A device that its owner named (its port is called like it) may be all that is wanted, and a NIC that has more
+    lanes than a GB10 gives it is another machine's.
+    """
+    netdev = port.netdevs[0]
+    halved = netdev.driver == "mlx5_core" and 0 < netdev.lanes <= EXPECTED_LANES < netdev.lanes_max
+    if len(port.netdevs) > 1 or port.key == netdev.name or not halved:
+        return []
+    return [
+        Finding(
+            "WARN",
+            f"{netdev.name} ({netdev.pci}) has no twin: the other half of this port is not on the bus, and half of "
+            "its bandwidth is lost.",
+            "See `lspci -d 15b3:`, where a port has a device in each of two PCIe domains. Update the firmware "
+            "(fwupdmgr), then shut the node down and pull its power cable for a minute.",
+        )
+    ]
 
 
 def _netdev_findings(port: Port, netdev: Netdev, mtu_bytes: int, speed_mbps: int, rdma: bool) -> list[Finding]:

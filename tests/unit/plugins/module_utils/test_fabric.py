@@ -175,6 +175,18 @@ def test_a_linked_half_that_lost_its_address_is_warned_about() -> None:
     assert said(changed("switch", ip="[]")) == []
 
 
+def test_a_half_that_is_not_on_the_bus_is_warned_about() -> None:
+    tree = json.loads((FIXTURES / "switch.json").read_text(encoding="utf-8"))
+    half = {path: text for path, text in tree.items() if "P2p1s0" not in path}
+    [(level, what)] = said(parse_capture(half))
+    assert (level, what.partition(":")[0]) == ("WARN", "enp1s0f0np0 (0000")
+    assert "has no twin" in what
+    # Its owner named it alone, or it is a NIC of another kind of machine.
+    assert said(parse_capture(half, interfaces=["enp1s0f0np0"])) == []
+    wide = {path: "16" if path.endswith("current_link_width") else text for path, text in half.items()}
+    assert said(parse_capture(wide)) == []
+
+
 def test_link_local_addresses_count() -> None:
     local = json.loads(without_address("switch", "enp1s0f0np0"))
     for link in local:
