@@ -144,6 +144,11 @@ node:
       description: C(version) of the kernel that the next boot takes, C(nvidia) (whether it has the GPU driver).
       type: dict
       returned: when O(detail=true)
+    updates_held:
+      description: Patterns of packages that role host keeps unattended upgrades from.
+      type: list
+      elements: str
+      returned: when O(detail=true)
     reboot_required:
       description: Packages that wait for a reboot.
       type: list
@@ -192,6 +197,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe i
 from ansible_collections.gb10.cluster.plugins.module_utils._node.capabilities import of_process
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     KIB_PER_GIB,
+    blacklist,
     kho_fault,
     parse_meminfo,
     parse_os_release,
@@ -391,6 +397,7 @@ def detail(units: list[str]) -> dict[str, Any]:
         "gpu_sample": sample,
         "gpu_error": error,
         "kernel_next": kernel_next(),
+        "updates_held": blacklist(read("/etc/apt/apt.conf.d/52gb10-unattended-upgrades")),
         "reboot_required": sorted(set(reboot)) or (["not named"] if Path("/run/reboot-required").exists() else []),
         "engines_enabled": unit_names(enabled),
         "engine_containers": engine_containers(units),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,3 +102,9 @@ def parse_tcp_listeners(text: str) -> list[Listener]:
             address = address.ipv4_mapped
         found.append(Listener(str(address), int(port, 16), words[9]))
     return found
+
+
+def blacklist(text: str) -> list[str]:
+    """Return what a configuration of apt keeps unattended upgrades from, patterns of package names in its order."""
+    found = re.search(r"^Unattended-Upgrade::Package-Blacklist\s*\{([^}]*)\}", text, re.MULTILINE)
+    return re.findall(r'^\s*"([^"]+)"\s*;', found[1], re.MULTILINE) if found else []

@@ -186,6 +186,10 @@ def _service_checks(node: Mapping[str, Any]) -> list[Check]:
     checks.append(
         Check("boots into", target, OK if headless else WARN, "" if headless else "Run playbooks/provision.yml.")
     )
+    if held := node.get("updates_held"):
+        checks.append(
+            Check("updates", f"unattended ones leave out {', '.join(held)}: install them by hand when nothing serves")
+        )
     failed = node["systemd"]["failed"]
     if failed:
         checks.append(Check("failed units", ", ".join(failed), WARN, f"systemctl status {failed[0]}"))

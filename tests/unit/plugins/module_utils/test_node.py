@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
+import jinja2
+
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
+    blacklist,
     kho_fault,
     parse_meminfo,
     parse_os_release,
@@ -10,6 +15,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     unit_names,
 )
 
+REPO = Path(__file__).resolve().parents[4]
 MEMINFO = """\
 MemTotal:       125513372 kB
 MemAvailable:   119003392 kB
@@ -85,3 +91,12 @@ def test_tcp_listeners() -> None:
         ("::1", 631, True),
     ]
     assert parse_tcp_listeners("") == []
+
+
+def test_what_unattended_upgrades_leave_alone() -> None:
+    """As the role host writes it, with the comment and the switch that stand beside the list."""
+    template = (REPO / "roles" / "host" / "templates" / "unattended-upgrades.j2").read_text(encoding="utf-8")
+    packages = ["linux-", "docker", "runc"]
+    assert blacklist(jinja2.Template(template).render(host_held_packages=packages)) == packages
+    assert blacklist("") == []
+    assert blacklist('Unattended-Upgrade::Automatic-Reboot "false";') == []

@@ -285,6 +285,14 @@ def test_a_runtime_that_docker_was_not_restarted_for() -> None:
     assert (check.level, check.value) == (WARN, "CDI, without the runtime nvidia")
 
 
+def test_updates_are_named_as_long_as_they_are_held() -> None:
+    data = reports(1)
+    assert not [check for check in node_checks(data["n1"], Limits()) if check.name == "updates"]
+    data["n1"]["node"]["updates_held"] = ["linux-", "nvidia-"]
+    [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "updates"]
+    assert (check.level, "linux-, nvidia-" in check.value) == (OK, True)
+
+
 @pytest.mark.parametrize(("driver", "level"), [("580.159.03", OK), ("590.44.01", WARN)])
 def test_a_driver_with_known_faults(driver: str, level: str) -> None:
     data = reports(1)
