@@ -13,6 +13,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import sizes, source
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.model import placement_error
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import importer
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
@@ -65,6 +66,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "spec": {"type": "dict"},
                 "recipe": {"type": "str", "default": ""},
                 "source_root": {"type": "str", "default": ""},
+                "endpoint": {"type": "str", "default": ""},
+                "token": {"type": "str", "default": "", "no_log": True},
                 "overrides": {"type": "dict", "default": {}},
                 "catalogue": {"type": "list", "elements": "path", "default": []},
                 "images": {"type": "dict", "required": True},
@@ -196,8 +199,23 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "before": self._dump(written),
                 "after": self._dump(spec),
             }
+        if not args["render_only"]:
+            result["sizes"] = sizes.complete(spec, lambda repo, revision: self._repository(repo, revision, args))
         result["changed"] = False
         return []
+
+    @staticmethod
+    def _repository(repo: str, revision: str, args: dict[str, Any]) -> source.Repository:
+        """Return what a repository says of itself, from the control node's own copy where there is one.
+
+        :raises RepositoryError: neither it nor the hub says anything.
+        """
+        own = Path(args["source_root"]).expanduser() / repo
+        if args["source_root"] and (own / source.CONFIG).is_file():
+            return source.read(str(own), "", "", "", args["source_root"])
+        if not args["endpoint"]:
+            raise source.RepositoryError(f"{own} does not exist, and no hub was named.")
+        return source.read(repo, revision, args["endpoint"], args["token"], args["source_root"])
 
     @staticmethod
     def _dump(value: Any) -> str:

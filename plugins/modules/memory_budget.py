@@ -68,6 +68,9 @@ options:
     description: Size of the repository's weight files, MTP head included, in GiB.
     type: float
     required: true
+  weights_path:
+    description: Directory of the weights on the node, whose files count when O(weights_gib) is 0.
+    type: path
   vllm_version:
     description: >-
       Version of vLLM in the image, such as V(0.22.1). Blocks a sequence and the meaning of the logged number of
@@ -330,6 +333,11 @@ kv_pool_blocks:
   description: Blocks of the cache.
   returned: always
   type: int
+unsized:
+  description: >-
+    Whether the verdict is V(unknown) for one reason, that O(weights_gib) is 0 and O(weights_path) has no weights yet.
+  returned: always
+  type: bool
 kv_cache_tokens:
   description: Size of the cache in tokens, as this release of vLLM logs it.
   returned: always
@@ -383,6 +391,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
     available_on_idle_node,
     meminfo_gib,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import unknown
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -403,6 +412,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "draft_weights_gib": {"type": "float", "default": 0},
     "draft_has_layers": {"type": "bool", "default": True},
     "weights_gib": {"type": "float", "required": True},
+    "weights_path": {"type": "path"},
     "vllm_version": {"type": "str", "required": True},
     "tensor_parallel_size": {"type": "int", "default": 1},
     "expert_parallel": {"type": "bool", "default": False},
@@ -468,11 +478,22 @@ def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float,
     return total, available
 
 
+def weights_there_gib(folder: Path) -> float:
+    """Return the size of the weight files in a directory, without a consolidated second copy; 0 when there are none."""
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")]
+    return sum(sizes) / 2**30
+
+
 def run(params: dict[str, Any], meminfo: Path = MEMINFO) -> Budget:
     """Return the verdict for the module's arguments.
 
     :raises ValueError: the arguments are wrong; the message is one or more sentences
     """
+    path = params.pop("weights_path")
+    if path and params["weights_gib"] == 0:
+        params["weights_gib"] = weights_there_gib(Path(path))
+        if params["weights_gib"] == 0:
+            return unknown([f"The size of the model is not known, and {path} holds no weights yet."])
     total, available = node_memory(params, meminfo)
     return answer(
         params | {"mem_total_gib": total, "mem_available_gib": available}, lambda path: read_config(Path(path))
@@ -487,12 +508,17 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        budget = run(module.params)
+        params = dict(module.params)
+        budget = run(params)
+        weights_gib = params["weights_gib"]
     except (GeometryError, MemoryModelError) as error:
         module.fail_json(msg=" ".join(error.problems), problems=error.problems)
     except ValueError as error:
         module.fail_json(msg=str(error), problems=[str(error)])
-    module.exit_json(changed=False, **budget.as_dict())
+    unsized = bool(module.params["weights_path"]) and not weights_gib
+    if unsized:
+        module.warn(f"{budget.missing[0]} The check is done again when they are there.")
+    module.exit_json(changed=False, unsized=unsized, **budget.as_dict())
 
 
 if __name__ == "__main__":

@@ -30,6 +30,14 @@ options:
     description: Directory of weights on the control node, for the size of a recipe's model.
     type: str
     default: ""
+  endpoint:
+    description: The hub that is asked for the size of a model that names none; empty asks no hub.
+    type: str
+    default: ""
+  token:
+    description: Token for models that need one.
+    type: str
+    default: ""
   overrides:
     description: Merged into I(spec) for this run; V(null) removes a key.
     type: dict
@@ -100,6 +108,11 @@ overridden:
   type: list
   elements: str
   sample: ["serve.max-num-seqs: 6 -> 4"]
+sizes:
+  description: Where the size of a model that names none was read, or why it was not, a sentence each.
+  returned: unless I(render_only)
+  type: list
+  elements: str
 recipe:
   description: What the recipe became, and what of it did not carry over and why, a line each.
   returned: when I(recipe) is given

@@ -128,5 +128,6 @@ def tightest_of(per_node: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "node": node,
         "reason": sentence,
         "report": _report(result, sentence),
+        "unsized": bool(result.get("unsized")),
         "per_node": {name: per_node[name]["verdict"] for name in sorted(per_node)},
     }

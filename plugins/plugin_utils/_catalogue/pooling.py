@@ -30,6 +30,8 @@ RERANKERS: Mapping[str, tuple[Mapping[str, Any], str]] = {
         "the documentation of vLLM Ascend [P]",
     ),
 }
+#: Positions of a Roberta model before the first token: its padding token is number 1.
+PADDED_POSITIONS = 2
 _MODULES = "modules.json"
 _POOLING = "1_Pooling/config.json"
 #: A layer of sentence-transformers after the pooling, which changes the width.

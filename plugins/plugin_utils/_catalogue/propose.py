@@ -233,9 +233,9 @@ def propose(
     spec = deep_merge(spec, wanted.overrides)
     chosen, fits = _fits(spec, repository, geometry, gaps, image.version, cluster, wanted.nodes)
     spec = budget.with_ranks(spec, chosen.nodes, chosen.serve)
-    if geometry is None and "max-model-len" not in spec["serve"] and task == pooling.GENERATE:
-        longest = _longest(repository.config)
-        spec["serve"]["max-model-len"] = min(CAUTIOUS_TOKENS, longest) if longest else CAUTIOUS_TOKENS
+    if geometry is None and "max-model-len" not in spec["serve"]:
+        longest = _longest(repository.config) - (pooling.PADDED_POSITIONS if "Roberta" in found.name else 0)
+        spec["serve"]["max-model-len"] = min(CAUTIOUS_TOKENS, longest) if longest > 0 else CAUTIOUS_TOKENS
     _explain(make, spec, chosen, geometry, gaps, why_image, quantisation)
     if task == pooling.GENERATE:
         make.sampling()
@@ -363,7 +363,7 @@ def _explain(
         because("16384 killed the driver in a long prefill [S0]", "serve", "max-num-batched-tokens")
     if geometry is None:
         why = "a cautious start: the cache is not computed; raise it after it has served"
-        because("vLLM takes the model's own" if pools else why, "serve", "max-model-len")
+        because("the model's own, as far as it is known" if pools else why, "serve", "max-model-len")
         because(" ".join(gaps), "geometry")
         because(
             "a measured point {pool_gib, tokens, source} from vLLM's log lets memory.yml judge", "expected", "kv_cache"

@@ -204,6 +204,8 @@ def memory_arguments(
         arguments["geometry"] = dict(spec["geometry"])
     elif weights_root:
         arguments["config_json"] = f"{weights_root}/{spec['repo']}"
+    if weights_root and not spec["size_gib"]:
+        arguments["weights_path"] = f"{weights_root}/{spec['repo']}"
     arguments |= {
         "weights_gib": float(spec["size_gib"]) - _on_disk_gib(spec, problems),
         # An image whose version nobody has written down counts as the newest release that was read.

@@ -15,6 +15,8 @@ CONTAINER_ROOT = "/root/.cache/huggingface"
 PREPARED = "gb10-prepared"
 #: Where the container that makes data writes (_weights/prepared.py).
 PREPARED_OUTPUT = "/gb10-output"
+#: What a model needs of the weights root.
+KINDS = ("model", "drafter", "prepared")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -192,9 +194,13 @@ def _tree(source: Mapping[str, Any], kind: str, serve: Mapping[str, Any]) -> dic
     return {**found, "kind": kind, "serve": dict(serve)}
 
 
-def trees_beside(plan: Mapping[str, Any], repo: str) -> list[dict[str, Any]]:
+def trees_beside(plan: Mapping[str, Any], repo: str, kinds: Sequence[str] = KINDS) -> list[dict[str, Any]]:
     """Return repo and size_gib of what a model needs of the weights root besides one of them; see trees_beside.yml."""
-    return [{"repo": each["repo"], "size_gib": each["size_gib"]} for each in trees(plan) if each["repo"] != repo]
+    return [
+        {"repo": each["repo"], "size_gib": each["size_gib"]}
+        for each in trees(plan)
+        if each["repo"] != repo and each["kind"] in kinds
+    ]
 
 
 def prepared_repo(spec: Mapping[str, Any], data: Mapping[str, Any]) -> str:

@@ -12,6 +12,8 @@ import yaml
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.action import plan
+from tests.hub import serve
+from tests.unit.repositories import MOE, repository
 
 REPO = Path(plan.__file__).parents[2]
 GROUP_VARS = REPO / "playbooks" / "group_vars"
@@ -22,6 +24,9 @@ FILE = next(
     for path in sorted(GROUP_VARS.glob("model_*.yml"))
     if yaml.safe_load(path.read_text(encoding="utf-8"))["model_spec"].get("nodes", 1) > 1
 )
+#: A file of weights that holds one empty tensor.
+_HEADER = b'{"a":{"dtype":"BF16","shape":[0],"data_offsets":[0,0]}}'
+WEIGHTS = len(_HEADER).to_bytes(8, "little") + _HEADER
 SPEC: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["model_spec"]
 
 
@@ -202,3 +207,28 @@ def test_a_fork_says_which_release_it_is_based_on(monkeypatch: pytest.MonkeyPatc
     built = {"base": "ubuntu:24.04", "vllm_version": "0.33.0"}
     plain = run(monkeypatch, images={SPEC["image"]: built})["plan"]
     assert (plain["vllm_upstream"], plain["image_pulled"]) == ("", False)
+
+
+def test_a_model_without_a_size_gets_that_of_its_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = {**SPEC, "size_gib": 0, "geometry": {}, "drafter": {}}
+    folder = tmp_path / spec["repo"]
+    folder.mkdir(parents=True)
+    unread = run(monkeypatch, spec=spec, source_root=str(tmp_path))
+    assert unread["plan"]["spec"]["size_gib"] == 0
+    assert unread["sizes"][0].endswith(f"{folder} does not exist, and no hub was named.")
+
+    for name, content in repository(MOE, 1).items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else WEIGHTS)
+    found = run(monkeypatch, spec=spec, source_root=str(tmp_path))
+    assert found["plan"]["spec"]["size_gib"] == 0.001
+    assert found["plan"]["spec"]["geometry"]["layers"] == MOE["num_hidden_layers"]
+    assert run(monkeypatch, spec=spec, source_root=str(tmp_path), render_only=True)["plan"]["spec"]["size_gib"] == 0
+
+
+def test_a_hub_is_asked_where_the_control_node_has_no_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = {**SPEC, "size_gib": 0, "revision": "main", "geometry": {}, "drafter": {}}
+    with serve({spec["repo"]: repository(MOE, 29)}) as hub:
+        found = run(monkeypatch, spec=spec, source_root=str(tmp_path), endpoint=hub.url)
+        assert found["plan"]["spec"]["size_gib"] == 29
+        assert found["sizes"] == [f"model_spec.size_gib is 0: 29 GiB, read at {hub.url}/{spec['repo']}."]
+        assert not [path for path in hub.seen if path.endswith(".safetensors")]

@@ -27,7 +27,15 @@ def test_the_tightest_node() -> None:
         "reason": "b is the tightest of 3 nodes (tight): Because.",
         "report": "fits on this cluster. b is the tightest of 3 nodes (tight): Because.",
         "per_node": {"a": "tight", "b": "tight", "c": "fits"},
+        "unsized": False,
     }
+
+
+def test_nodes_without_the_weights_yet_are_no_refusal() -> None:
+    waiting = result("unknown", None) | {"unsized": True}
+    assert tightest([waiting, waiting], ["a", "b"])["unsized"]
+    assert not tightest([waiting, result("refused", 1.0)], ["a", "b"])["unsized"]
+    assert not tightest([result("unknown", None)], ["a"])["unsized"]
 
 
 def test_a_refusal_without_figures_is_the_tightest() -> None:

@@ -377,3 +377,24 @@ def test_contexts_that_cannot_be_spread(
 ) -> None:
     found = with_draft(capsys, **changes)
     assert sentence in [*found.get("reasons", []), *found.get("problems", [])]
+
+
+def test_weights_that_are_not_there_yet_are_no_refusal(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _self, text: warned.append(text))
+    result = call(capsys, **NANO | {"weights_gib": 0, "weights_path": str(tmp_path)})
+    assert (result["verdict"], result["unsized"]) == ("unknown", True)
+    assert result["missing"] == [f"The size of the model is not known, and {tmp_path} holds no weights yet."]
+    assert warned == [f"{result['missing'][0]} The check is done again when they are there."]
+
+
+def test_weights_on_the_node_count_where_no_size_is_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("model-1.safetensors", "model-2.safetensors", "consolidated.safetensors"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(9 * 2**30)
+    result = call(capsys, **NANO | {"weights_gib": 0, "weights_path": str(tmp_path)})
+    assert (result["unsized"], result["weights_gib_per_rank"]) == (False, 18)
+    # A size that is given counts, whatever lies there.
+    assert call(capsys, **NANO | {"weights_path": str(tmp_path)})["weights_gib_per_rank"] < 18

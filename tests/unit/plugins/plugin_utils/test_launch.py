@@ -237,6 +237,8 @@ def test_each_repository_of_a_model_is_moved_like_the_others() -> None:
         {"repo": "o/draft", "size_gib": 1.0},
         {"repo": "gb10-prepared/m.rows", "size_gib": 48.0},
     ]
+    assert launch.trees_beside(given, "o/m", ["model", "drafter"]) == [{"repo": "o/draft", "size_gib": 1.0}]
+    assert [each["repo"] for each in launch.trees_beside(given, "o/draft", ["model", "drafter"])] == ["o/m"]
     assert launch.trees({}) == []
 
 
