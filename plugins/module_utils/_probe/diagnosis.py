@@ -234,14 +234,17 @@ def _unrecognised(lines: Sequence[_Line], harmless: set[int]) -> Finding | None:
 
 
 def _nccl_warning(lines: Sequence[_Line], harmless: set[int]) -> Finding | None:
-    """Return NCCL's first warning that does not only report another's end."""
+    """Return NCCL's first warning, or what torch calls its last error, that does not only report another's end."""
+    last_error = ""
     for line in lines:
         found = _NCCL_WARNING.search(line.text)
-        if found and line.index not in harmless and not _is_consequence(line.text):
+        words = found["words"] if found else line.body if last_error == line.process != "" else ""
+        last_error = line.process if line.body.strip() == "Last error:" else ""
+        if words and line.index not in harmless and not _is_consequence(line.text):
             return Finding(
                 name=NCCL_FAILED,
                 kind=CAUSE,
-                cause=f"NCCL failed: {found['words'][:MAX_LINE_CHARS].rstrip('. ')}.",
+                cause=f"NCCL failed: {words[:MAX_LINE_CHARS].rstrip('. ')}.",
                 remedy="Compare the nodes' fabric (`playbooks/doctor.yml`); NCCL_DEBUG=INFO in model_spec.env shows "
                 "more.",
                 line=line.text[:MAX_LINE_CHARS].rstrip(),

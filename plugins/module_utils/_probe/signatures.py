@@ -657,7 +657,8 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "rdma_connect_failed",
         CAUSE,
-        r"NCCL WARN Call to ibv_modify_qp failed with (?:error )?(?:\d+ )?(?P<error>[A-Za-z][\w ]*)"
+        # NCCL prints it as a warning, and torch as NCCL's last error; as information it is a try that is repeated.
+        r"^(?!.*NCCL INFO).*?Call to ibv_modify_qp failed with (?:error )?(?:\d+ )?(?P<error>[A-Za-z][\w ]*)"
         r"(?:, on dev (?P<device>[^,\s]+), .*?"
         r"local GID index (?P<index>\d+), local GID (?P<local>\S+), remote GID (?P<remote>[^\s,]+))?",
         cause="RDMA device {device} could not connect from GID {local} (index {index}) to {remote}: {error}.",
@@ -670,7 +671,7 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "rdma_peer_silent",
         CAUSE,
-        r"NCCL WARN NET/IB ?: .*?Got completion (?:from peer (?P<peer>[^\s<]+)\S* )?with (?:status=|error )"
+        r"NET/IB ?: .*?Got completion (?:from peer (?P<peer>[^\s<]+)\S* )?with (?:status=|error )"
         r"(?P<status>IBV_WC_\w+\(\d+\)|\d+).*?(?:localGid (?P<local>\S+) remoteGids?\s?(?P<remote>\S+))?(?: hca "
         r"(?P<device>\S+))?$",
         cause="The peer {peer} did not answer over RDMA ({status}): device {device}, from GID {local} to {remote}.",

@@ -90,6 +90,7 @@ COMMON: dict[str, Deviation] = {
 }
 #: On those of several nodes.
 RDMA_RAY: dict[str, Deviation] = {
+    "env NCCL_DEBUG": Deviation(None, "WARN", "Without it NCCL does not print which device and peer failed."),
     "env NCCL_NET": Deviation(None, "IB", RDMA),
     "env NCCL_IB_ROCE_VERSION_NUM": Deviation(None, "2", "RoCE v2, whatever GID is found first [P]."),
     "env NCCL_CROSS_NIC": Deviation(None, "1", "Both halves of a twin carry traffic [P]."),

@@ -66,6 +66,28 @@ REPORTS = {
         + traceback("RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)"),
         "nccl_failed", "rocep1s0f1:1 Got async event : port error", "playbooks/doctor.yml",
     ),
+    # torch/csrc/distributed/c10d/NCCLUtils.cpp, where NCCL itself prints nothing
+    "a silent peer in torch's words": Report(
+        traceback(
+            "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a "
+            "network error, NCCL version 2.28.9",
+            "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+            "Last error:",
+            "NET/IB: Got completion from peer 10.77.0.4<50212> with status=IBV_WC_RETRY_EXC_ERR(12) opcode=129 "
+            "vendor_err=129 localGid ::ffff:10.77.0.2 remoteGids ::ffff:10.77.0.4 hca rocep1s0f1",
+        ),
+        "rdma_peer_silent", "10.77.0.4 did not answer over RDMA (IBV_WC_RETRY_EXC_ERR(12))", "MTU of both ends",
+    ),
+    "another failure of NCCL's in torch's words": Report(
+        traceback(
+            "torch.distributed.DistBackendError: NCCL error in: NCCLUtils.cpp:77, unhandled system error, NCCL version "
+            "2.28.9",
+            "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.",
+            "Last error:",
+            "Call to ibv_create_ah failed with error No such device",
+        ),
+        "nccl_failed", "Call to ibv_create_ah failed with error No such device", "playbooks/doctor.yml",
+    ),
     # nccl src/misc/socket.cc
     "a peer that ended": Report(
         f"{NCCL}misc/socket.cc:881 NCCL WARN socketProgress: Connection closed by remote peer gx10-3<41234>\n"
