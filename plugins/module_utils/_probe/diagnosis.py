@@ -317,7 +317,12 @@ def diagnose(lines: Iterable[LogLine]) -> list[Finding]:
         hits.values(),
         key=lambda hit: (_RANK_OF_KIND[hit.finding.kind], SIGNATURES[hit.place].rank, hit.index, hit.place),
     )
-    findings = [Finding(**{**hit.finding.as_dict(), "count": hit.count}) for hit in found]
+    names = {hit.finding.name for hit in found}
+    findings = [
+        Finding(**{**hit.finding.as_dict(), "count": hit.count})
+        for hit in found
+        if names.isdisjoint(SIGNATURES[hit.place].unless)
+    ]
     if not any(finding.kind == CAUSE for finding in findings):
         stand_in = _unrecognised([line for line in parsed if line.source == "engine"], harmless)
         findings = [stand_in, *findings] if stand_in else findings

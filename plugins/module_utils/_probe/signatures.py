@@ -29,7 +29,8 @@ class Signature:
     pattern: searched in the cleaned line, its named groups may be used as {group} or {first|second} in cause and
     remedy, and a group `node` holds the fabric address of the node concerned; origin: where the wording of the line
     comes from; rank: of causes, the lower one comes first; sources: of LogLine.source; after: must be found in one of
-    the lines before, of the same process and traceback; newest: the last such line is reported instead of the first.
+    the lines before, of the same process and traceback; newest: the last such line is reported instead of the first;
+    unless: not reported beside these, which it follows from.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Signature:
     sources: tuple[str, ...] = ("engine",)
     after: re.Pattern[str] | None = None
     newest: bool = False
+    unless: tuple[str, ...] = ()
 
 
 def _signature(
@@ -56,6 +58,7 @@ def _signature(
     sources: tuple[str, ...] = ("engine",),
     after: str = "",
     newest: bool = False,
+    unless: tuple[str, ...] = (),
 ) -> Signature:
     return Signature(
         name,
@@ -68,6 +71,7 @@ def _signature(
         sources,
         re.compile(after) if after else None,
         newest,
+        unless,
     )
 
 
@@ -733,6 +737,7 @@ SIGNATURES: tuple[Signature, ...] = (
         origin="CUDA runtime; NVIDIA driver",
         rank=BROAD,
         sources=("engine", "kernel"),
+        unless=("kernel_image_missing", "cutlass_failed"),
     ),
     # --- container and environment --------------------------------------------------------------
     _signature(
@@ -836,11 +841,19 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Connection closed by peer \[(?P<address>[\d.a-fA-F:]+)\]:\d+|"
         r"Connection reset by peer \[(?P<address2>[\d.a-fA-F:]+)\]|"
         r"Read error \[(?P<address3>[\d.a-fA-F:]+)\]:\d+: Connection reset by peer|"
-        r"NCCL WARN .*Connection closed by remote peer (?P<address4>[^\s<]+)|"
-        r"NCCL error in: .*remote process exited or there was a network error",
+        r"NCCL WARN .*Connection closed by remote peer (?P<address4>[^\s<]+)",
         cause="The peer rank at {address|address2|address3|address4} closed its connection.",
         remedy="Look at the log of the node at the address in the line.",
         origin="torch gloo transport/tcp/pair.cc; NCCL src/misc/socket.cc",
+    ),
+    _signature(
+        "nccl_peer_gone",
+        CONSEQUENCE,
+        r"NCCL error in: .*remote process exited or there was a network error",
+        cause="NCCL lost another rank: its process ended, or the network failed.",
+        remedy="Look at the logs of the other ranks; where none ended before this one, compare the nodes' fabric "
+        "(`playbooks/doctor.yml`).",
+        origin="torch/csrc/distributed/c10d/NCCLUtils.cpp",
     ),
     _signature(
         "ray_processes_exited",
@@ -876,6 +889,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "where the journal holds no kernel log, look at `dmesg`.",
         origin="systemd",
         sources=("unit",),
+        unless=("systemd_oomd", "oom_killer", "earlyoom"),
     ),
 )
 

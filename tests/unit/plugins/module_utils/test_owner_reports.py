@@ -252,6 +252,33 @@ def test_what_a_report_must_name(report: Report) -> None:
     assert first.line in report.log
 
 
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        # A trap in a kernel that is not built for the GPU ends in a launch failure: the hardware is not at fault.
+        (
+            [
+                ("This kernel only supports sm120.", "engine"),
+                ("torch.AcceleratorError: CUDA error: unspecified launch failure", "engine"),
+            ],
+            ["kernel_image_missing"],
+        ),
+        ([("torch.AcceleratorError: CUDA error: unspecified launch failure", "engine")], ["gpu_fault"]),
+        (
+            [
+                ("vllm-x.service: systemd-oomd killed 42 process(es) in this unit.", "unit"),
+                ("vllm-x.service: Main process exited, code=killed, status=9/KILL", "unit"),
+            ],
+            ["systemd_oomd"],
+        ),
+        ([("vllm-x.service: Main process exited, code=killed, status=9/KILL", "unit")], ["killed"]),
+    ],
+)
+def test_what_follows_from_a_cause_is_not_reported_beside_it(lines: list[tuple[str, str]], names: list[str]) -> None:
+    found = diagnose([LogLine(text, float(number), source) for number, (text, source) in enumerate(lines, 1)])
+    assert [each.name for each in found] == names
+
+
 #: Words with a dash in the remedies that are no options of vLLM's.
 OTHER_WORDS = {"flashinfer-cubin", "flashinfer-jit-cache", "no-deps", "power-cycle", "systemd-oomd"}
 
