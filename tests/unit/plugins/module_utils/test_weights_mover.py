@@ -211,6 +211,7 @@ def test_what_an_earlier_transfer_left_running_is_waited_for_until_it_is_replace
     (part / weights.PIECES).write_bytes((cluster.tree(1) / weights.PIECES).read_bytes())
     cluster.until(2, "moving")
     cluster.start(3, [2])
+    cluster.until(3, "moving")
     time.sleep(0.8)
     assert cluster.status(3)["state"] == "moving"
     cluster.kill(2)
