@@ -118,7 +118,7 @@ def test_points_and_gates_of_a_model_that_answers_nonsense(served: str, results:
     ]
     for entry in entries:
         assert (entry["requests"], entry["failures"]) == (2, {})
-        assert entry["e2e_ttft"]["mean"] >= entry["ttfr"]["mean"] >= entry["est_ppt"]["mean"] > 0
+        assert entry["e2e_ttft"]["mean"] >= entry["ttfr"]["mean"] >= entry["est_ppt"]["mean"] >= 0
         assert entry["peak_throughput"]["mean"] > 0
     (table,) = results.glob(f"*/export/{found['run']}.md")
     assert "| lab/" in table.read_text(encoding="utf-8")

@@ -252,8 +252,8 @@ def test_points_beyond_the_context_are_left_out_of_a_profile_and_refused_where_t
 def test_points_and_gates_are_kept_exported_and_can_fail(tmp_path: Path, quick: Server) -> None:
     asked: dict[str, Any] = {
         "sweep": False, "profile": "llama-benchy", "pp": [300], "tg": [6], "depth": [0, 400], "concurrency": [1],
-        "runs": 2, "gates": ["needle", "answers", "tool_call", "reasoning"], "gate_output_tokens": 4,
-        "gate_needle_tokens": 900, "gate_needle_depths": [0.5],
+        "runs": 2, "latency_mode": "none", "gates": ["needle", "answers", "tool_call", "reasoning"],
+        "gate_needle_tokens": 900, "gate_needle_depths": [0.5], "gate_output_tokens": 4,
     }  # fmt: skip
     done = play(tmp_path, quick.url, **asked)
     assert done.returncode == 0, done.stdout
