@@ -46,11 +46,16 @@ async def _burst(
 
 
 def _entry(
-    measured: Sequence[tuple[list[Heard], dict[str, float]]], point: defined.Point, latency_s: float, **how: Any
+    measured: Sequence[tuple[list[Heard], dict[str, float]]],
+    point: defined.Point,
+    latency_s: float,
+    *,
+    expected: int,
+    context: bool = False,
 ) -> dict[str, Any]:
     rounds = [[each.request for each in heard] for heard, _view in measured]
     return {
-        **defined.figures(rounds, point, latency_s, **how),
+        **defined.figures(rounds, point, latency_s, expected=expected, context=context),
         "server": merge_views([view for _heard, view in measured]),
     }
 
@@ -82,7 +87,13 @@ async def run_points(client: Client, plan: defined.Plan, say: Say) -> dict[str, 
             pairs = [await make_prompt(client, point, seed) for seed in seeds]
             if cached:
                 loads.append(
-                    await _burst(client, f"{title}, context", [(text, defined.PROBE) for text, _ in pairs], point, say)
+                    await _burst(
+                        client,
+                        f"{title}, context",
+                        [(context, defined.PROBE) for context, _prompt in pairs],
+                        point,
+                        say,
+                    )
                 )
             runs.append(await _burst(client, title, pairs, point, say))
         if cached:

@@ -246,14 +246,14 @@ def run_of_points(*rates: float, **changes: Any) -> dict[str, Any]:
 
 
 def test_points_in_common_are_compared_and_judged() -> None:
-    before, now = run_of_points(24.0, 20.0), run_of_points(24.0, 16.0, 12.0)
-    rows, reason = compare_runs(before, now)
+    fast, slow = run_of_points(24.0, 20.0), run_of_points(24.0, 16.0, 12.0)
+    rows, reason = compare_runs(fast, slow)
     assert reason == ""
     assert [row["figure"] for row in rows] == [
         "pp2048 t/s @ d0", "tg128 t/s @ d0", "pp2048 t/s @ d4096", "tg128 t/s @ d4096",
     ]  # fmt: skip
     assert regressions(rows, 0.1) == ["At 1 requests tg128 t/s @ d4096 is 16, 20% worse than 20 (r1)."]
-    assert regressions(compare_runs(now, before)[0], 0.1) == []
+    assert regressions(compare_runs(slow, fast)[0], 0.1) == []
 
 
 @pytest.mark.parametrize("change", [{"prefix_caching": True}, {"latency_mode": "none"}, {"request": {"top_k": 1}}])
