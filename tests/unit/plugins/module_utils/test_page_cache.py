@@ -51,6 +51,6 @@ def test_the_background_process_is_no_child_and_its_failure_is_reported(
     while not said.endswith("\n"):
         said += capfd.readouterr().out
         time.sleep(0.01)
-    words, _, parent = said.rpartition(" ")
+    words, _space, parent = said.rpartition(" ")
     assert words == "gb10: the page cache is not dropped: read-only; parent"
     assert int(parent) != os.getpid()

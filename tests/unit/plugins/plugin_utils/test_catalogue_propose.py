@@ -251,9 +251,9 @@ DRAFT = {
 }
 
 
-def drafter(config: Mapping[str, Any] = DRAFT) -> drafts.Reader:
+def drafter(config: Mapping[str, Any] | None = None) -> drafts.Reader:
     """Return a reader of a repository of 3 GiB with what was asked for."""
-    return lambda repo, revision: repository(config, 3, repo=repo, revision=revision)
+    return lambda repo, revision: repository(config or DRAFT, 3, repo=repo, revision=revision)
 
 
 def test_the_heads_of_the_checkpoint_draft_as_published() -> None:
