@@ -88,10 +88,20 @@ class ActionModule(DynamoAction):
             names = bench.used_workers(pods)
         else:
             names = [str(pod["metadata"]["name"]) for pod in worker_pods(pods)]
-        for name in names if not self._task.check_mode else []:
+        try:
+            for name in names if not self._task.check_mode else []:
+                if step == "fresh":
+                    self.say(
+                        f"{name} served a measurement: it is replaced, so that its cache holds nothing of the trace"
+                    )
+                    cluster.delete("Pod", name, space)
+                else:
+                    cluster.annotate("Pod", name, space, {bench.MEASURED: job})
+        except ClusterError as error:
+            if not error.forbidden:
+                raise
             if step == "fresh":
-                self.say(f"{name} served a measurement: it is replaced, so that its cache holds nothing of the trace")
-                cluster.delete("Pod", name, space)
-            else:
-                cluster.annotate("Pod", name, space, {bench.MEASURED: job})
+                words = "Ask for a role that may delete pods, or set dynamo_bench_fresh=false for a warm cache."
+                raise ClusterError(f"{error} {words}", error.status) from error
+            self.say(f"the workers are not marked, so the next measurement does not replace them: {error}")
         return {"changed": bool(names) and step == "fresh", "graph": target.graph, "workers": names}

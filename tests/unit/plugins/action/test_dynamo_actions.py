@@ -249,6 +249,25 @@ def test_workers_are_marked_before_a_measurement_and_replaced_before_the_next(me
     assert ("Pod", "ultra", "f") in memory.objects
 
 
+def test_a_user_who_may_not_touch_pods_can_measure_all_the_same(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {state.GRAPH_LABEL: "ultra-agg-b200-chat-mtp", state.COMPONENT_LABEL: "worker"}
+    meta = {"name": "w", "labels": labels, "annotations": {bench.MEASURED: "former"}}
+    memory.objects["Pod", "ultra", "w"] = {"metadata": meta}
+
+    def refuse(*_given: Any, **_more: Any) -> None:
+        raise ClusterError('pods "w" is forbidden.', 403)
+
+    monkeypatch.setattr(memory, "annotate", refuse)
+    monkeypatch.setattr(memory, "delete", refuse)
+    assert measured_on(tmp_path, "mark")["changed"] is False
+    said = measured_on(tmp_path, "fresh")["msg"]
+    assert said.startswith(
+        'pods "w" is forbidden. Ask for a role that may delete pods, or set dynamo_bench_fresh=false'
+    )
+
+
 SMOKE = {"body": '{"model":"${MODEL_ID}",\n   "max_tokens":64}', "refused": "odd"}
 GOOD = {
     "choices": [{"message": {"content": "Hello."}, "finish_reason": "stop"}],
