@@ -113,7 +113,7 @@ molecule: venv ## Molecule scenarios: all of them, or SCENARIO=host
 
 .PHONY: test-kube
 test-kube: venv ## The role dynamo against a real Kubernetes API server (builds one first where there is none: 20 minutes)
-	@test -n "$$KUBEBUILDER_ASSETS" -o -e ~/.cache/gb10/kube/.complete || nice lab/kube/build ~/.cache/gb10/kube
+	@test -n "$${KUBEBUILDER_ASSETS:-}" -o -e ~/.cache/gb10/kube/.complete || nice lab/kube/build ~/.cache/gb10/kube
 	@GB10_KUBE=require $(PY) -m pytest tests/kube -v $(ARGS)
 
 .PHONY: e2e

@@ -16,7 +16,6 @@ from benchmarks.dynamo import target
 from tests.kube.conftest import Kube
 
 REPO = Path(__file__).resolve().parents[2]
-SPACE = "witness"
 
 
 def asked(kube: Kube, tmp_path: Path, *tasks: dict[str, Any]) -> list[dict[str, Any]]:
@@ -38,11 +37,10 @@ def asked(kube: Kube, tmp_path: Path, *tasks: dict[str, Any]) -> list[dict[str, 
     return found
 
 
-def test_a_witness_reads_each_value_and_would_change_none(kube: Kube, tmp_path: Path) -> None:
-    made = render.graph(target(SPACE))
-    kube.api.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}})
+def test_a_witness_reads_each_value_and_would_change_none(kube: Kube, space: str, tmp_path: Path) -> None:
+    made = render.graph(target(space))
     kube.api.cluster.apply(made)
-    where = {"api_version": made["apiVersion"], "kind": made["kind"], "namespace": SPACE}
+    where = {"api_version": made["apiVersion"], "kind": made["kind"], "namespace": space}
     read, would, other = asked(
         kube,
         tmp_path,
@@ -55,5 +53,5 @@ def test_a_witness_reads_each_value_and_would_change_none(kube: Kube, tmp_path: 
     assert found["metadata"]["labels"] == made["metadata"]["labels"]
     assert "gb10.cluster" in {each["manager"] for each in found["metadata"]["managedFields"]}
     assert (would["changed"], other["changed"]) == (False, True)
-    live = kube.api.cluster.get(made["kind"], made["metadata"]["name"], SPACE)
+    live = kube.api.cluster.get(made["kind"], made["metadata"]["name"], space)
     assert not difference.differs(live, kube.api.cluster.apply(made, dry_run=True))

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.state import 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.waiting import Looks, Patience, wait
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
 from lab.kube.server import find_binaries
-from tests.kube.conftest import HOW, Kube
+from tests.kube.conftest import HOW, PATIENT, Kube, gone
 
 REPO = Path(__file__).resolve().parents[2]
 FILES = (REPO / "playbooks" / "group_vars").glob("model_*.yml")
@@ -28,27 +26,10 @@ TARGETS = [name for spec in SPECS for name in (spec.get("dynamo") or {}).get("ta
 TABLES = serve_files.load_tables()
 GRAPH = "DynamoGraphDeployment"
 ROUNDS = 20
-#: A machine under load may take long for what comes automatically; nothing here waits that long otherwise.
-PATIENT = Patience(stall_seconds=120, passing_seconds=120, every_seconds=0.1)
-numbers = count()
 
 
 def target(name: str, namespace: str, **settings: Any) -> Target:
     return chosen(SPECS, name, {"namespace": namespace, **settings}, TABLES)
-
-
-@pytest.fixture
-def space(kube: Kube) -> Iterator[str]:
-    name = f"test-{next(numbers)}"
-    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-    kube.api.cluster.apply(made)
-    yield name
-    for graph in kube.api.cluster.find(GRAPH, name):
-        kube.api.cluster.delete(GRAPH, graph["metadata"]["name"], name)
-
-
-def gone(cluster: Cluster, name: str, space: str) -> Progress:
-    return wait(Looks(cluster, space, name).gone, lambda _line: None, PATIENT)
 
 
 def ready(cluster: Cluster, name: str, space: str, patience: Patience = PATIENT) -> Progress:
