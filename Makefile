@@ -34,6 +34,10 @@ lock: ## Pin requirements.in anew into requirements.lock (needs uv)
 lock-images: venv ## Pin the wheels of the engine images anew into locks/ (needs uv)
 	@$(PY) scripts/lock_images.py $(ARGS)
 
+.PHONY: check-arm64
+check-arm64: venv ## Import the locked wheels on an emulated arm64 Python, as image_check does (6 GiB, 10 minutes)
+	@$(PY) scripts/check_arm64.py $(ARGS)
+
 .PHONY: models-page
 models-page: venv ## Write the tables of models in README.md and docs/models.md anew
 	@$(PY) scripts/models_page.py

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from lab.errors import LabError
 
@@ -122,6 +122,24 @@ def select(sources: Iterable[Source], codename: str, where: str) -> list[Source]
             "--apt-sources, or use --base-image where a registry can be reached."
         )
     return chosen
+
+
+def isolated(work: Path, **settings: str) -> list[str]:
+    """Return the options with which apt-get keeps to a directory: its ``sources.list``, ``state`` and ``cache``.
+
+    :param settings: further settings, with ``__`` for the ``::`` in their names.
+    """
+    own = {
+        "Dir::Etc::sourcelist": work / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": work / "state/lists",
+        "Dir::Cache": work / "cache",
+        "Debug::NoLocking": "1",
+        "Acquire::Languages": "none",
+        "APT::Sandbox::User": "root",
+    }
+    more = {key.replace("__", "::"): value for key, value in settings.items()}
+    return [word for key, value in {**own, **more}.items() for word in ("-o", f"{key}={value}")]
 
 
 def parse_os_release(text: str) -> dict[str, str]:

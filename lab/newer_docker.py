@@ -62,16 +62,7 @@ def fetch(target: Path) -> list[Path]:
     for folder in ("state/lists/partial", "cache/archives/partial", "debs"):
         (work / folder).mkdir(parents=True)
     (work / "sources.list").write_text(line + "\n", encoding="utf-8")
-    settings = {
-        "Dir::Etc::sourcelist": work / "sources.list",
-        "Dir::Etc::sourceparts": "-",
-        "Dir::State::lists": work / "state/lists",
-        "Dir::Cache": work / "cache",
-        "Debug::NoLocking": "1",
-        "Acquire::Languages": "none",
-        "APT::Sandbox::User": "root",
-    }
-    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    options = apt_sources.isolated(work)
     log = target.with_name(f"{target.name}.log").absolute()
     try:
         run_logged(["apt-get", *options, "update", "-q"], log)

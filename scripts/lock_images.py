@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from packaging.tags import compatible_tags, cpython_tags
+from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 REPO = Path(__file__).resolve().parents[1]
@@ -37,13 +37,17 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._image.locks import (
 LOCKS = REPO / "locks"
 PLATFORM = "aarch64-manylinux_2_35"  # a subset of what the images' Ubuntu 24.04 (glibc 2.39) runs
 PYTHON = (3, 12)
-_PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in range(35, 16, -1)] + ["manylinux2014_aarch64"]
-_TAGS = {
-    tag: place
-    for place, tag in enumerate(
-        [*cpython_tags(PYTHON, platforms=_PLATFORMS), *compatible_tags(PYTHON, "cp312", _PLATFORMS)]
-    )
-}
+PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in range(35, 16, -1)] + ["manylinux2014_aarch64"]
+
+
+def tags_of(python: tuple[int, int]) -> dict[Tag, int]:
+    """Return the tags of wheels that a CPython on the images' platform takes, each with its place, the best first."""
+    own = f"cp{python[0]}{python[1]}"
+    tags = [*cpython_tags(python, platforms=PLATFORMS), *compatible_tags(python, own, PLATFORMS)]
+    return {tag: place for place, tag in enumerate(tags)}
+
+
+_TAGS = tags_of(PYTHON)
 
 
 def catalogue() -> dict[str, Any]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lab import apt_sources
@@ -82,3 +84,13 @@ def test_a_host_without_its_own_archive_is_told_what_to_do() -> None:
 def test_os_release() -> None:
     values = apt_sources.parse_os_release('ID=debian\n# x=y\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n\n')
     assert values == {"ID": "debian", "PRETTY_NAME": "Debian GNU/Linux 12 (bookworm)"}
+
+
+def test_apt_keeps_to_a_directory_of_its_own() -> None:
+    words = apt_sources.isolated(Path("/w"), APT__Architecture="arm64", Dir__State__status="/w/status")
+    settings = dict(word.split("=", 1) for word in words[1::2])
+    assert set(words[::2]) == {"-o"}
+    assert settings["Dir::Etc::sourcelist"] == "/w/sources.list"
+    assert settings["Dir::State::lists"] == "/w/state/lists"
+    assert settings["APT::Architecture"] == "arm64"
+    assert settings["Dir::State::status"] == "/w/status"
