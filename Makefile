@@ -22,13 +22,16 @@ help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: venv
-venv: ## Create .venv from requirements.lock (only when it is missing, unfinished or outdated)
+venv: ## Create .venv from the lock of this Python (only when it is missing, unfinished or outdated)
 	@.ci/venv
 
 .PHONY: lock
-lock: ## Pin requirements.in anew into requirements.lock (needs uv)
+lock: ## Pin requirements.in anew into requirements.lock and requirements-3.14.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --upgrade requirements.in --output-file requirements.lock
+	cp requirements.lock requirements-3.14.lock  # whose pins uv keeps where it can
+	uv pip compile --quiet --universal --python-version 3.14 --generate-hashes --no-emit-index-url --no-header \
+	    --overrides requirements-3.14.in requirements.in --output-file requirements-3.14.lock
 
 .PHONY: lock-images
 lock-images: venv ## Pin the wheels of the engine images anew into locks/ (needs uv)
@@ -119,6 +122,10 @@ molecule: venv ## Molecule scenarios: all of them, or SCENARIO=host
 test-kube: venv ## The role dynamo against a real Kubernetes API server (builds one first where there is none: 20 minutes)
 	@test -n "$${KUBEBUILDER_ASSETS:-}" -o -e ~/.cache/gb10/kube/.complete || nice lab/kube/build ~/.cache/gb10/kube
 	@GB10_KUBE=require $(PY) -m pytest tests/kube -v $(ARGS)
+
+.PHONY: test-versions
+test-versions: venv ## The control node's part on each ansible-core and Python that is supported and at hand
+	@$(PY) scripts/ansible_versions.py $(ARGS)
 
 .PHONY: e2e
 e2e: venv ## End-to-end tests on the lab's nodes

@@ -119,7 +119,7 @@ def lock_image(images: Mapping[str, Any], name: str, work: Path) -> dict[str, st
 
 
 def main() -> int:
-    """Write every lock, or with ``--check`` report those that differ; return the exit code."""
+    """Write every lock, or those of the images named; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--image", action="append", help="only this image of the catalogue, and what it continues")
     args = parser.parse_args()
