@@ -19,16 +19,16 @@ def init_proposal(boxes: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any]
     return propose.as_dict(propose.propose(boxes, earlier or {}, subnet))
 
 
-def init_models(
-    specs: Sequence[Mapping[str, Any]], images: Mapping[str, Any], memory_gib: Sequence[float]
-) -> list[dict[str, Any]]:
-    """Return what each model would be on these boxes; see init_models.yml."""
-    return propose.models_that_fit(specs, images, [float(each) for each in memory_gib])
+def init_login(earlier: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
+    """Return how the boxes are reached; see init_login.yml."""
+    return propose.login(earlier or {}, asked)
 
 
-def init_document(proposal: Mapping[str, Any], earlier: Mapping[str, Any], user: str, model: str) -> dict[str, Any]:
+def init_document(
+    proposal: Mapping[str, Any], earlier: Mapping[str, Any], variables: Mapping[str, str], model: str
+) -> dict[str, Any]:
     """Return the content of hosts.yml; see init_document.yml."""
-    return propose.document(proposal, earlier or {}, user, model)
+    return propose.document(proposal, earlier or {}, variables, model)
 
 
 class FilterModule:
@@ -39,6 +39,6 @@ class FilterModule:
         return {
             "init_addresses": init_addresses,
             "init_proposal": init_proposal,
-            "init_models": init_models,
+            "init_login": init_login,
             "init_document": init_document,
         }

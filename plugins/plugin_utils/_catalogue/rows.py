@@ -165,7 +165,8 @@ def screen(found: Mapping[str, Any]) -> list[str]:
     answered = [size for size in found["nodes"].values() if size is not None]
     silent = [node for node, size in found["nodes"].items() if size is None]
     smallest = f", the smallest has {min(answered):.1f} GiB" if answered else ""
-    lines = [f"{len(found['nodes'])} boxes{smallest}" + (f"; no answer from {', '.join(silent)}" if silent else "")]
+    boxes = "1 box" if len(found["nodes"]) == 1 else f"{len(found['nodes'])} boxes"
+    lines = [f"{boxes}{smallest}" + (f"; no answer from {', '.join(silent)}" if silent else "")]
     lines += [*table(found["models"]), "", "Speeds were published by the source of each model, not measured here."]
     if any("settings" in (each[key] or {}) for each in found["models"] for key in ("decode_one", "decode_peak")):
         lines.append("* with other settings than the model's file: docs/models.md")

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import Machine, from_dict
-from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import Node, make_plan
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import Settings as FabricSettings
 
+_KNOWN_HOSTS = re.compile(r"-o UserKnownHostsFile=(\S+)")
 #: Networks for the fabric, in the order in which they are tried.
 CANDIDATES = (*(f"192.168.{number}.0/24" for number in range(100, 200)), "10.100.0.0/24")
 
@@ -202,34 +203,45 @@ def _cabling(boxes: Sequence[Mapping[str, Any]], machines: Sequence[Machine], pr
         proposal.problems += plan.problems
 
 
-def models_that_fit(
-    specs: Sequence[Mapping[str, Any]], images: Mapping[str, Any], memory_gib: Sequence[float]
-) -> list[dict[str, Any]]:
-    """Return what each model of the catalogue would be on this cluster, the largest that fits first.
-
-    :param specs: the ``model_spec`` dictionaries.
-    :param images: the image catalogue, for the version of vLLM.
-    :param memory_gib: MemTotal of each node; the tightest decides.
-    :returns: ``name``, ``nodes``, ``size_gib``, ``context``, ``verdict`` (fits, tight, refused, unknown, or too few
-        nodes) and ``reason``.
-    """
-    keys = ("name", "nodes", "size_gib", "context", "verdict", "reason")
-    return [{key: each[key] for key in keys} for each in rows.on_cluster(specs, images, memory_gib)]
-
-
 def as_dict(proposal: Proposal) -> dict[str, Any]:
     """Return a proposal as plain data."""
     return asdict(proposal)
 
 
-def document(proposal: Mapping[str, Any], earlier: Mapping[str, Any], user: str, model: str) -> dict[str, Any]:
+def login(earlier: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
+    """Return how the boxes are reached: what was asked for, else what an earlier hosts.yml says.
+
+    :param asked: ``user``, ``private_key``, ``ssh_common_args`` and ``known_hosts``, each empty where nobody asked, and
+        ``default_user``.
+    :returns: ``variables`` of hosts.yml, and the file ``known_hosts`` that they name, empty for that of ssh.
+    """
+    before = (earlier.get("all") or {}).get("vars") or {}
+    words = str(before.get("ansible_ssh_common_args") or "")
+    file = _KNOWN_HOSTS.search(words)
+    known_hosts = asked["known_hosts"] or (file[1] if file else "")
+    args = asked["ssh_common_args"] or _KNOWN_HOSTS.sub("", words)
+    found = {
+        "ansible_user": asked["user"] or str(before.get("ansible_user") or "") or asked["default_user"],
+        "ansible_ssh_private_key_file": asked["private_key"] or str(before.get("ansible_ssh_private_key_file") or ""),
+        "ansible_ssh_common_args": " ".join(
+            [*([f"-o UserKnownHostsFile={known_hosts}"] if known_hosts else []), *args.split()]
+        ),
+    }
+    return {"variables": {key: value for key, value in found.items() if value}, "known_hosts": known_hosts}
+
+
+def document(
+    proposal: Mapping[str, Any], earlier: Mapping[str, Any], variables: Mapping[str, str], model: str
+) -> dict[str, Any]:
     """Return the content of hosts.yml: the proposal within what an earlier one held besides.
 
     Variables that the owner added, groups other than gx10 and further settings of a node stay as they are.
+
+    :param variables: how the boxes are reached, from :func:`login`.
     """
     merged: dict[str, Any] = {"all": dict(earlier.get("all") or {})}
     top = merged["all"]
-    top["vars"] = {**(top.get("vars") or {}), "model": model, "ansible_user": user}
+    top["vars"] = {**(top.get("vars") or {}), "model": model, **variables}
     if not proposal["manage"]:
         top["vars"]["fabric_manage"] = False
     before = hosts_of(earlier)

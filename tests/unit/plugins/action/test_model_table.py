@@ -29,13 +29,13 @@ def run(monkeypatch: pytest.MonkeyPatch, json: str) -> tuple[dict[str, Any], lis
 
 def test_a_table_or_one_document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     result, lines = run(monkeypatch, "")
-    assert lines[0].startswith("1 boxes, the smallest has 119.0 GiB\nmodel  boxes")
+    assert lines[0].startswith("1 box, the smallest has 119.0 GiB\nmodel  boxes")
     assert result["changed"] is False
     assert result["models"][0]["verdict"] == "too few nodes"
     _result, lines = run(monkeypatch, "true")
     assert json.loads(lines[0])["nodes"] == {"a": 119.0}
     _result, lines = run(monkeypatch, str(tmp_path / "m.json"))
-    assert lines[0].startswith("1 boxes")
+    assert lines[0].startswith("1 box")
     assert json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))["models"] == result["models"]
     failed, _lines = run(monkeypatch, str(tmp_path / "no" / "m.json"))
     assert failed["msg"].endswith("m.json could not be written: No such file or directory")

@@ -108,6 +108,20 @@ def test_rows_of_a_cluster() -> None:
     assert lines[-1].startswith("large: Nothing is left for the cache")
 
 
+def test_the_largest_that_fits_comes_first_and_what_cannot_be_last() -> None:
+    specs = [
+        LARGE, {**SPEC, "name": "wide", "nodes": 4}, SPEC,
+        {**SPEC, "name": "shapeless", "geometry": {}, "expected": {}},
+        {**SPEC, "name": "imageless", "image": "other", "size_gib": 1.0}, {**SPEC, "name": "larger", "size_gib": 40.0},
+    ]  # fmt: skip
+    found = rows.on_cluster(specs, IMAGES, [119.0, 119.0])
+    assert [(each["name"], each["verdict"]) for each in found] == [
+        ("larger", "fits"), ("m", "fits"), ("shapeless", "unknown"), ("imageless", "unknown"),
+        ("large", "refused"), ("wide", "too few nodes"),
+    ]  # fmt: skip
+    assert found[-1]["reason"] == "needs 4 nodes, here are 2"
+
+
 def test_what_is_computed_comes_before_what_was_measured() -> None:
     found = rows.on_cluster([{**MEASURED, "name": "larger", "size_gib": 40.0}, SPEC], IMAGES, [119.0])
     assert [(each["name"], each["verdict"], each["basis"]) for each in found] == [
@@ -129,4 +143,4 @@ def test_a_node_that_does_not_answer_leaves_its_models_unknown() -> None:
     assert [(each["name"], each["verdict"]) for each in found["models"]] == [("m", "fits"), ("large", "unknown")]
     assert found["models"][1]["reason"] == "of its 2 nodes, 1 did not answer"
     assert rows.screen(found)[0] == "2 boxes, the smallest has 119.0 GiB; no answer from b"
-    assert rows.screen(rows.cluster([SPEC], IMAGES, ["a"], {}))[0] == "1 boxes; no answer from a"
+    assert rows.screen(rows.cluster([SPEC], IMAGES, ["a"], {}))[0] == "1 box; no answer from a"

@@ -13,7 +13,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._init.propose import 
     as_dict,
     document,
     hosts_of,
-    models_that_fit,
+    login,
     propose,
 )
 
@@ -121,7 +121,7 @@ def test_boxes_that_hear_one_another_are_back_to_back_or_on_a_switch() -> None:
 def test_a_rerun_leaves_the_owners_addresses_to_the_owner() -> None:
     boxes = [box("h1", "10.0.0.4/24"), box("h2", "10.0.0.9/24")]
     first = propose(boxes, {})
-    again = propose(boxes, document(as_dict(first), {}, "me", "m"))
+    again = propose(boxes, document(as_dict(first), {}, {"ansible_user": "me"}, "m"))
     assert (again.manage, again.nodes, again.problems) == (False, first.nodes, [])
 
 
@@ -144,7 +144,7 @@ all:
 def test_a_rerun_keeps_names_addresses_and_what_the_owner_added() -> None:
     found = propose([box("h1"), box("h2")], EARLIER)
     assert [(each.name, each.fabric_address) for each in found.nodes] == [("desk", "10.9.0.7"), ("gx10-1", "10.9.0.1")]
-    written = document(as_dict(found), EARLIER, "me", "new")
+    written = document(as_dict(found), EARLIER, {"ansible_user": "me"}, "new")
     assert written["all"]["vars"] == {"model": "new", "ansible_user": "me", "edge_tls": True}
     assert written["all"]["children"]["monitor"] == {"hosts": {"desk": {}}}
     assert hosts_of(written) == {
@@ -154,33 +154,51 @@ def test_a_rerun_keeps_names_addresses_and_what_the_owner_added() -> None:
 
 
 def test_one_box_has_no_workers() -> None:
-    written = document(as_dict(propose([box("h1")], {})), {}, "me", "m")
+    written = document(as_dict(propose([box("h1")], {})), {}, {"ansible_user": "me"}, "m")
     assert list(written["all"]["children"]["gx10"]["children"]) == ["head"]
 
 
-def spec(name: str, nodes: int, size_gib: float, **changes: Any) -> dict[str, Any]:
-    return {
-        "name": name, "nodes": nodes, "size_gib": size_gib, "image": "some", "repo": f"org/{name}", "env": {},
-        "serve": {"tensor-parallel-size": nodes, "max-model-len": 4096, "gpu-memory-utilization": 0.8},
-        "geometry": {
-            "architecture": "Qwen3ForCausalLM", "layers": 4, "hidden_size": 64, "max_position_embeddings": 8192,
-            "attention": {"layers": 4, "heads": 4, "kv_heads": 4, "head_dim": 32},
-        },
-        **changes,
-    }  # fmt: skip
+NOBODY_ASKED = {"user": "", "private_key": "", "ssh_common_args": "", "known_hosts": "", "default_user": "me"}
 
 
-IMAGES = {"some": {"base": "b", "python": "python3", "vllm_version": "0.22.1", "steps": [], "assertions": {}}}
-
-
-def test_models_are_judged_by_the_boxes_and_the_largest_that_fits_comes_first() -> None:
-    specs = [
-        spec("small", 1, 10), spec("large", 1, 500), spec("wide", 4, 20), spec("middle", 1, 40),
-        spec("shapeless", 1, 1, geometry={}), spec("imageless", 1, 1, image="other"),
-    ]  # fmt: skip
-    rows = models_that_fit(specs, IMAGES, [119.7, 119.7])
-    assert [(row["name"], row["verdict"]) for row in rows] == [
-        ("middle", "fits"), ("small", "fits"), ("shapeless", "unknown"), ("imageless", "unknown"),
-        ("large", "refused"), ("wide", "too few nodes"),
-    ]  # fmt: skip
-    assert rows[-1]["reason"] == "needs 4 nodes, here are 2"
+@pytest.mark.parametrize(
+    ("asked", "before", "variables", "known_hosts"),
+    [
+        ({}, {}, {"ansible_user": "me"}, ""),
+        ({}, {"ansible_user": "gb10", "model": "m"}, {"ansible_user": "gb10"}, ""),
+        ({"user": "other"}, {"ansible_user": "gb10"}, {"ansible_user": "other"}, ""),
+        (
+            {"private_key": "/k", "known_hosts": "/h", "ssh_common_args": "-J jump"},
+            {},
+            {
+                "ansible_user": "me",
+                "ansible_ssh_private_key_file": "/k",
+                "ansible_ssh_common_args": "-o UserKnownHostsFile=/h -J jump",
+            },
+            "/h",
+        ),
+        (
+            {},
+            {"ansible_ssh_private_key_file": "/k", "ansible_ssh_common_args": "-J jump -o UserKnownHostsFile=/h -p 23"},
+            {
+                "ansible_user": "me",
+                "ansible_ssh_private_key_file": "/k",
+                "ansible_ssh_common_args": "-o UserKnownHostsFile=/h -J jump -p 23",
+            },
+            "/h",
+        ),
+        (
+            {"ssh_common_args": "-J other"},
+            {"ansible_ssh_common_args": "-o UserKnownHostsFile=/h -J jump"},
+            {"ansible_user": "me", "ansible_ssh_common_args": "-o UserKnownHostsFile=/h -J other"},
+            "/h",
+        ),
+    ],
+)
+def test_boxes_are_reached_as_asked_or_as_before(
+    asked: dict[str, str], before: dict[str, str], variables: dict[str, str], known_hosts: str
+) -> None:
+    found = login({"all": {"vars": before}}, {**NOBODY_ASKED, **asked})
+    assert found == {"variables": variables, "known_hosts": known_hosts}
+    again = document(as_dict(propose([box("h1")], {})), {}, found["variables"], "m")
+    assert login(again, NOBODY_ASKED) == found, "a later run changes nothing of it"
