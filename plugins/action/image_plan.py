@@ -199,6 +199,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "vllm_version": recipe["vllm_version"] or "",
             "vllm_upstream": recipe["vllm_upstream"] or "",
             "pulled": bool(recipe["pull"]),
+            "source": recipe["source"],
             "missing": missing,
         }, []
 

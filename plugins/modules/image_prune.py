@@ -90,12 +90,18 @@ def built_images(module: AnsibleModule) -> list[dict[str, Any]]:
     _code, out, _err = module.run_command(
         ["docker", "image", "ls", "--quiet", "--no-trunc", "--filter", "label=gb10.image"]
     )
-    ids = sorted(set(out.split()))
-    if not ids:
-        return []
-    _code, out, _err = module.run_command(["docker", "image", "inspect", *ids], check_rc=True)
+    # With the containerd image store, `docker image ls` leaves out an image whose layers are there in another form, as
+    # another image brought them: what was recorded here is asked for by name.
+    names = sorted({*out.split(), *records.tags(module.params["state_dir"])})
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        code, out, _err = module.run_command(["docker", "image", "inspect", name])
+        if code == 0:
+            found.update({image["Id"]: image for image in json.loads(out)})
     images = []
-    for image in json.loads(out):
+    for image in found.values():
+        if "gb10.image" not in (image["Config"].get("Labels") or {}):
+            continue
         # Containers that only protect an image from a manual prune (docker_keep) do not use it.
         _code, used, _err = module.run_command(
             ["docker", "ps", "--all", "--filter", f"ancestor={image['Id']}", "--format", KEPT_FORMAT]

@@ -18,6 +18,7 @@ STATE_DIR = "/var/lib/gb10"
 RECORDS = "images"
 STORE = "image-store"
 INCOMING = "incoming"
+ARCHIVES = "image-archives"
 #: Transient units: the head offers an image, a node pulls one; and the file in which that node reports its progress.
 OFFER_UNIT = "gb10-image-offer"
 PULL_UNIT = "gb10-image-pull"
@@ -34,6 +35,12 @@ def write(state_dir: str, tag: str, record: dict[str, Any]) -> None:
     folder = Path(state_dir) / RECORDS
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / tag_file(tag), {**record, "tag": tag})
+
+
+def tags(state_dir: str) -> list[str]:
+    """Return the images that were verified on this node and not forgotten."""
+    found = (files.read_json(path).get("tag") for path in sorted((Path(state_dir) / RECORDS).glob("*.json")))
+    return [str(tag) for tag in found if tag]
 
 
 def remove(state_dir: str, tag: str) -> None:

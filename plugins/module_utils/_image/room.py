@@ -45,6 +45,14 @@ def room_needed(layers: Sequence[Mapping[str, Any]], transport: str, whole_bytes
     return 2 * sum(layer["bytes"] for layer in layers), sum(layer["file_bytes"] for layer in layers)
 
 
+def archive_bytes(layer_bytes: Iterable[int]) -> int:
+    """Return the most bytes that an archive of layers takes.
+
+    :param layer_bytes: sizes of the layers as a store keeps them; gzip takes about as much as zstd's lowest levels.
+    """
+    return sum(layer_bytes) * 5 // 4 + MIB
+
+
 def gib(count: float) -> str:
     """Return a number of bytes for people."""
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"

@@ -19,6 +19,8 @@ _DEFAULTS: dict[str, Any] = {
     # An image of a registry in place of a build: a base whose own Python has vLLM.
     "pull": None,
     "base_archive": None,
+    # build or archive, in place of image_source.
+    "source": "",
     "packages": [],
     "python": "python3",
     "venv": "/opt/vllm",
@@ -116,6 +118,8 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
                 flat[key] = {**flat[key], **value}
             else:
                 flat[key] = value
+    if flat["source"] not in ("", "build", "archive"):
+        errors.append(f"gb10_images.{name}.source is '{flat['source']}', expected is build or archive.")
     flat["name"] = _short(name)
     flat["lineage"] = list(reversed(lineage))
     if not flat["base"]:

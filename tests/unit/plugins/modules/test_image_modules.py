@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import chain_ids
 from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import units_images
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 from ansible_collections.gb10.cluster.plugins.modules import (
-    image_backup,
     image_info,
     image_prune,
     image_pull,
     image_room,
 )
-from tests.unit.helper import EndedError, NodeModule
+from tests.unit.helper import NodeModule
 from tests.unit.helper import ended as run
 
 TAG = "gb10/probe:0123456789ab"
@@ -188,102 +187,24 @@ def test_exact_names_are_removed_with_what_belongs_to_them(
     assert (tmp_path / "images" / "gb10_probe@2.json").exists() is check
 
 
+def test_an_image_that_docker_does_not_list_is_seen_by_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Docker 26.1 with the containerd image store leaves out of `docker image ls` an image that came back from its
+    # archive while another holds the same layers in the form in which they were built.
+    images = {f"gb10/probe:{n}": labelled(n, f"gb10/probe:{n}") for n in (1, 2, 3)}
+    images["stranger:1"] = {**labelled(4, "stranger:1"), "Config": {"Labels": None}}
+    for name in (*images, "gb10/probe:gone"):
+        records.write(str(tmp_path), name, {"identity": "x"})
+    fake = Module(prune_params(tmp_path), images)
+    answer = fake.answer
+    fake.answer = lambda argv: (0, "sha256:1\n", "") if argv[1:3] == ["image", "ls"] else answer(argv)
+    ended = run(image_prune, monkeypatch, fake)
+    assert ended.result["removed"] == ["gb10/probe:2"]
+    assert set(ended.result["kept"]) == {"gb10/probe:1", "gb10/probe:3"}
+    assert set(fake.images) == {"gb10/probe:1", "gb10/probe:3", "stranger:1"}
+
+
 def test_a_node_without_images_of_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = run(image_prune, monkeypatch, Module(prune_params(tmp_path)))
     assert ended.result["changed"] is False
-
-
-# --- image_backup --------------------------------------------------------------------------------------------
-
-
-CONTENT = b"layer" * 1000
-DIFF_ID = "sha256:" + "a" * 64
-MANIFEST = json.dumps(
-    {
-        "tag": TAG,
-        "config": "{}",
-        "layers": [
-            {
-                "diff_id": DIFF_ID,
-                "bytes": 9000,
-                "file_bytes": len(CONTENT),
-                "sha256": hashlib.sha256(CONTENT).hexdigest(),
-            }
-        ]
-        * 2,
-    }
-)
-
-
-def backup(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, state: str, tag: str = TAG, check: bool = False
-) -> EndedError:  # fmt: skip
-    fake = Module(
-        {
-            "state": state,
-            "directory": str(folder),
-            "tag": tag,
-            "manifest": None if state == "verified" else MANIFEST,
-            "record": {"identity": "f" * 64} if state == "present" else None,
-        }
-    )
-    fake.check_mode = check
-    return run(image_backup, monkeypatch, fake)
-
-
-def test_a_backup_from_nothing_to_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "layers" / f"{'a' * 64}.tar.zst"
-    assert backup(monkeypatch, tmp_path, "missing").result["files"] == [file.name]
-    file.write_bytes(CONTENT)
-    assert backup(monkeypatch, tmp_path, "missing").result["files"] == []
-    assert backup(monkeypatch, tmp_path, "present").result["changed"] is True
-    assert backup(monkeypatch, tmp_path, "present").result["changed"] is False
-    found = backup(monkeypatch, tmp_path, "verified").result
-    assert found["record"] == {"identity": "f" * 64}
-    assert json.loads(found["manifest"]) == json.loads(MANIFEST)
-    assert found["files"] == [file.name]
-
-
-def test_a_damaged_layer_is_found_and_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    test_a_backup_from_nothing_to_whole(tmp_path, monkeypatch)
-    file = tmp_path / "layers" / f"{'a' * 64}.tar.zst"
-    file.write_bytes(b"LAYER" * 1000)
-    ended = backup(monkeypatch, tmp_path, "verified")
-    assert ended.failed
-    assert f"is damaged: {DIFF_ID[:19]} is missing or was altered. Nothing was restored" in str(ended)
-    assert backup(monkeypatch, tmp_path, "missing", check=True).result["files"] == [file.name]
-    assert file.exists()
-    assert backup(monkeypatch, tmp_path, "missing").result["files"] == [file.name]
-    assert not file.exists()
-
-
-def test_an_image_whose_layers_did_not_arrive_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backup(monkeypatch, tmp_path, "missing")
-    ended = backup(monkeypatch, tmp_path, "present")
-    assert ended.failed
-    assert "did not arrive intact in" in str(ended)
-    assert list((tmp_path / "images").iterdir()) == []
-
-
-def test_a_backup_that_is_not_there_is_named_with_those_that_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended = backup(monkeypatch, tmp_path, "verified")
-    assert f"There is no backup of {TAG} in {tmp_path} on the control node; it holds no image." in str(ended)
-    test_a_backup_from_nothing_to_whole(tmp_path, monkeypatch)
-    assert f"it holds {TAG}." in str(backup(monkeypatch, tmp_path, "verified", "gb10/other:1"))
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("{", "is not the manifest of a backup"),
-        ('{"tag": "gb10/other:1", "layers": [1], "record": {"identity": 1}}', "another image"),
-    ],
-)
-def test_a_manifest_that_cannot_be_used_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
-) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "gb10_probe@0123456789ab.json").write_text(text, encoding="utf-8")
-    assert sentence in str(backup(monkeypatch, tmp_path, "verified"))
