@@ -103,33 +103,17 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image.archive import (
+    INCOMING,
     Archive,
+    accept,
     archive_file,
     check_archive,
     read_archive,
+    verified_archive,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import GIB, MIB, ImageError
 from ansible_collections.gb10.cluster.plugins.module_utils._image.room import archive_bytes, no_room
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
-
-INCOMING = "incoming"
-
-
-def digest_file(path: Path) -> Path:
-    """Return the file in which the SHA-256 of an archive is kept."""
-    return path.with_name(f"{path.name}.sha256")
-
-
-def checked(path: Path) -> Archive:
-    """Verify an archive, also against the digest beside it.
-
-    :raises ImageError: it is damaged or incomplete.
-    """
-    archive, found = check_archive(path)
-    noted = files.read(digest_file(path))
-    if noted is not None and noted[0].decode(errors="replace").split()[:1] != [found]:
-        raise ImageError(f"{path} does not have the SHA-256 of {digest_file(path).name}.")
-    return archive
 
 
 def with_shared(path: Path) -> list[Archive]:
@@ -137,8 +121,8 @@ def with_shared(path: Path) -> list[Archive]:
 
     :raises ImageError: one of them is damaged, missing, or does not hold the layer.
     """
-    image = checked(path)
-    others = [checked(path.with_name(name)) for name in sorted(set(image.shared.values()))]
+    image = verified_archive(path)
+    others = [verified_archive(path.with_name(name)) for name in sorted(set(image.shared.values()))]
     held = {blob.digest for archive in others for blob in archive.own}
     for digest, name in image.shared.items():
         if digest not in held:
@@ -154,7 +138,7 @@ def offered(directory: Path, own: str, diff_ids: set[str]) -> dict[str, dict[str
             blobs = [blob for blob in read_archive(path).own if blob.diff_id in diff_ids and blob.diff_id not in found]
             if path.name == own or not blobs:
                 continue
-            checked(path)
+            verified_archive(path)
         except ImageError:
             continue
         found.update({blob.diff_id: {**asdict(blob), "archive": path.name} for blob in blobs})
@@ -200,10 +184,7 @@ def present(module: AnsibleModule, path: Path) -> None:
             msg=f"{want['tag']} did not arrive intact: {problem} It was removed and does not count as backed up; run "
             "the playbook again."
         )
-    # Between these steps there is an archive without its digest, which is valid; with another's it would not be.
-    files.delete(digest_file(path))
-    arrived.replace(path)
-    files.write(digest_file(path), f"{want['sha256']}  {path.name}\n")
+    accept(arrived, path, want["sha256"])
 
 
 def verified(module: AnsibleModule, path: Path) -> dict[str, Any]:

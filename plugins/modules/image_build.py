@@ -31,6 +31,9 @@ options:
   base_archive:
     description: A root file system (tar) on this node, imported as O(base) when that does not exist.
     type: path
+  base_name:
+    description: Another name under which O(base) is on this node; nothing is pulled for it then.
+    type: str
   network:
     description: Network mode of the build steps; with V(none) nothing can be fetched.
     type: str
@@ -63,10 +66,13 @@ seconds:
 """
 
 import json
+import re
 import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 
 def logged(module: AnsibleModule, command: list[str], log: Path) -> tuple[int, list[str]]:
@@ -86,6 +92,7 @@ def main() -> None:
             "context_dir": {"type": "path", "required": True},
             "base": {"type": "str", "required": True},
             "base_archive": {"type": "path"},
+            "base_name": {"type": "str"},
             "network": {"type": "str", "default": "host"},
             "log": {"type": "path", "required": True},
         },
@@ -115,9 +122,19 @@ def main() -> None:
         code, tail = logged(module, [docker, "import", want["base_archive"], want["base"]], log)
         if code != 0:
             module.fail_json(msg=f"{want['base_archive']} cannot be imported as a base image: " + "\n".join(tail))
-    code, tail = logged(
-        module, [docker, "build", "--network", want["network"], "--tag", want["tag"], want["context_dir"]], log
-    )
+    chosen = []
+    if want["base_name"]:
+        path = Path(want["context_dir"]) / "Dockerfile"
+        text = path.read_text(encoding="utf-8")
+        files.write(
+            path.with_suffix(".local"),
+            re.sub(
+                rf"^FROM {re.escape(want['base'])}$", f"FROM {want['base_name']}", text, count=1, flags=re.MULTILINE
+            ),
+        )
+        chosen = ["--file", str(path.with_suffix(".local"))]
+    command = [docker, "build", "--network", want["network"], "--tag", want["tag"], *chosen, want["context_dir"]]
+    code, tail = logged(module, command, log)
     if code != 0:
         module.fail_json(
             msg=f"The build of {want['tag']} failed (exit code {code}); its complete output is in {log} on this node:\n"

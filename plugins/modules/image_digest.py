@@ -26,6 +26,10 @@ options:
     description: File of the control node that holds the lock, for the message.
     type: str
     default: ""
+  present:
+    description: Whether the image with the locked digest is at hand in another way; the registry need not answer then.
+    type: bool
+    default: false
   docker_config:
     description: Docker's client configuration on this node.
     type: path
@@ -65,6 +69,7 @@ def main() -> None:
             "reference": {"type": "str", "required": True},
             "locked": {"type": "str", "default": ""},
             "lock_file": {"type": "str", "default": ""},
+            "present": {"type": "bool", "default": False},
             "docker_config": {"type": "path", "default": "~/.docker/config.json"},
         },
         supports_check_mode=True,
@@ -79,7 +84,11 @@ def main() -> None:
         digest = remote.digest_of_tag(reference, Path(want["docker_config"]))
     except ImageError as problem:
         pinned = remote.Reference(reference.host, reference.name, reference.tag, locked).pinned
-        if not locked or module.run_command(["docker", "image", "inspect", pinned])[0] != 0:
+        docker = module.get_bin_path("docker")
+        here = want["present"] or (
+            docker is not None and module.run_command([docker, "image", "inspect", pinned])[0] == 0
+        )
+        if not locked or not here:
             module.fail_json(msg=str(problem))
         digest = locked
     if locked and digest != locked:

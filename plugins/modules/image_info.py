@@ -39,6 +39,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+architecture:
+  description: The node's architecture as registries name it; empty where no Docker Engine answers.
+  returned: always
+  type: str
+  sample: arm64
 docker:
   description: Whether the Docker Engine answers.
   returned: always
@@ -89,12 +94,12 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe i
 def read_image(module: AnsibleModule, tag: str, state_dir: str) -> dict[str, Any]:
     """Return what this node knows of an image."""
     state: dict[str, Any] = {"docker": False, "present": False, "identity": "", "verified": False, "size_mib": 0.0}
-    state["record"] = {}
+    state.update(record={}, architecture="")
     docker = module.get_bin_path("docker")
     if docker is None:
         return state
-    code, out, _err = module.run_command([docker, "version", "--format", "{{.Server.Version}}"])
-    state["docker"] = code == 0
+    code, out, _err = module.run_command([docker, "version", "--format", "{{.Server.Arch}}"])
+    state.update(docker=code == 0, architecture=out.strip())
     if code != 0:
         return state
     code, out, _err = module.run_command([docker, "image", "inspect", tag])

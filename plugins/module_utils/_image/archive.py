@@ -30,6 +30,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import 
     tag_file,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 BLOBS = "blobs/sha256/"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -39,6 +40,8 @@ LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 #: What is known of the verified image, and which blobs are in other archives, both JSON.
 RECORD = "gb10.record"
 SHARED = "gb10.shared"
+#: Where archives arrive, below the directory of those that are complete.
+INCOMING = "incoming"
 _BLOCK = 512
 
 
@@ -299,6 +302,44 @@ def check_archive(path: Path) -> tuple[Archive, str]:
     if lost:
         raise ImageError(f"{path} is no complete archive: it has no {', '.join(lost)}.")
     return archive, stream.digest.hexdigest()
+
+
+def digest_file(path: Path) -> Path:
+    """Return the file in which the SHA-256 of an archive is kept, as ``sha256sum --check`` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def verified_archive(path: Path) -> Archive:
+    """Verify an archive, also against the digest beside it.
+
+    :raises ImageError: it is damaged or incomplete.
+    """
+    archive, found = check_archive(path)
+    noted = files.read(digest_file(path))
+    if noted is not None and noted[0].decode(errors="replace").split()[:1] != [found]:
+        raise ImageError(f"{path} does not have the SHA-256 of {digest_file(path).name}.")
+    return archive
+
+
+def accept(arrived: Path, path: Path, sha256: str) -> None:
+    """Give a verified archive its name.
+
+    Between the steps there is an archive without its digest, which is valid; with another's it would not be.
+    """
+    files.delete(digest_file(path))
+    arrived.replace(path)
+    files.write(digest_file(path), f"{sha256}  {path.name}\n")
+
+
+def add_older_manifest(path: Path, tag: str) -> None:
+    """Append the manifest.json that older Docker Engines read to an OCI archive that has none."""
+    blobs = read_archive(path)
+    data = described(tag, blobs.config, blobs.blobs, {}, {})["manifest.json"]
+    with tarfile.open(path, "a:") as opened:
+        if "manifest.json" not in opened.getnames():
+            info = tarfile.TarInfo("manifest.json")
+            info.size, info.mode = len(data), 0o644
+            opened.addfile(info, io.BytesIO(data))
 
 
 # --- into a store ----------------------------------------------------------------------------------------------------

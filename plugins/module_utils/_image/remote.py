@@ -45,11 +45,14 @@ class Reference:
         return f"{self.host}/{self.name}@{self.digest}" if self.host else f"{self.name}@{self.digest}"
 
     @property
+    def full_name(self) -> str:
+        """The name as its registry has it: official images of Docker Hub are in ``library/``."""
+        return f"library/{self.name}" if self.host in ("", "docker.io") and "/" not in self.name else self.name
+
+    @property
     def url(self) -> str:
         """Where the registry describes the tag; plain HTTP only on this machine, as for the Docker Engine."""
-        host, name = self.host, self.name
-        if host in ("", "docker.io"):
-            host, name = DOCKER_HUB, name if "/" in name else f"library/{name}"
+        host, name = DOCKER_HUB if self.host in ("", "docker.io") else self.host, self.full_name
         plain = re.match(r"(?:localhost|127\.\d+\.\d+\.\d+)(?::|$)", host)
         return f"{'http' if plain else 'https'}://{host}/v2/{name}/manifests/{self.tag}"
 

@@ -35,6 +35,7 @@ def build_params(tmp_path: Path, **more: Any) -> dict[str, Any]:
         "context_dir": str(tmp_path / "context"),
         "base": "gb10/base:1",
         "base_archive": None,
+        "base_name": None,
         "network": "none",
         "log": str(tmp_path / "log" / "build.log"),
         **more,
@@ -80,6 +81,20 @@ def test_a_missing_base_is_imported_from_its_archive_first(tmp_path: Path, monke
     assert not run(image_build, monkeypatch, fake).failed
     assert [call[1] for call in commands(fake)] == ["import", "build"]
     assert commands(fake)[0] == ["docker", "import", "/base.tar", "gb10/base:1"]
+
+
+def test_a_base_under_another_name_is_built_from_and_not_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "Dockerfile").write_text("# FROM gb10/base:1\nFROM gb10/base:1\nRUN x\n", encoding="utf-8")
+    fake = Module(build_params(tmp_path, base_name="gb10/base:0123456789ab"), inspected(None))
+    assert not run(image_build, monkeypatch, fake).failed
+    (build,) = commands(fake)
+    assert build[-3:] == ["--file", str(context / "Dockerfile.local"), str(context)]
+    text = (context / "Dockerfile.local").read_text(encoding="utf-8")
+    assert text == "# FROM gb10/base:1\nFROM gb10/base:0123456789ab\nRUN x\n"
 
 
 @pytest.mark.parametrize(

@@ -157,12 +157,15 @@ class EndedError(Exception):
 class Module:
     """Stands for AnsibleModule on a node whose Docker Engine has some images."""
 
-    def __init__(self, images: set[str], **params: str) -> None:
-        self.params = {"locked": "", "lock_file": "", "docker_config": "/nowhere", **params}
+    def __init__(self, images: set[str], **params: Any) -> None:
+        self.params = {"locked": "", "lock_file": "", "present": False, "docker_config": "/nowhere", **params}
         self.images = images
 
     def run_command(self, argv: list[str]) -> tuple[int, str, str]:
         return (0 if argv[-1] in self.images else 1), "", ""
+
+    def get_bin_path(self, name: str) -> str | None:
+        return name if self.images else None
 
     def exit_json(self, **result: Any) -> None:
         raise EndedError(**result)
@@ -171,7 +174,7 @@ class Module:
         raise EndedError(failed=True, **result)
 
 
-def resolve(monkeypatch: pytest.MonkeyPatch, images: set[str] | None = None, **params: str) -> EndedError:
+def resolve(monkeypatch: pytest.MonkeyPatch, images: set[str] | None = None, **params: Any) -> EndedError:
     monkeypatch.setattr(image_digest, "AnsibleModule", lambda **_spec: Module(images or set(), **params))
     with pytest.raises(EndedError) as ended:
         image_digest.main()
@@ -197,6 +200,8 @@ def test_a_registry_that_is_down_matters_only_without_the_locked_image(monkeypat
     assert resolve(monkeypatch, here, reference="127.0.0.1:9/a/b:1", locked=DIGEST).result["digest"] == DIGEST
     assert "does not answer" in str(resolve(monkeypatch, reference="127.0.0.1:9/a/b:1", locked=DIGEST))
     assert "does not answer" in str(resolve(monkeypatch, here, reference="127.0.0.1:9/a/b:1"))
+    at_hand = resolve(monkeypatch, reference="127.0.0.1:9/a/b:1", locked=DIGEST, present=True)
+    assert at_hand.result["digest"] == DIGEST
 
 
 def test_what_is_no_reference_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
