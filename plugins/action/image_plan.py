@@ -86,6 +86,16 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             )
             if args["require_wheels"]:
                 return {}, missing
+        notes: list[str] = []
+        steps: list[dict[str, Any]] = []
+        for step in recipe["steps"]:
+            if not step["address"]:
+                steps.append(step)
+                continue
+            wheel_step, note = image_recipe.by_address(step, present, str(args["digests"].get(step["address"], "")))
+            steps += [wheel_step] if wheel_step else []
+            notes += [f"gb10_images.{args['name']}: {note}"] if note else []
+        recipe["steps"] = steps
         context: dict[str, Path] = {}
         # Wheels of a lock are not hashed here: pip compares them with the lock, which is.
         locked: dict[str, Path] = {}
@@ -201,6 +211,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "pulled": bool(recipe["pull"]),
             "source": recipe["source"],
             "missing": missing,
+            "notes": notes,
         }, []
 
     @staticmethod

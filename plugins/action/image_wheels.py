@@ -22,6 +22,8 @@ _SPEC: dict[str, dict[str, Any]] = {
     "locks_dir": {"type": "path", "default": str(_LOCKS)},
     "wheels_dir": {"type": "path", "required": True},
     "mirror": {"type": "str", "default": ""},
+    "digests": {"type": "dict", "default": {}},
+    "relock": {"type": "bool", "default": False},
 }
 
 
@@ -31,21 +33,34 @@ class ActionModule(ControlNodeAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return which files were downloaded, or one sentence for each problem."""
         result, args = self.begin(tmp, task_vars, _SPEC)
-        wheels, errors = self._wheels(args)
+        wheels, addresses, errors = self._wheels(args)
         folder = Path(args["wheels_dir"])
         missing = download.missing(wheels, folder)
-        result.update(changed=bool(missing), files=[wheel.file for wheel in missing], mib=self._mib(missing))
-        if not errors and missing and not self._task.check_mode:
+        absent = [url for url in addresses if not (folder / image_recipe.wheel_file(url)).is_file()]
+        names = [*(wheel.file for wheel in missing), *map(image_recipe.wheel_file, absent)]
+        result.update(changed=bool(names), files=names, mib=self._mib(missing), digests={})
+        if not errors and names and not self._task.check_mode:
             folder.mkdir(parents=True, exist_ok=True)
-            problem = download.room_problem(missing, folder)
+            problem = download.room_problem(missing, folder) if missing else ""
             errors = [problem] if problem else []
             errors = errors or download.download_all(missing, folder, args["mirror"], Display().display)
+        if not errors and not self._task.check_mode:
+            for url in addresses:
+                known = "" if args["relock"] else str(args["digests"].get(url, ""))
+                try:
+                    result["digests"][url] = download.by_address(url, image_recipe.wheel_file(url), folder, known)
+                except download.OtherFileError as failure:
+                    errors.append(str(failure))
+                except download.DownloadError as failure:
+                    # The image can be built without it.
+                    result.setdefault("warnings", []).append(str(failure))
         if errors:
             result.update(failed=True, errors=errors, msg="\n".join(errors))
         return result
 
     @staticmethod
-    def _wheels(args: dict[str, Any]) -> tuple[list[locks.Wheel], list[str]]:
+    def _wheels(args: dict[str, Any]) -> tuple[list[locks.Wheel], list[str], list[str]]:
+        """Return (wheels of the locks, addresses of wheels that are on no index, sentences)."""
         recipe, errors = image_recipe.resolve(args["images"], args["name"])
         wheels: list[locks.Wheel] = []
         for step in recipe.get("steps", []):
@@ -54,7 +69,8 @@ class ActionModule(ControlNodeAction):
                 wheels += locks.parse(path.read_text(encoding="utf-8")) if step.get("lock") else []
             except (OSError, locks.LockError) as problem:
                 errors.append(f"{path}: {problem}")
-        return wheels, errors
+        addresses = [step["address"] for step in recipe.get("steps", []) if step.get("address")]
+        return wheels, addresses, errors
 
     @staticmethod
     def _mib(wheels: list[locks.Wheel]) -> float:

@@ -13,6 +13,9 @@ description:
     package index to build the image.
   - Files that are there with the locked size and SHA-256 are kept. A download continues where an earlier one ended,
     and gets its name after its hash was checked.
+  - A wheel that is on no index is fetched by the address of its step; its hash is returned to be recorded, and another
+    file under the same address is refused later. One that cannot be had is a warning, for the image can be built
+    without it.
   - Progress is shown every few seconds.
 options:
   locks_dir:
@@ -26,6 +29,14 @@ options:
     description: Address that takes the place of C(https://files.pythonhosted.org) in the addresses of the locks.
     type: str
     default: ""
+  digests:
+    description: Digests of wheels by address as they were recorded; another one is refused.
+    type: dict
+    default: {}
+  relock:
+    description: Whether a wheel by address may have another digest than the recorded one.
+    type: bool
+    default: false
 extends_documentation_fragment:
   - gb10.cluster.image
   - gb10.cluster.attributes.controller
@@ -52,6 +63,10 @@ mib:
   description: Size of these files in MiB.
   returned: always
   type: float
+digests:
+  description: Digest of each wheel by address, to be recorded.
+  returned: always
+  type: dict
 errors:
   description: One sentence for each problem.
   returned: failure

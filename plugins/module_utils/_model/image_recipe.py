@@ -7,8 +7,9 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import remote
 from ansible_collections.gb10.cluster.plugins.module_utils._model.other_engines import refusal
@@ -35,6 +36,10 @@ _DEFAULTS: dict[str, Any] = {
 _STEP_DEFAULTS: dict[str, Any] = {
     "wheels": [],
     "wheel_hashes": {},
+    # One wheel that is on no index, by its address; its hash is recorded at the first fetch.  While it is not on the
+    # control node the step is left out, and `without` says what that costs.
+    "address": "",
+    "without": "",
     "requirements": [],
     # Hash-locked: installed from locks/<image>.<step>.txt, and from nothing else.
     "lock": False,
@@ -140,8 +145,11 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
             errors.append(f"{where}.name '{full['name']}' is used twice in {' -> '.join(flat['lineage'])}.")
         else:
             names.add(full["name"])
-        if not (full["wheels"] or full["requirements"] or full["run"]):
-            errors.append(f"{where} does nothing: give wheels, requirements or run.")
+        content = [full["wheels"], full["requirements"], full["run"], full["address"]]
+        if not any(content):
+            errors.append(f"{where} does nothing: give wheels, requirements, run or address.")
+        if full["address"] and (any(content[:3]) or not re.fullmatch(r"https?://\S+/\S+\.whl", str(full["address"]))):
+            errors.append(f"{where}.address must be the address of one wheel, and the step's only content.")
         if full["lock"] and (full["wheels"] or full["pip_args"] or full["run"] or not full["requirements"]):
             errors.append(f"{where} is locked: give requirements, and none of wheels, pip_args and run.")
         if full["replaces"] and not full["lock"]:
@@ -149,6 +157,27 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
         steps.append(full)
     flat["steps"] = steps
     return flat, errors
+
+
+def by_address(step: Mapping[str, Any], present: Collection[str], digest: str) -> tuple[dict[str, Any] | None, str]:
+    """Return (a step that installs the wheel of its address, or None, a sentence about what is missing).
+
+    :param step: one with ``address``.
+    :param present: file names on the control node.
+    :param digest: ``sha256:<hex>`` as it was recorded at the first fetch; empty before.
+    """
+    file = wheel_file(step["address"])
+    if file not in present:
+        return None, f"{file} is not on the control node. {step['without']} playbooks/wheels.yml fetches it.".strip()
+    if not digest:
+        return None, f"The hash of {file} is not recorded yet: run playbooks/wheels.yml, which records it."
+    hashes = {file: digest.removeprefix("sha256:")}
+    return {**step, "wheels": [file], "wheel_hashes": hashes, "pip_args": ["--no-index", "--no-deps"]}, ""
+
+
+def wheel_file(address: str) -> str:
+    """Return the file name of the wheel at an address."""
+    return unquote(urlsplit(address).path.rpartition("/")[2])
 
 
 def choose_wheels(step: Mapping[str, Any], present: Sequence[str], where: str) -> tuple[list[str], list[str]]:

@@ -30,6 +30,10 @@ class DownloadError(Exception):
     """Why a wheel cannot be had; the text is for the operator."""
 
 
+class OtherFileError(DownloadError):
+    """An address gives another file than at the first fetch."""
+
+
 class Sums:
     """Bytes received so far by all downloads, and bytes in all."""
 
@@ -78,20 +82,19 @@ def room_problem(wheels: Iterable[Wheel], folder: Path) -> str:
     )
 
 
-def download(wheel: Wheel, folder: Path, mirror: str, sums: Sums, pause: Callable[[float], None] = time.sleep) -> None:
-    """Bring one wheel into a directory.
+def _receive(
+    file: str, url: str, size: int, partial: Path, sums: Sums, pause: Callable[[float], None], remedy: str
+) -> None:
+    """Append to a partial file until it has its size, synchronised to disk.
 
-    :param mirror: takes the place of https://files.pythonhosted.org in addresses; empty for none.
-    :raises DownloadError: the server does not have it, sends nothing any more, or sends something else.
+    :raises DownloadError: the server does not have it, or sends nothing any more.
     """
-    url = wheel.url.replace(HOME, mirror.rstrip("/"), 1) if mirror else wheel.url
-    partial = folder / f"{wheel.file}.partial"
-    if partial.is_file() and partial.stat().st_size > wheel.size:
+    if partial.is_file() and partial.stat().st_size > size:
         partial.unlink()
     idle, problem = 0, ""
     with partial.open("ab") as out:
         sums.add(out.tell())
-        while (have := out.tell()) < wheel.size:
+        while (have := out.tell()) < size:
             headers = {"User-Agent": "gb10.cluster", **({"Range": f"bytes={have}-"} if have else {})}
             try:
                 request = urllib.request.Request(url, headers=headers)
@@ -104,9 +107,7 @@ def download(wheel: Wheel, folder: Path, mirror: str, sums: Sums, pause: Callabl
                         sums.add(len(chunk))
             except urllib.error.HTTPError as error:
                 if error.code in (401, 403, 404, 410):
-                    raise DownloadError(
-                        f"{url}: status {error.code}. Write the lock anew with `make lock-images`."
-                    ) from error
+                    raise DownloadError(f"{url}: status {error.code}. {remedy}") from error
                 problem = f"status {error.code}"
             except (OSError, http.client.HTTPException) as error:
                 problem = str(error)
@@ -114,12 +115,23 @@ def download(wheel: Wheel, folder: Path, mirror: str, sums: Sums, pause: Callabl
             idle = 0 if out.tell() > have else idle + 1
             if idle >= IDLE_ATTEMPTS:
                 raise DownloadError(
-                    f"{wheel.file} is stuck at {have} of {wheel.size} bytes: {url} sends no more "
+                    f"{file} is stuck at {have} of {size} bytes: {url} sends no more "
                     f"({problem or 'the connection ended early'}). What arrived is kept; run again."
                 )
             if idle:
                 pause(2)
         os.fsync(out.fileno())
+
+
+def download(wheel: Wheel, folder: Path, mirror: str, sums: Sums, pause: Callable[[float], None] = time.sleep) -> None:
+    """Bring one wheel into a directory.
+
+    :param mirror: takes the place of https://files.pythonhosted.org in addresses; empty for none.
+    :raises DownloadError: the server does not have it, sends nothing any more, or sends something else.
+    """
+    url = wheel.url.replace(HOME, mirror.rstrip("/"), 1) if mirror else wheel.url
+    partial = folder / f"{wheel.file}.partial"
+    _receive(wheel.file, url, wheel.size, partial, sums, pause, "Write the lock anew with `make lock-images`.")
     if not intact(partial, wheel):
         sums.add(-partial.stat().st_size)
         partial.unlink()
@@ -128,6 +140,51 @@ def download(wheel: Wheel, folder: Path, mirror: str, sums: Sums, pause: Callabl
             "was removed. Run again; if it stays so, do not use this source."
         )
     partial.replace(folder / wheel.file)
+
+
+def size_of(url: str) -> int:
+    """Return the size in bytes of a file by its address.
+
+    :raises DownloadError: the server does not answer, or does not say.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "gb10.cluster"}, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
+            return int(reply.headers["Content-Length"])
+    except (OSError, http.client.HTTPException, TypeError, ValueError) as problem:
+        raise DownloadError(
+            f"{url} cannot be fetched: {problem}. Check the control node's way to it, or the address in gb10_images."
+        ) from problem
+
+
+def by_address(url: str, file: str, folder: Path, known: str, pause: Callable[[float], None] = time.sleep) -> str:
+    """Bring the wheel of an address into a directory; return its digest, ``sha256:<hex>``.
+
+    :param known: the digest that was recorded at the first fetch; empty before.
+    :raises OtherFileError: it is another file than at the first fetch.
+    :raises DownloadError: it cannot be had, or does not fit the disk.
+    """
+    path, partial = folder / file, folder / f"{file}.partial"
+    if not path.is_file():
+        size = size_of(url)
+        problem = room_problem([Wheel(file, "", "", url, size)], folder)
+        if problem:
+            raise DownloadError(problem)
+        _receive(file, url, size, partial, Sums(size), pause, "Correct the address in gb10_images.")
+    arrived = path if path.is_file() else partial
+    with arrived.open("rb") as handle:
+        found = f"sha256:{hashlib.file_digest(handle, 'sha256').hexdigest()}"
+    if known and found != known:
+        if arrived == partial:
+            partial.unlink()
+        remedy = "It was removed" if arrived == partial else f"Remove {path}"
+        raise OtherFileError(
+            f"{file} from {url} has {found[:23]}..., recorded at the first fetch is {known[:23]}...: it is another "
+            f"file. {remedy}; to accept it, run with -e image_relock=true."
+        )
+    if arrived == partial:
+        partial.replace(path)
+    return found
 
 
 def download_all(

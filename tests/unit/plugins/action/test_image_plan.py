@@ -155,6 +155,7 @@ def test_an_image_can_be_shown_without_its_wheels(tmp_path: Path) -> None:
         ({"overlays": ["patch.py"]}, "overlay patch.py is not in"),
         ({"wheel": ["x"]}, "is not a known key. Did you mean 'wheels'"),
         ({"name": "Bad Name"}, "must be lower-case letters"),
+        ({"address": "https://host/a%2Bb-1-py3-none-any.whl"}, "must be the address of one wheel, and the step's only"),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_laid_out(tmp_path: Path, step: dict[str, Any], sentence: str) -> None:
@@ -170,6 +171,42 @@ def test_a_mod_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_image_is_named_with_those_that_are_known(tmp_path: Path) -> None:
     assert "Known: vllm-node" in plan(tmp_path, IMAGES, name="vllm-nod")[1][0]
+
+
+# --- a wheel by address ----------------------------------------------------------------------------------------
+
+ADDRESS = "https://host/x/kernels-1%2Bcu130-cp39-abi3-linux_aarch64.whl"
+KERNELS = "kernels-1+cu130-cp39-abi3-linux_aarch64.whl"
+
+
+def with_address() -> dict[str, Any]:
+    images = copy.deepcopy(IMAGES)
+    images["vllm-node"]["steps"].append({"name": "kernels", "address": ADDRESS, "without": "It costs 20 to 30 GB."})
+    return images
+
+
+def test_an_image_without_its_wheel_by_address_says_what_that_costs(tmp_path: Path, wheels: Path) -> None:
+    plain = plan(tmp_path, IMAGES)[0]
+    found, errors = plan(tmp_path, with_address())
+    assert errors == []
+    assert found["fingerprint"] == plain["fingerprint"]
+    assert found["notes"] == [
+        f"gb10_images.vllm-node: {KERNELS} is not on the control node. It costs 20 to 30 GB. "
+        "playbooks/wheels.yml fetches it."
+    ]
+    (wheels / KERNELS).write_bytes(b"kernels")
+    assert "is not recorded yet: run playbooks/wheels.yml" in plan(tmp_path, with_address())[0]["notes"][0]
+
+
+def test_a_wheel_by_address_is_installed_with_its_recorded_hash(tmp_path: Path, wheels: Path) -> None:
+    (wheels / KERNELS).write_bytes(b"kernels")
+    digests = {"ubuntu:24.04": DIGEST, ADDRESS: "sha256:" + hashlib.sha256(b"kernels").hexdigest()}
+    found, errors = plan(tmp_path, with_address(), digests=digests)
+    assert (errors, found["notes"]) == ([], [])
+    assert f"wheels/kernels/{KERNELS}" in found["files"]
+    assert "--no-index --no-deps /wheels/*.whl" in found["dockerfile"]
+    digests[ADDRESS] = "sha256:" + "1" * 64
+    assert "it is another file" in plan(tmp_path, with_address(), digests=digests)[1][0]
 
 
 # --- locked steps ----------------------------------------------------------------------------------------------

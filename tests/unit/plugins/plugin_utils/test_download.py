@@ -35,6 +35,12 @@ class Index(BaseHTTPRequestHandler):
     ranges = True
     asked: ClassVar[list[tuple[str, str]]] = []
 
+    def do_HEAD(self) -> None:
+        file = self.path.rpartition("/")[2]
+        self.send_response(200 if file in CONTENT else 404)
+        self.send_header("Content-Length", str(len(CONTENT.get(file, b""))))
+        self.end_headers()
+
     def do_GET(self) -> None:
         file = self.path.rpartition("/")[2]
         self.asked.append((self.path, self.headers.get("Range", "")))
@@ -171,7 +177,76 @@ def test_an_image_gets_its_wheels(tmp_path: Path, mirror: str, monkeypatch: pyte
     (tmp_path / "locks" / "x.s.txt").write_text(locks.text_of("x", WHEELS), encoding="utf-8")
     found = act(tmp_path, mirror, monkeypatch, check=True)
     assert (found["changed"], found["mib"], (tmp_path / "wheels").exists()) == (True, 0.3, False)
-    assert act(tmp_path, mirror, monkeypatch) == {"changed": True, "files": sorted(CONTENT), "mib": 0.3}
+    assert act(tmp_path, mirror, monkeypatch) == {
+        "changed": True,
+        "files": sorted(CONTENT),
+        "mib": 0.3,
+        "digests": {},
+    }
     assert act(tmp_path, mirror, monkeypatch)["changed"] is False
     (tmp_path / "wheels" / "b-2-py3-none-any.whl").write_bytes(b"c" * 5000)
     assert act(tmp_path, mirror, monkeypatch)["files"] == ["b-2-py3-none-any.whl"]
+
+
+# --- by address ------------------------------------------------------------------------------------------------
+
+FILE = "a-1-py3-none-any.whl"
+DIGEST = "sha256:" + hashlib.sha256(CONTENT[FILE]).hexdigest()
+
+
+def test_a_wheel_by_address_gives_its_digest_at_the_first_fetch(tmp_path: Path, mirror: str) -> None:
+    url = f"{mirror}/x/{FILE}"
+    (tmp_path / f"{FILE}.partial").write_bytes(CONTENT[FILE][:1000])
+    assert download.by_address(url, FILE, tmp_path, "") == DIGEST
+    assert (tmp_path / FILE).read_bytes() == CONTENT[FILE]
+    assert Index.asked == [(f"/x/{FILE}", "bytes=1000-")]
+    assert download.by_address(url, FILE, tmp_path, DIGEST) == DIGEST
+    assert len(Index.asked) == 1
+
+
+def test_another_file_under_the_address_is_refused_with_both_digests(tmp_path: Path, mirror: str) -> None:
+    known = "sha256:" + "1" * 64
+    with pytest.raises(download.OtherFileError, match=rf"has {DIGEST[:23]}.*fetch is {known[:23]}.*It was removed"):
+        download.by_address(f"{mirror}/x/{FILE}", FILE, tmp_path, known)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / FILE).write_bytes(b"mine")
+    with pytest.raises(download.OtherFileError, match=f"Remove {tmp_path / FILE}"):
+        download.by_address(f"{mirror}/x/{FILE}", FILE, tmp_path, DIGEST)
+    assert (tmp_path / FILE).read_bytes() == b"mine"
+
+
+def test_an_address_that_cannot_be_had_or_does_not_fit_is_named(
+    tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in (f"{mirror}/x/none.whl", "http://127.0.0.1:9/x.whl"):
+        with pytest.raises(download.DownloadError, match="cannot be fetched"):
+            download.by_address(url, "none.whl", tmp_path, "")
+    monkeypatch.setattr(download, "RESERVE", 10**18)
+    with pytest.raises(download.DownloadError, match=r"too few\. Nothing was downloaded"):
+        download.by_address(f"{mirror}/x/{FILE}", FILE, tmp_path, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_the_module_returns_the_digests_to_record(tmp_path: Path, mirror: str, present: bool) -> None:
+    address = f"{mirror}/x/{FILE if present else 'none.whl'}"
+    plugin = image_wheels.ActionModule.__new__(image_wheels.ActionModule)
+    plugin._task = type("Task", (), {"check_mode": False})()
+    arguments = {
+        "name": "probe",
+        "images": {"probe": {"base": "ubuntu:24.04", "steps": [{"name": "kernels", "address": address}]}},
+        "locks_dir": str(tmp_path),
+        "wheels_dir": str(tmp_path / "wheels"),
+        "mirror": "",
+        "digests": {},
+        "relock": False,
+    }
+    plugin.begin = lambda *_words: ({}, arguments)  # type: ignore[method-assign]
+    found = plugin.run()
+    assert found.get("failed") is None
+    assert found["digests"] == ({address: DIGEST} if present else {})
+    assert len(found.get("warnings", [])) == (0 if present else 1)
+    arguments["digests"] = {address: "sha256:" + "1" * 64}
+    assert plugin.run().get("failed", False) is present
+    arguments["relock"] = True
+    assert plugin.run().get("failed", False) is False

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils import basic
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import archive, layout, remote, skopeo
 from ansible_collections.gb10.cluster.plugins.modules import image_copy
@@ -155,7 +156,7 @@ def test_a_registry_that_is_down_is_named(registry: Path, tmp_path: Path, verb: 
 
 
 def test_without_skopeo_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_copy.AnsibleModule, "get_bin_path", lambda _self, _name: None)
+    monkeypatch.setattr(basic.AnsibleModule, "get_bin_path", lambda _self, _name: None)
     said = copy(tmp_path, "sha256:" + "a" * 64)["msg"]
     assert said.startswith("skopeo is not installed on the control node, which is to copy registry.example/team/x:1")
     assert said.endswith("Nothing was copied.")
