@@ -200,6 +200,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "python": f"{recipe['venv']}/bin/python" if recipe["venv"] else recipe["python"],
             "dockerfile": dockerfile,
             "files": hashes,
+            "wheels": sorted({name.rsplit("/", 1)[1] for name in context if name.startswith("wheels/")}),
             "context_dir": args["context_dir"],
             "context_mib": round(sum(path.stat().st_size for path in context.values()) / 2**20, 1),
             "download_mib": round(download / 2**20, 1),

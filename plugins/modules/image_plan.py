@@ -70,7 +70,7 @@ EXAMPLES = r"""
 RETURN = r"""
 image_plan:
   description: >-
-    Name, C(tag), C(fingerprint), C(dockerfile), C(files) with their sha256, C(assertions),
+    Name, C(tag), C(fingerprint), C(dockerfile), C(files) with their sha256, C(wheels), C(assertions),
     C(base), C(base_archive), C(reference), C(digest), C(context_mib) and C(download_mib) of the image, C(missing),
     a sentence for each file that is missing on the control node, and C(notes), a sentence for each optional wheel that
     the image is built without.

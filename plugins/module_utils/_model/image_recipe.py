@@ -202,6 +202,21 @@ def choose_wheels(step: Mapping[str, Any], present: Sequence[str], where: str) -
     return chosen, errors
 
 
+def foreign_wheels(files: Sequence[str], architecture: str) -> list[str]:
+    """Return the wheels that do not install on an architecture.
+
+    :param files: file names of wheels.
+    :param architecture: as registries name it (arm64, amd64); nothing is foreign to an empty one.
+    """
+    machine = {"arm64": "aarch64", "amd64": "x86_64"}.get(architecture, architecture)
+    platforms = {file: file.removesuffix(".whl").rpartition("-")[2].split(".") for file in files}
+    return [
+        file
+        for file, tags in platforms.items()
+        if machine and not any(tag == "any" or tag.endswith(machine) for tag in tags)
+    ]
+
+
 def wrong_hashes(step: Mapping[str, Any], hashes: Mapping[str, str], where: str) -> list[str]:
     """Return a sentence for each wheel whose sha256 is not the pinned one."""
     return [

@@ -171,3 +171,19 @@ def test_a_reference_is_pulled_as_it_is(reference: str, name: str, version: str 
 @pytest.mark.parametrize("name", ["node", "no-such", "ghcr.io/Org/Upper", "a b:c", "$(reboot):x", "../x"])
 def test_a_key_or_nonsense_is_no_reference(name: str) -> None:
     assert image_recipe.by_reference(name) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "architecture", "foreign"),
+    [
+        ("vllm-0.22.1-cp38-abi3-manylinux_2_28_aarch64.whl", "arm64", False),
+        ("vllm-0.22.1-cp38-abi3-manylinux_2_28_x86_64.whl", "arm64", True),
+        ("vllm-0.22.1-cp38-abi3-manylinux_2_28_x86_64.whl", "amd64", False),
+        ("ray-2.60.0-cp312-cp312-manylinux2014_aarch64.manylinux_2_17_aarch64.whl", "arm64", False),
+        ("torch-2.11.0-cp312-cp312-win_amd64.whl", "arm64", True),
+        ("flashinfer_python-0.6.12-py3-none-any.whl", "arm64", False),
+        ("vllm-0.22.1-cp38-abi3-manylinux_2_28_x86_64.whl", "", False),
+    ],
+)
+def test_a_wheel_of_another_platform_is_foreign(file: str, architecture: str, foreign: bool) -> None:
+    assert image_recipe.foreign_wheels([file], architecture) == ([file] if foreign else [])
