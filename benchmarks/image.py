@@ -4,8 +4,12 @@
     make bench-image
     make bench-image ARGS='--stages unshaped,last-layer --keep'
 
-Makes a lab of four nodes of its own, builds the lab's engine image (vLLM's CPU build) on the head, and measures:
+Makes a lab of its own, of four nodes unless told otherwise, builds the lab's engine image (vLLM's CPU build; with
+--image small, one without vLLM) on the head, and measures:
 
+    overlay2     the agent, a packaged registry and docker save | ssh docker load, in three cases: first distribution,
+    containerd     only the last layer changed, nothing to do; on each of Docker's image stores, and which way the rule
+                   chooses. The last stage on a lab, for it changes the nodes' Docker Engine.
     ways         how the head can bring the image's layers into a store: seconds, processor seconds, MiB
     unshaped     docker save | ssh docker load to all in parallel, then the role, on links as fast as the host
     last-layer   only the last layer changed; at most 1.1 times that layer on each worker's link
@@ -40,19 +44,34 @@ for _path in (REPO / ".collections", REPO):
 import docker  # noqa: E402
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build  # noqa: E402
+from benchmarks.image_rivals import Rivals, save_and_load, ways_into_a_store  # noqa: E402
+from benchmarks.image_ways import attempt  # noqa: E402
 from lab.plan import container_name  # noqa: E402
 from lab.runs import RunResult, run_playbook  # noqa: E402
 
 LAB = "bench-image"
 STATE = REPO / ".lab" / LAB
 REPORT = REPO / ".lab" / "bench-image.json"
-NODES = ("gx10-1", "gx10-2", "gx10-3", "gx10-4")
-HEAD, *WORKERS = NODES
+NODES = ["gx10-1", "gx10-2", "gx10-3", "gx10-4"]
 MIB = 2**20
 PROGRAM = build("image").path
-STAGES = ("ways", "unshaped", "last-layer", "power-cut", "shaped", "refusals", "restore")
+STAGES = ("ways", "unshaped", "last-layer", "power-cut", "shaped", "refusals", "restore", "overlay2", "containerd")
 #: Random bytes do not compress: this is what the last layer takes on the wire too.
 LAST_LAYER_MIB = 30
+
+#: An image of layers that compress as an engine's do, from the lab's base alone.
+SMALL: dict[str, Any] = {
+    "base": "gb10/base",
+    "base_archive": str(REPO / ".lab" / "cache" / "base.tar"),
+    "venv": "",
+    "steps": [
+        {
+            "name": "python",
+            "run": ["cp -a /usr/lib/python3 /opt/python && cp -a /usr/lib/x86_64-linux-gnu /opt/libraries"],
+        },
+        {"name": "tools", "run": ["cp -a /usr/bin /opt/bin && cp -a /usr/share /opt/share"]},
+    ],
+}
 
 PLAY = """
 - name: {title}
@@ -88,6 +107,8 @@ class Bench:
     """The lab of the benchmark, and what was found in it."""
 
     fabric_rate: str
+    nodes: list[str] = field(default_factory=lambda: NODES)
+    small: bool = False
     lines: list[Line] = field(default_factory=list)
     earlier: list[dict[str, Any]] = field(default_factory=list)
 
@@ -96,6 +117,23 @@ class Bench:
         """What the last layer is made from; kept with the lab."""
         path = STATE / "seed"
         return int(path.read_text(encoding="utf-8")) if path.exists() else 1
+
+    name = LAB
+
+    @property
+    def head(self) -> str:
+        return self.nodes[0]
+
+    @property
+    def workers(self) -> list[str]:
+        return self.nodes[1:]
+
+    def key(self) -> str:
+        """Return the private key that opens every node of the lab."""
+        return (STATE / "id_ed25519").read_text(encoding="utf-8")
+
+    def set_seed(self, seed: int) -> None:
+        (STATE / "seed").write_text(str(seed), encoding="utf-8")
 
     # --- the lab ---------------------------------------------------------------------------------------
 
@@ -108,7 +146,7 @@ class Bench:
 
     def shape(self, shaped: bool) -> None:
         rate = ["--fabric-rate", self.fabric_rate, "--mgmt-rate", "1gbit"] if shaped else ["--unshaped"]
-        self.lab("up", "--nodes", str(len(NODES)), "--quiet", *rate)
+        self.lab("up", "--nodes", str(len(self.nodes)), "--quiet", *rate)
 
     def on(self, node: str, command: str, check: bool = True) -> str:
         """Run a shell command as root on a node, not through Ansible; return what it prints."""
@@ -119,10 +157,22 @@ class Bench:
             raise BenchError(f"{node}: {command} ended with {code}: {text}")
         return text.strip()
 
+    def read(self, node: str, command: str) -> str:
+        """Run a command that prints something and changes nothing; Docker loses the output of one now and then."""
+        for _attempt in range(5):
+            if found := self.on(node, command):
+                return found
+        raise BenchError(f"{node}: {command} printed nothing")
+
+    def processor_seconds(self, node: str) -> float:
+        """Return the processor time that a node has taken so far."""
+        container: Any = docker.from_env(timeout=1200).containers.get(container_name(LAB, int(node[-1])))
+        return float(container.stats(stream=False)["cpu_stats"]["cpu_usage"]["total_usage"]) / 1e9
+
     def counted(self, direction: str) -> dict[str, int]:
         """Return what each node's fabric port has sent (tx) or received (rx), in bytes."""
         path = f"/sys/class/net/eth1/statistics/{direction}_bytes"
-        return {node: int(self.on(node, f"cat {path}")) for node in NODES}
+        return {node: int(self.read(node, f"cat {path}")) for node in self.nodes}
 
     @contextmanager
     def moved(self, totals: dict[str, int]) -> Iterator[None]:
@@ -130,7 +180,7 @@ class Bench:
         received, sent = self.counted("rx"), self.counted("tx")
         yield
         totals.update({node: count - received[node] for node, count in self.counted("rx").items()})
-        totals["sent"] = self.counted("tx")[HEAD] - sent[HEAD]
+        totals["sent"] = self.counted("tx")[self.head] - sent[self.head]
 
     # --- the role --------------------------------------------------------------------------------------
 
@@ -140,14 +190,16 @@ class Bench:
             f"import random, sys; sys.stdout.buffer.write(random.Random({self.seed}).randbytes({LAST_LAYER_MIB} << 20))"
         )
         last = {"name": "last", "run": [f"python3 -c '{script}' > /opt/last"]}
-        images = {"bench": {"from": "vllm-lab", "steps": [last]}}
+        images = {"bench": {**(SMALL if self.small else {"from": "vllm-lab"}), "steps": [last]}}
+        if self.small:
+            images["bench"]["steps"] = [*SMALL["steps"], last]
         return {**images, **more}
 
     def play(
         self,
         entry: str = "main",
         role: str = "image",
-        members: Sequence[str] = NODES,
+        members: Sequence[str] = (),
         ok: bool | None = True,
         **options: Any,
     ) -> tuple[RunResult, float]:
@@ -160,10 +212,11 @@ class Bench:
             "image_mods": [],
             "image_catalogue": "{{ gb10_images | combine(" + catalogue + ") }}",
             "image_wheels_dir": str(REPO / ".lab" / "wheels"),
-            "image_head": HEAD,
-            "image_members": list(members),
+            "image_head": self.head,
+            "image_members": list(members or self.nodes),
             "image_head_address": "{{ hostvars['gx10-1'].gb10_fabric_address }}",
             "image_addresses": "{{ groups['gx10'] | map('extract', hostvars, 'gb10_fabric_address') | list }}",
+            **({"image_imports": ["json"], "image_build_network": "none"} if self.small else {}),
             "image_state_dir": "/var/lib/gb10",
             "image_backup_dir": str(STATE / "kept"),
             **options,
@@ -188,7 +241,9 @@ class Bench:
 
     def tag(self) -> str:
         """Return the newest image of the benchmark on the head."""
-        listed = self.on(HEAD, "docker image ls --filter label=gb10.image=bench --format '{{.Repository}}:{{.Tag}}'")
+        listed = self.read(
+            self.head, "docker image ls --filter label=gb10.image=bench --format '{{.Repository}}:{{.Tag}}'"
+        )
         return next(name for name in listed.splitlines() if name.startswith("gb10/bench:") and "refused" not in name)
 
     def lose(self, *nodes: str) -> None:
@@ -203,16 +258,16 @@ class Bench:
     def layers(self) -> list[dict[str, Any]]:
         """Return the image's layers as the head's store has them, after exporting the missing ones."""
         store = "/var/lib/gb10/image-store"
-        self.on(HEAD, f"python3 {PROGRAM} image export --image {self.tag()} --store {store}")
+        self.on(self.head, f"python3 {PROGRAM} image export --image {self.tag()} --store {store}")
         name = self.tag().replace("/", "_").replace(":", "@")
-        text = self.on(HEAD, f"cat {store}/images/{name}.json")
+        text = self.on(self.head, f"cat {store}/images/{name}.json")
         found: list[dict[str, Any]] = json.loads(text)["layers"]
         return found
 
-    def same_everywhere(self, nodes: Sequence[str] = NODES) -> bool:
+    def same_everywhere(self, tag: str = "") -> bool:
         """Ask each node's Docker Engine for the image's layers and configuration."""
-        ask = f"docker image inspect --format '{{{{json .RootFS.Layers}}}} {{{{json .Config}}}}' {self.tag()}"
-        return len({self.on(node, ask) for node in nodes}) == 1
+        ask = f"docker image inspect --format '{{{{json .RootFS.Layers}}}} {{{{json .Config}}}}' {tag or self.tag()}"
+        return len({self.read(node, ask) for node in self.nodes}) == 1
 
     def note(self, stage: str, what: str, value: str, bound: str = "", holds: bool = True) -> None:
         line = Line(stage, what, value, bound, holds)
@@ -232,81 +287,30 @@ class Bench:
     def prepare(self) -> None:
         """Bring up the lab and build the image on the head alone."""
         self.shape(False)
-        done = subprocess.run([sys.executable, "-m", "lab.engine_wheels"], cwd=REPO, check=False)
-        if done.returncode != 0:
+        wheels = [sys.executable, "-m", "lab.engine_wheels"]
+        if not self.small and subprocess.run(wheels, cwd=REPO, check=False).returncode != 0:
             raise BenchError("python -m lab.engine_wheels failed, see above")
         self.play(role="host")
-        self.play(members=[HEAD])
-        size = int(self.on(HEAD, f"docker image inspect --format '{{{{.Size}}}}' {self.tag()}"))
+        self.play(members=[self.head])
+        size = int(self.on(self.head, f"docker image inspect --format '{{{{.Size}}}}' {self.tag()}"))
         self.note("image", f"{self.tag()}, unpacked", f"{size / MIB:.0f} MiB")
-
-    def ways(self) -> None:
-        """Each way into an empty store on the head, one after the other."""
-        self.shape(False)
-        self.on(HEAD, "ln -sf /dev/null /etc/systemd/system/docker-registry.service")
-        self.on(HEAD, "DEBIAN_FRONTEND=noninteractive apt-get install -y -q docker-registry skopeo")
-        config = {
-            "version": 0.1,
-            "storage": {"filesystem": {"rootdirectory": "/var/tmp/bench/registry"}},
-            "http": {"addr": "127.0.0.1:5099"},
-        }
-        self.on(HEAD, f"mkdir -p /var/tmp/bench && echo '{json.dumps(config)}' > /var/tmp/bench.yml")
-        self.on(HEAD, "systemd-run --unit bench-registry --collect docker-registry serve /var/tmp/bench.yml && sleep 2")
-        tag, remote = self.tag(), f"127.0.0.1:5099/{self.tag()}"
-        store = "/var/tmp/bench/store"
-        export = f"python3 {PROGRAM} image export --image {tag} --store {store}"
-        copy, source = "skopeo copy -q", f"docker-daemon:{tag}"
-        self.on(HEAD, f"docker tag {tag} {remote}")
-        container: Any = docker.from_env(timeout=1200).containers.get(container_name(LAB, 1))
-
-        def used() -> float:
-            return float(container.stats(stream=False)["cpu_stats"]["cpu_usage"]["total_usage"]) / 1e9
-
-        for name, command in {
-            "docker push to docker-registry (gzip)": f"docker push -q {remote}",
-            "skopeo, zstd": f"{copy} --dest-compress-format zstd --dest-compress {source} oci:{store}:bench",
-            "skopeo, uncompressed": f"{copy} {source} dir:{store}",
-            "the role, docker save, zstd -1": f"{export} --read save --level 1 > /dev/null",
-            "the role, Docker's own files, zstd -1": f"{export} --read overlay2 --level 1 > /dev/null",
-            "the role, Docker's own files, zstd -3": f"{export} --read overlay2 --level 3 > /dev/null",
-            "the role, again: only verified": f"{export} --read overlay2 --level 3 > /dev/null",
-        }.items():
-            if "again" not in name:
-                self.on(HEAD, "rm -rf /var/tmp/bench/store")
-            before, start = used(), time.monotonic()
-            self.on(HEAD, command)
-            seconds, processor = time.monotonic() - start, used() - before
-            size = self.on(HEAD, f"du -sm /var/tmp/bench/{'registry' if 'push' in name else 'store'} | cut -f1")
-            self.note("ways", name, f"{seconds:.1f} s {processor:.0f} CPU s {size} MiB")
-        self.on(HEAD, f"docker rmi {remote}; systemctl stop bench-registry; rm -rf /var/tmp/bench /var/tmp/bench.yml")
-
-    def baseline(self, totals: dict[str, int]) -> float:
-        """docker save | ssh docker load, to all workers in parallel, over the fabric; return the seconds."""
-        key = (STATE / "id_ed25519").read_text(encoding="utf-8")
-        self.on(HEAD, f"install -d -m 700 /root/.bench && umask 077 && cat > /root/.bench/key <<'KEY'\n{key}KEY\n")
-        pipes = []
-        for worker in WORKERS:
-            address = self.on(worker, "ip -4 -o address show eth1 | awk '{print $4}' | cut -d/ -f1")
-            keys = self.on(worker, "cut -d' ' -f1,2 /etc/ssh/ssh_host_ed25519_key.pub")
-            self.on(HEAD, f"echo '{address} {keys}' >> /root/.bench/known")
-            options = "-i /root/.bench/key -o UserKnownHostsFile=/root/.bench/known -o IdentitiesOnly=yes"
-            pipes.append(f"(docker save {self.tag()} | ssh {options} ansible@{address} sudo docker load --quiet) &")
-        start = time.monotonic()
-        with self.moved(totals):
-            self.on(HEAD, "set -o pipefail; pids=; " + " ".join(f"{pipe} pids+=\" $!\";" for pipe in pipes)
-                    + " for pid in $pids; do wait $pid || exit 1; done")  # fmt: skip
-        return time.monotonic() - start
 
     def compare(self, stage: str, shaped: bool) -> None:
         """Both ways, one after the other, on the same links."""
         self.shape(shaped)
-        self.lose(*WORKERS)
+        self.lose(*self.workers)
         before: dict[str, int] = {}
-        baseline_s = self.baseline(before)
-        if not self.same_everywhere():
-            raise BenchError("docker save | ssh docker load did not bring the image to every worker")
-        self.lose(*WORKERS)
-        self.on(HEAD, "rm -rf /var/lib/gb10/image-store")
+
+        def baseline() -> tuple[float, tuple[float, ...]]:
+            with self.moved(before):
+                seconds = save_and_load(self, self.tag())
+            if not self.same_everywhere():
+                raise BenchError("docker save | ssh docker load did not bring the image to every worker")
+            return seconds, ()
+
+        baseline_s, _received, problem = attempt(baseline, lambda: self.lose(*self.workers), (BenchError,))
+        self.lose(*self.workers)
+        self.on(self.head, "rm -rf /var/lib/gb10/image-store")
         after: dict[str, int] = {}
         with self.moved(after):
             _result, seconds = self.play()
@@ -314,13 +318,16 @@ class Bench:
         packed = sum(layer["file_bytes"] for layer in self.layers())
         rate = self.fabric_rate if shaped else "as fast as the host carries"
         self.note(stage, f"fabric: {rate}; layers as tars / compressed", f"{whole / MIB:.0f} / {packed / MIB:.0f} MiB")
-        self.note(stage, "docker save | ssh docker load, 3 workers in parallel", f"{baseline_s:.1f} s")
+        done = f"failed twice: {problem[-160:]}" if problem else f"{baseline_s:.1f} s"
+        self.note(stage, "docker save | ssh docker load, workers in parallel", done)
         self.note(stage, "the role, from the first layer read to the last worker", f"{seconds:.1f} s")
-        ratio = baseline_s / seconds
-        bound = ">= 2.0" if shaped else ""
-        self.note(stage, "times faster", f"{ratio:.2f}", bound, ratio >= 2.0 or not shaped)
-        for name, totals in (("docker save | ssh", before), ("the role", after)):
-            received = " ".join(f"{totals[worker] / MIB:.0f}" for worker in WORKERS)
+        if not problem:
+            ratio = baseline_s / seconds
+            self.note(stage, "times faster", f"{ratio:.2f}", ">= 2.0" if shaped else "", ratio >= 2.0 or not shaped)
+        for name, totals in (("docker save | ssh", {} if problem else before), ("the role", after)):
+            if not totals:
+                continue
+            received = " ".join(f"{totals[worker] / MIB:.0f}" for worker in self.workers)
             self.note(
                 stage,
                 f"{name}: sent by the head / received by each worker",
@@ -330,20 +337,20 @@ class Bench:
         self.note(stage, "the same layers and configuration on every node", str(same), "True", same)
 
     def last_layer(self) -> None:
-        (STATE / "seed").write_text(str(self.seed + 1), encoding="utf-8")
+        self.set_seed(self.seed + 1)
         totals: dict[str, int] = {}
         with self.moved(totals):
             _result, seconds = self.play()
         layer = self.layers()[-1]["file_bytes"]
         self.note("last-layer", "last layer, compressed", f"{layer / MIB:.1f} MiB")
         self.note("last-layer", "on its way", f"{seconds:.1f} s")
-        for worker in WORKERS:
+        for worker in self.workers:
             ratio = totals[worker] / layer
             self.note("last-layer", f"{worker} received, in last layers", f"{ratio:.3f}", "<= 1.1", ratio <= 1.1)
 
     def power_cut(self) -> None:
         self.shape(True)
-        victim = WORKERS[0]
+        victim = self.workers[0]
         self.lose(victim)
         total = sum(layer["file_bytes"] for layer in self.layers())
         port = "cat /sys/class/net/eth1/statistics/rx_bytes"
@@ -390,11 +397,11 @@ class Bench:
                 ok=False, image_name="wrong", images={"wrong": {"from": "bench", "steps": [wrong]}}
             )
         said = "torch is 2.10.0+cpu, asserted is 2.13.0+cpu" in result.describe()
-        most = max(totals[worker] for worker in WORKERS)
+        most = max(totals[worker] for worker in self.workers)
         self.note("refusals", "torch wrong: refused by name", str(said), "True", said)
         self.note("refusals", "torch wrong: received by any worker", f"{most} bytes", "< 100000", most < 100_000)
 
-        victim = WORKERS[1]
+        victim = self.workers[1]
         self.lose(victim)
         free = int(self.on(victim, "df --output=avail -B1 /var/lib/docker | tail -1"))
         totals.clear()
@@ -402,7 +409,7 @@ class Bench:
             result, _seconds = self.play(ok=False, image_reserve_gib=round(free / 2**30, 1))
         words = result.describe()
         said = f"{victim}: gb10/bench:" in words and "too few. No byte was sent" in words
-        most = max(totals[worker] for worker in WORKERS)
+        most = max(totals[worker] for worker in self.workers)
         self.note("refusals", f"disk too small on {victim}: refused by name and shortfall", str(said), "True", said)
         self.note("refusals", "disk too small: received by any worker", f"{most} bytes", "< 100000", most < 100_000)
 
@@ -411,7 +418,7 @@ class Bench:
         self.on(victim, "mkdir -p /var/lib/gb10/incoming")
         self.on(victim, f"head -c {largest['file_bytes'] // 2} /dev/urandom > /var/lib/gb10/incoming/{name}.partial")
         self.on(
-            HEAD,
+            self.head,
             f"printf damaged | dd of=/var/lib/gb10/image-store/layers/{name} bs=1 seek=5000 conv=notrunc status=none",
         )
         self.play()
@@ -423,21 +430,21 @@ class Bench:
 
     def restore(self) -> None:
         self.shape(False)
-        victim, tag = WORKERS[2], self.tag()
+        victim, tag = self.workers[2], self.tag()
         _result, _seconds = self.play("backup", image_tag=tag)
-        before = self.on(WORKERS[0], f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {tag}")
-        built = self.on(HEAD, "stat --format %Y /var/log/gb10/build-bench.log")
-        kept = sum(path.stat().st_size for path in (STATE / "kept" / "layers").iterdir())
+        before = self.on(self.workers[0], f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {tag}")
+        built = self.on(self.head, "stat --format %Y /var/log/gb10/build-bench.log")
+        kept = sum(path.stat().st_size for path in (STATE / "kept").glob("*.tar"))
         self.note("restore", "kept on the control node", f"{kept / MIB:.0f} MiB")
-        self.lose(HEAD, victim)
-        self.on(HEAD, "rm -rf /var/lib/gb10/image-store")
+        self.lose(self.head, victim)
+        self.on(self.head, "rm -rf /var/lib/gb10/image-store")
         start = time.monotonic()
         self.play("restore", image_tag=tag)
-        self.note("restore", f"back on {HEAD} and {victim}", f"{time.monotonic() - start:.0f} s")
+        self.note("restore", f"back on {self.head} and {victim}", f"{time.monotonic() - start:.0f} s")
         ask = f"docker image inspect --format '{{{{json .RootFS.Layers}}}}' {tag}"
-        same = {self.on(node, ask) for node in NODES} == {before}
+        same = {self.on(node, ask) for node in self.nodes} == {before}
         self.note("restore", "the same layers as before on every node", str(same), "True", same)
-        quiet = built == self.on(HEAD, "stat --format %Y /var/log/gb10/build-bench.log")
+        quiet = built == self.on(self.head, "stat --format %Y /var/log/gb10/build-bench.log")
         self.note("restore", "no build", str(quiet), "True", quiet)
 
 
@@ -445,6 +452,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     parser.add_argument("--stages", default=",".join(STAGES), help=f"some of {','.join(STAGES)}, or none")
     parser.add_argument("--fabric-rate", default="100mbit", help="of the shaped stages")
+    parser.add_argument("--nodes", type=int, default=len(NODES), help="of the lab, 2 to 4; power-cut to restore want 4")
+    parser.add_argument("--image", choices=["engine", "small"], default="engine", help="what is distributed")
     parser.add_argument("--reuse", action="store_true", help="the lab and its image are there from a run with --keep")
     parser.add_argument("--keep", action="store_true", help="leave the lab running")
     args = parser.parse_args(argv)
@@ -453,11 +462,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no stage {', '.join(unknown)}; known are {', '.join(STAGES)}")
     os.chdir(REPO)
-    bench = Bench(args.fabric_rate)
+    bench = Bench(args.fabric_rate, NODES[: args.nodes], args.image == "small")
     if args.reuse and REPORT.exists():
         bench.earlier = json.loads(REPORT.read_text(encoding="utf-8"))
     steps: dict[str, Callable[[], None]] = {
-        "ways": bench.ways,
+        "ways": lambda: ways_into_a_store(bench, PROGRAM),
         "unshaped": lambda: bench.compare("unshaped", False),
         "shaped": lambda: bench.compare("shaped", True),
         "last-layer": bench.last_layer,
@@ -469,8 +478,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.reuse:
             bench.prepare()
         for stage in STAGES:
-            if stage in stages:
+            if stage in stages and stage in steps:
                 steps[stage]()
+        if stores := [stage for stage in stages if stage not in steps]:
+            Rivals(bench, (BenchError,)).run(stores)
     except BenchError as problem:
         print(f"bench-image stopped: {problem}", file=sys.stderr)
         return 1

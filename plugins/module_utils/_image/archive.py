@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -43,6 +44,9 @@ SHARED = "gb10.shared"
 #: Where archives arrive, below the directory of those that are complete.
 INCOMING = "incoming"
 _BLOCK = 512
+#: What another machine may have written must not lead a file name out of a directory.
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*\.tar")
 
 
 @dataclass(frozen=True)
@@ -254,8 +258,11 @@ def read_archive(path: Path) -> Archive:
             for diff_id, layer in zip(diff_ids, manifest["layers"], strict=True)
         ]
         shared, record = json.loads(notes.get(SHARED, "{}")), json.loads(notes.get(RECORD, "{}"))
-    except (OSError, EOFError, tarfile.TarError, ValueError, KeyError, TypeError) as problem:
+    except (OSError, EOFError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ImageError(f"{path} is no complete OCI archive: {problem}.") from problem
+    names = [*diff_ids, *(layer.digest for layer in blobs), *shared]
+    if not all(_DIGEST.fullmatch(str(name)) for name in names) or not all(map(_FILE.fullmatch, shared.values())):
+        raise ImageError(f"{path} is damaged: it names a digest or another archive in a form that is not possible.")
     tag = str(notes.get("io.containerd.image.name", "")).removeprefix("docker.io/")
     return Archive(path, tag, config, blobs, shared, record)
 

@@ -151,6 +151,22 @@ def test_something_else_is_no_archive(written: Path, make: Callable[[Path], obje
         archive.read_archive(written)
 
 
+@pytest.mark.parametrize("what", ["diff_id", "digest", "shared"])
+def test_an_archive_whose_names_lead_out_of_a_directory_is_refused(written: Path, what: str) -> None:
+    blob = archive.Blob(DIFF_IDS[0], "x", DIFF_IDS[0], 1)
+    shared = {DIFF_IDS[0]: "../other.tar"} if what == "shared" else {}
+    config = json.dumps({"rootfs": {"diff_ids": ["sha256:../../x" if what == "diff_id" else DIFF_IDS[0]]}})
+    if what == "digest":
+        blob = archive.Blob(DIFF_IDS[0], "x", "sha256:../x", 1)
+    with tarfile.open(written, "w") as opened:
+        for name, data in archive.described(TAG, config, [blob], shared, {}).items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+    with pytest.raises(layout.ImageError, match="in a form that is not possible"):
+        archive.read_archive(written)
+
+
 # --- into a store ----------------------------------------------------------------------------------------------------
 
 
