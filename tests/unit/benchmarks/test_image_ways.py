@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import image_ways
 from benchmarks.image_ways import AGENT, Row, attempt, decision, ratios
 
 
@@ -56,7 +55,7 @@ def failing(times: int) -> Callable[[], tuple[float, tuple[float, ...]]]:
 
 
 def test_a_way_that_fails_is_tried_once_more_and_then_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_ways.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
     prepared: list[int] = []
 
     def again() -> None:
