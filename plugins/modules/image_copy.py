@@ -22,6 +22,10 @@ options:
     description: Digest of the image, or of its index of architectures.
     type: str
     required: true
+  reserve_gib:
+    description: What must stay free on the control node, in GiB.
+    type: float
+    default: 0
   architecture:
     description: Architecture of the nodes, as registries name it.
     type: str
@@ -34,10 +38,6 @@ options:
     description: Directory of OCI archives on the control node.
     type: path
     required: true
-  reserve_gib:
-    description: What must stay free on the control node, in GiB.
-    type: float
-    default: 0
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
 author:
