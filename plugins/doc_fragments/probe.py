@@ -46,6 +46,11 @@ options:
     description: Scheme, address and port of the API, as seen from the node that is asked.
     type: str
     default: http://127.0.0.1:8000
+  proxy_port:
+    description: >-
+      Port of the proxy in front of the API, which must answer as well once the engine does; V(0) without one.
+    type: int
+    default: 0
   api_key:
     description: Value of C(VLLM_API_KEY), sent in a header only.
     type: str

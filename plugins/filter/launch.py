@@ -11,9 +11,9 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch
 
 
-def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> dict[str, Any]:
+def rank_options(plan: Mapping[str, Any], host: str, api_host: str, api_port: int = 0) -> dict[str, Any]:
     """Return the options of ``vllm serve`` for one member of the plan."""
-    options, errors = launch.rank_options(plan, host, api_host)
+    options, errors = launch.rank_options(plan, host, api_host, api_port)
     if errors:
         raise AnsibleFilterError("\n".join(errors))
     return options

@@ -131,12 +131,13 @@ pulse:
 import platform
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient, probe_front
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
     RANK_ARGUMENTS,
     LogLimits,
@@ -148,6 +149,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import run
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **RANK_ARGUMENTS,
     "url": {"type": "str", "default": "http://127.0.0.1:8000"},
+    "proxy_port": {"type": "int", "default": 0},
     "served_name": {"type": "str", "required": True},
     "api_key": {"type": "str", "no_log": True},
     "validate_certs": {"type": "bool", "default": True},
@@ -212,6 +214,8 @@ class Prober:
     def look(self) -> tuple[dict[str, Any], dict[str, Any], probe.ClusterState]:
         rank = self.reader.report()
         api = probe_api(self.client, self.params["url"], self.wanted)
+        if api["health"] == 200 and self.params["proxy_port"]:
+            api["front"] = probe_front(urlsplit(self.params["url"]).port or 80, self.params["proxy_port"])
         state = probe.merge([rank], api, head=self.names.node, expected=self.expected)
         return rank, api, state
 

@@ -173,6 +173,13 @@ node:
       description: When, why, and from which model to which a swap was rolled back by the nodes.
       type: dict
       returned: when O(detail=true)
+    front:
+      description: >-
+        On the head, what a client without a key meets at the C(port) where clients reach the API; whether that is a
+        proxy (C(proxied)), C(status) and C(error) of a request for the models, whether they are listed without a key
+        (C(open)), and the status of the engine's own /health (C(engine)). Empty elsewhere.
+      type: dict
+      returned: when O(detail=true)
     engines:
       description: Active units among O(units).
       type: list
@@ -192,6 +199,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.record import ACTIVE
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import STATE_DIR, summary
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 from ansible_collections.gb10.cluster.plugins.module_utils._node.capabilities import of_process
@@ -212,6 +220,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
     parse_smi,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._node.listeners import listeners
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import probe_front
 
 #: Looks at the GPU within 1.5 s: a pause between two requests must not pass for an idle GPU.
 SMI_SAMPLES = 4
@@ -369,6 +378,15 @@ def kernel_next() -> dict[str, Any]:
     return {"version": version, "nvidia": bool(version) and any(modules.rglob("nvidia.ko*"))}
 
 
+def front(active: Path) -> dict[str, Any]:
+    """Return what clients meet where they reach the API of the engine that serves, on its head; empty elsewhere."""
+    record = read_json(active)
+    launch = read_json(active.with_name(f"{record['model']}.json")) if record.get("model") else {}
+    if launch.get("rank") != 0:
+        return {}
+    return probe_front(int(record.get("api_port", 8000)), int(record.get("proxy_port") or 0))
+
+
 def detail(units: list[str]) -> dict[str, Any]:
     """Return what only a diagnosis needs."""
     sample, error = gpu_sample()
@@ -403,6 +421,7 @@ def detail(units: list[str]) -> dict[str, Any]:
         "engine_containers": engine_containers(units),
         "swap": summary(read_json(STATE_DIR / "swap.json")),
         "swap_rolled_back": read_json(STATE_DIR / "swap_rolled_back.json"),
+        "front": front(ACTIVE),
     }
 
 

@@ -128,7 +128,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import s
 from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, parse_metrics, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient, probe_front
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
     LogLimits,
     RankReader,
@@ -152,7 +152,7 @@ def coming_of(record: dict[str, Any], units: list[str], launches: dict[str, dict
     """
     if record.get("unit") in units:
         return {}
-    keys = ("model", "unit", "container", "served_name", "runner", "api_port", "rank", "nodes")
+    keys = ("model", "unit", "container", "served_name", "runner", "api_port", "proxy_port", "rank", "nodes")
     found = [launch for launch in launches.values() if launch.get("unit") in units and "rank" in launch]
     return {key: found[0].get(key) for key in keys} if found else {}
 
@@ -175,7 +175,10 @@ def ask(params: dict[str, Any], record: dict[str, Any]) -> tuple[dict[str, Any],
         canary_tokens=params["canary_tokens"],
         metrics=False,
     )
-    return {**probe_api(client, url, wanted), "canary_wanted": params["canary"]}, load
+    api = {**probe_api(client, url, wanted), "canary_wanted": params["canary"]}
+    if api["health"] == 200:
+        api["front"] = probe_front(int(record.get("api_port", 8000)), int(record.get("proxy_port") or 0))
+    return api, load
 
 
 def main() -> None:

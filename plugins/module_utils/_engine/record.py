@@ -5,8 +5,9 @@
 stays when the engine is stopped, and is what a run serves that names no model.
 
 A record is a JSON object: ``model``, ``unit``, ``container``, ``image`` (tag), ``repo``, ``served_name``, ``engine``
-(``native`` or ``ray``), ``api_port``, ``head_address``, ``members`` (names of the nodes in the order of their ranks)
-and ``addresses`` (fabric address by name).
+(``native`` or ``ray``), ``api_port`` (where the engine listens), ``proxy_port`` (where the proxy in front of it does; 0
+without one), ``head_address``, ``members`` (names of the nodes in the order of their ranks) and ``addresses`` (fabric
+address by name).
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ ACTIVE = Path("/etc/gb10/engine/active.json")
 def verified_path(active: Path) -> Path:
     """Return where the model that was last verified is recorded: beside the active record."""
     return active.with_name("verified.json")
+
+
+def api_key(active: Path, model: str) -> str:
+    """Return the key that an engine of this node asks for, from its environment file; empty when it has none.
+
+    :param active: the active record, beside which the environment files are.
+    """
+    try:
+        environment = active.with_name(f"{model}.env").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return next((line.partition("=")[2] for line in environment.splitlines() if line.startswith("VLLM_API_KEY=")), "")
 
 
 def write(active: Path, record: dict[str, Any]) -> None:

@@ -106,3 +106,23 @@ class ProbeClient:
             word = error_word(problem)
             said = f"no byte for {self.silence_seconds:.0f} s" if word == "timeout" else word
             raise ProbeHttpError(0, said) from problem
+
+
+def probe_front(api_port: int, proxy_port: int = 0) -> dict[str, Any]:
+    """Return what a client without a key meets on this node; for `_probe.front`.
+
+    :param api_port: where the engine listens; proxy_port: where the proxy in front of it does, 0 without one.
+    :returns: ``port`` that clients use, ``proxied``, ``status`` (0 without an answer) and ``error`` of a request for
+        the models, ``open`` (they are listed without a key), ``engine`` (status of the engine's own /health).
+    """
+    port = proxy_port or api_port
+    reply = ProbeClient(f"http://127.0.0.1:{port}").get("/v1/models")
+    engine = ProbeClient(f"http://127.0.0.1:{api_port}").get("/health").status
+    return {
+        "port": port,
+        "proxied": bool(proxy_port),
+        "status": reply.status,
+        "error": reply.error,
+        "open": reply.status == 200,
+        "engine": engine,
+    }

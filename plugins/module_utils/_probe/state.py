@@ -14,6 +14,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.explain import explain_loss, rank_diagnoses
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.front import front_problem
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import CAUSE, CONSEQUENCE, CONTEXT
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.states import (
     ABSENT,
@@ -305,7 +306,8 @@ def _api_problem(api: Mapping[str, Any], head: str, expected: Mapping[str, Any])
         )
     if not canaries and expected.get("canary", True):
         return STARTING, None
-    return READY, None
+    unreached = front_problem(api.get("front") or {}, head)
+    return (DEGRADED, unreached) if unreached else (READY, None)
 
 
 def merge(

@@ -17,6 +17,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import (
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.front import open_sentence
 
 #: What asks for JSON on the terminal; anything else that is not empty is a path.
 PRINTED = ("-", "true", "yes", "1")
@@ -204,6 +205,7 @@ def document(
         "swap": swap_lines(reports),
         "watch": (reports.get(serving_head) or {}).get("watch") or None,
         "leases": (reports.get(head) or {}).get("leases") or [],
+        "open": open_sentence(api.get("front") or {}, serving_head),
     }
     if recorded and record is not recorded:
         result["replaces"] = {key: str(recorded.get(key, "")) for key in ("model", "served_name")}
@@ -311,6 +313,7 @@ def screen(found: Mapping[str, Any]) -> list[str]:
         ]
     if found["model"]:
         lines += ["", str(found["summary"])]
+    lines += [str(found["open"])] if found.get("open") else []
     lines += notes
     lines += [lease.sentence(each) for each in found.get("leases") or []]
     lines += found.get("swap") or []

@@ -20,11 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import record as records
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._node.command import run
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, probe_api
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import ProbeClient, probe_front
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import LogLimits, RankReader, rank_names
 
 #: Priorities of the journal, as systemd reads them from the beginning of a line.
@@ -35,25 +36,13 @@ class CheckTooLongError(BaseException):
     """The check did not end in time; not an Exception, so that no handler on the way catches it."""
 
 
-def key_of(environment: str) -> str:
-    """Return the API's key from the text of an engine's environment file; empty when it has none."""
-    for line in environment.splitlines():
-        name, _sign, value = line.partition("=")
-        if name == "VLLM_API_KEY":
-            return value
-    return ""
-
-
 def check(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Return model, state, summary and diagnosis of what the record says is served."""
     members = [str(each) for each in record.get("members", [])]
     if not record.get("model") or not members:
         return {"model": "", "state": probe.ABSENT, "summary": "Nothing is to be served.", "diagnosis": []}
     model = str(record["model"])
-    try:
-        api_key = key_of((Path(config["engine_dir"]) / f"{model}.env").read_text(encoding="utf-8"))
-    except OSError:
-        api_key = ""
+    api_key = records.api_key(Path(config["engine_dir"]) / "active.json", model)
     names = rank_names({**record, "name": model, "node": members[0]}, members[0])
     rank = RankReader(run, names, LogLimits(shown_lines=0)).report()
     url = f"http://127.0.0.1:{record.get('api_port', 8000)}"
@@ -67,6 +56,8 @@ def check(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
     )
     # With the rank down a completion would wait in vain.
     api = probe_api(client, url, wanted, canaries=rank["state"] == probe.RUNNING)
+    if api["health"] == 200 and record.get("proxy_port"):
+        api["front"] = probe_front(int(record["api_port"]), int(record["proxy_port"]))
     expected = {"served_name": wanted.served_name, "canary": wanted.canary}
     state = probe.merge([rank], api, head=members[0], expected=expected)
     return {

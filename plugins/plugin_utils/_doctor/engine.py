@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import swap as swaps
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.front import front_problem
 from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import FAIL, OK, WARN, Check, Limits
 
 
@@ -25,6 +26,7 @@ def engine_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
         *_boot_checks(node),
         *_swap_checks(node),
         *_container_checks(node, limits),
+        *_front_checks(node),
     ]
 
 
@@ -83,6 +85,27 @@ def _swap_checks(node: Mapping[str, Any]) -> list[Check]:
             )
         )
     return checks
+
+
+def _front_checks(node: Mapping[str, Any]) -> list[Check]:
+    """Return whether clients reach the API, and whether it asks them for a key."""
+    front = node.get("front") or {}
+    if not front or (not front["status"] and front["engine"] != 200):
+        return []
+    port = f"port {front['port']}, {'the proxy' if front['proxied'] else 'the engine itself'}"
+    unreached = front_problem(front, "")
+    if unreached:
+        return [Check("API", unreached.cause, FAIL, unreached.remedy)]
+    if front["open"]:
+        return [
+            Check(
+                "API",
+                f"{port}: no key is asked for, whoever reaches the port can use it",
+                WARN,
+                "Set VLLM_API_KEY (or gb10_api_key from a vault) and run playbooks/serve.yml.",
+            )
+        ]
+    return [Check("API", f"{port}: HTTP {front['status']} without a key")]
 
 
 def _container_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:

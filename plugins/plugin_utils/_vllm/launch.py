@@ -21,19 +21,22 @@ KINDS = ("model", "drafter", "prepared")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dict[str, Any], list[str]]:
+def rank_options(
+    plan: Mapping[str, Any], host: str, api_host: str, api_port: int = 0
+) -> tuple[dict[str, Any], list[str]]:
     """Return all ``vllm serve`` options of one rank, and what contradicts the engine.
 
     :param plan: ``gb10_plan``.
     :param host: the member whose rank is wanted.
     :param api_host: the address on which the API listens on the head.
+    :param api_port: the port there behind a proxy; 0 for ``ports.api``, which is the proxy's otherwise.
     """
     spec = plan["spec"]
     rank = plan["members"].index(host)
     own = {
         "served-model-name": spec["served_name"],
         "host": api_host,
-        "port": spec["ports"]["api"],
+        "port": api_port or spec["ports"]["api"],
     }
     errors = [
         f"model_spec.serve must not hold '{name}': it comes from model_spec.{source}."
@@ -50,6 +53,8 @@ def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dic
         )
         if name in spec["serve"]
     ]
+    if api_port:
+        errors += _behind_proxy_errors(spec, api_port)
     options = {**own, **spec["serve"]}
     speculation, draft_errors = speculative_config(plan)
     errors += draft_errors
@@ -81,6 +86,19 @@ def rank_options(plan: Mapping[str, Any], host: str, api_host: str) -> tuple[dic
             for name in ("host", "port"):
                 options.pop(name)
     return options, errors
+
+
+def _behind_proxy_errors(spec: Mapping[str, Any], api_port: int) -> list[str]:
+    errors = [
+        f"edge_engine_port is {api_port}, and so is model_spec.ports.{name}: behind the proxy the engine needs its own."
+        for name, port in spec["ports"].items()
+        if port == api_port
+    ]
+    if "host" in spec["serve"]:
+        errors.append(
+            "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback."
+        )
+    return errors
 
 
 def model_path(plan: Mapping[str, Any]) -> str:
@@ -213,8 +231,9 @@ def entry_arguments(
 ) -> list[str]:
     """Return the arguments of the container's first process (`_engine.entry`) for one rank.
 
-    :param watch: how the ranks stay together and when a start is aborted: api_host, tether_port, tether_key,
-        silence_seconds, stall_seconds, floor_gib, same_env, serving_file; without it they do not and it is not.
+    :param watch: how the ranks stay together and when a start is aborted: api_host, api_port, tether_port,
+        tether_key, silence_seconds, stall_seconds, floor_gib, same_env, serving_file; without it they do not and it
+        is not.
     """
     spec = plan["spec"]
     rank = plan["members"].index(host)
@@ -232,11 +251,8 @@ def entry_arguments(
     if float(watch.get("floor_gib") or 0):
         common += ["--floor-gib", str(watch["floor_gib"])]
     if rank == 0 and watch.get("api_host"):
-        anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-        common += [
-            "--health",
-            f"http://{anywhere.get(watch['api_host'], watch['api_host'])}:{spec['ports']['api']}/health",
-        ]
+        address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(watch["api_host"], watch["api_host"])
+        common += ["--health", f"http://{address}:{watch.get('api_port') or spec['ports']['api']}/health"]
     serve = ["--", "vllm", "serve", model_path(plan), *serve_args]
     if not plan["multi_node"] or spec["engine"] == "native":
         return ["serve", *common, *serve]
@@ -247,15 +263,16 @@ def entry_arguments(
     return ["ray-head", *common, *serve] if rank == 0 else ["ray-worker", *common]
 
 
-def rank_ports(plan: Mapping[str, Any], host: str, tether_port: int = 0) -> list[int]:
+def rank_ports(plan: Mapping[str, Any], host: str, tether_port: int = 0, api_port: int = 0) -> list[int]:
     """Return the ports that must be free on this member before its container starts.
 
     :param tether_port: where the ranks hold together on the head; 0 when they do not.
+    :param api_port: the API's port behind a proxy; 0 for ``ports.api``.
     """
     spec = plan["spec"]
     if plan["members"].index(host):
         return []
-    ports = [spec["ports"]["api"]]
+    ports = [api_port or spec["ports"]["api"]]
     if plan["multi_node"]:
         ports.append(spec["ports"]["ray"] if spec["engine"] == "ray" else spec["ports"]["master"])
         if tether_port:

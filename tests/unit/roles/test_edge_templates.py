@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy's configuration: which paths ask for the key, and what the key's pattern matches."""
+"""The proxy's configuration: where it listens, which paths ask for the key, what an engine that serves leaves it."""
 
 from __future__ import annotations
 
@@ -8,62 +8,135 @@ from typing import Any
 
 import jinja2
 import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 
 from tests.lint.collection import REPO
 
-TEMPLATES = REPO / "roles/edge/templates"
+ROLE = REPO / "roles/edge"
+LOOPBACK = {"model": "m", "api_port": 29602, "proxy_port": 8000}
+DIRECT = {"model": "m", "api_port": 8000, "proxy_port": 0}
+#: As a release before there was a proxy recorded it.
+FORMER = {"model": "m", "api_port": 8000}
 VALUES: dict[str, Any] = {
-    "edge_tls_address": "0.0.0.0",
-    "edge_tls_port": 443,
-    "edge_api_port": 8000,
-    "edge_tls_max_body": "256m",
-    "edge_tls_silence_seconds": 3600,
-    "edge_tls_paths": ["/v1/", "/health", "/tokenize"],
-    "edge_tls_open_paths": ["/health"],
-    "edge_tls_api_key": "s3cret.key+/=",
-    "_edge_upstream": "127.0.0.1",
+    "edge_tls": True,
+    "edge_max_body": "256m",
+    "edge_silence_seconds": 3600,
+    "edge_paths": ["/v1/", "/health", "/tokenize"],
+    "edge_open_paths": ["/health"],
+    "__edge_key": {"keyed": True},
+    "_edge_listeners": [
+        {"address": "0.0.0.0", "port": 8000, "tls": False},
+        {"address": "0.0.0.0", "port": 443, "tls": True},
+    ],
+    "_edge_upstream": {"address": "127.0.0.1", "port": 29602},
 }
 
 
-def render(name: str, **changes: Any) -> str:
-    """Return a template of the role with the values of a head."""
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
-                                     trim_blocks=True, autoescape=False)  # fmt: skip
-    environment.filters["regex_escape"] = re.escape
-    return environment.get_template(name).render({**VALUES, **changes})
+def render(**changes: Any) -> str:
+    """Return the configuration with the values of a head."""
+    loader = jinja2.FileSystemLoader(ROLE / "templates")
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["bool"] = bool
+    return environment.get_template("nginx.conf.j2").render({**VALUES, **changes})
 
 
-def locations(text: str) -> dict[str, str]:
-    """Return the body of each location."""
-    return dict(re.findall(r"^        location (.*?) \{\n(.*?)^        \}", text, re.MULTILINE | re.DOTALL))
+def servers(text: str) -> dict[str, dict[str, str]]:
+    """Return the bodies of the locations of each listener."""
+    found = {}
+    for body in re.findall(r"^    server \{\n(.*?)^    \}", text, re.MULTILINE | re.DOTALL):
+        listen = re.search(r"listen (.*);", body)
+        assert listen
+        locations = re.findall(r"^        location (.*?) \{\n(.*?)^        \}", body, re.MULTILINE | re.DOTALL)
+        found[listen[1]] = dict(locations)
+    return found
 
 
-def test_every_path_but_the_open_ones_asks_for_the_key() -> None:
-    found = locations(render("nginx.conf.j2"))
-    assert list(found) == ["/", "/v1/", "= /health", "= /tokenize"]
-    assert {path for path, body in found.items() if "return 401" in body} == {"/v1/", "= /tokenize"}
-    assert {path for path, body in found.items() if "proxy_pass" in body} == {"/v1/", "= /health", "= /tokenize"}
-    assert "s3cret" not in render("nginx.conf.j2")
+def test_every_path_but_the_open_ones_asks_for_the_key_on_every_port() -> None:
+    found = servers(render())
+    assert list(found) == ["0.0.0.0:8000", "0.0.0.0:443 ssl http2"]
+    for locations in found.values():
+        assert list(locations) == ["@engine", "/", "/v1/", "= /health", "= /tokenize"]
+        assert {path for path, body in locations.items() if "return 401" in body} == {"/v1/", "= /tokenize"}
+        assert {path for path, body in locations.items() if "proxy_pass" in body} == {
+            "/v1/",
+            "= /health",
+            "= /tokenize",
+        }
+        assert "return 404" in locations["/"]
 
 
-def test_without_a_key_the_engine_decides() -> None:
-    text = render("nginx.conf.j2", edge_tls_api_key="")
+def test_without_a_key_the_list_of_paths_is_all_there_is() -> None:
+    text = render(__edge_key={"keyed": False})
     assert "401" not in text
     assert "key.conf" not in text
+    assert "return 404" in text
+
+
+def test_without_tls_no_certificate_is_named() -> None:
+    text = render(edge_tls=False, _edge_listeners=VALUES["_edge_listeners"][:1])
+    assert "ssl" not in text
+    assert "server 127.0.0.1:29602 max_fails=0;" in text
+
+
+def test_nothing_is_held_back_in_either_direction() -> None:
+    text = render()
+    for line in (
+        "proxy_buffering off;",
+        "proxy_request_buffering off;",
+        "client_max_body_size 256m;",
+        "proxy_read_timeout 3600s;",
+    ):
+        assert text.count(line) == 2
+
+
+def role_variable(name: str, **given: Any) -> Any:
+    """Return a variable of the role as Ansible's own templates make it."""
+    values: dict[str, Any] = {}
+    for file in ("defaults", "vars"):
+        loaded = yaml.safe_load((ROLE / file / "main.yml").read_text(encoding="utf-8"))
+        values |= {key: trust_as_template(text) if isinstance(text, str) else text for key, text in loaded.items()}
+    values |= given
+    return Templar(DataLoader(), variables=values).template(values[name])
 
 
 @pytest.mark.parametrize(
-    ("header", "expected"),
+    ("record", "proxy", "tls", "expected"),
     [
-        ("Bearer s3cret.key+/=", True),
-        ("bearer s3cret.key+/=", True),
-        ("Bearer S3CRET.KEY+/=", False),
-        ("Bearer s3cretXkey+/=", False),
-        ("Bearer s3cret.key+/=2", False),
-        ("Basic Bearer s3cret.key+/=", False),
-        ("", False),
+        ({}, True, False, "run"),
+        (LOOPBACK, True, False, "run"),
+        (DIRECT, True, False, "wait"),
+        (FORMER, True, True, "wait"),
+        (LOOPBACK, False, False, "keep"),
+        (LOOPBACK, False, True, "keep"),
+        (DIRECT, False, True, "run"),
+        (DIRECT, False, False, "absent"),
+        ({}, False, False, "absent"),
+        (FORMER, "false", "false", "absent"),
     ],
 )
-def test_the_key(header: str, expected: bool) -> None:
-    [pattern] = re.findall(r'^    "~(.*)" 1;$', render("key.conf.j2"), re.MULTILINE)
-    assert bool(re.search(pattern, header)) is expected
+def test_the_proxy_takes_no_port_from_an_engine_that_serves(
+    record: dict[str, Any], proxy: Any, tls: Any, expected: str
+) -> None:
+    found = role_variable("_edge_now", edge_proxy=proxy, edge_tls=tls, __edge_engine={"record": record})
+    assert found.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "changes", "listeners", "upstream"),
+    [
+        ({}, {}, [8000], 29602),
+        (LOOPBACK, {}, [8000], 29602),
+        # Ports of the engine that serves, until another one is verified.
+        ({**LOOPBACK, "api_port": 29700, "proxy_port": 8100}, {}, [8100], 29700),
+        (LOOPBACK, {"edge_tls": "true"}, [8000, 443], 29602),
+        (DIRECT, {"edge_proxy": "false", "edge_tls": True}, [443], 8000),
+    ],
+)
+def test_the_proxy_follows_the_engine_that_serves(
+    record: dict[str, Any], changes: dict[str, Any], listeners: list[int], upstream: int
+) -> None:
+    given = {"edge_proxy": True, "edge_api_port": 8000, "__edge_engine": {"record": record}, **changes}
+    assert [each["port"] for each in role_variable("_edge_listeners", **given)] == listeners
+    assert role_variable("_edge_upstream", **given) == {"address": "127.0.0.1", "port": upstream}

@@ -311,3 +311,14 @@ def test_whoever_changes_the_cluster_now_is_named() -> None:
     assert found["leases"] == [held]
     assert "ada on desk runs serve.yml since 20:00 (9 s), with the lease of the deployment" in shown(found)
     assert document(NODES, "gx10-1", told(), {}, NOW_S)["leases"] == []
+
+
+def test_an_api_without_a_key_is_on_the_screen() -> None:
+    front = {"port": 8000, "proxied": True, "status": 200, "open": True, "engine": 200}
+    head = told()["gx10-1"]
+    found = document(NODES, "gx10-1", told(**{"gx10-1": {**head, "api": {**head["api"], "front": front}}}), {}, NOW_S)
+    assert found["state"] == "ready"
+    assert "The API on port 8000 of gx10-1 asks for no key: whoever reaches the port can use it." in "\n".join(
+        screen(found)
+    )
+    assert "asks for no key" not in "\n".join(screen(document(NODES, "gx10-1", told(), {}, NOW_S)))

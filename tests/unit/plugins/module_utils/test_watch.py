@@ -133,13 +133,6 @@ def test_a_hook_that_fails_is_told_and_does_not_last(hook: list[str], said: str)
     assert time.monotonic() - begun < 10
 
 
-@pytest.mark.parametrize(
-    ("text", "key"), [("A=b\nVLLM_API_KEY=se=cret\n", "se=cret"), ("MY_VLLM_API_KEY=x\n", ""), ("", "")]
-)
-def test_the_key_is_the_engines(text: str, key: str) -> None:
-    assert watch.key_of(text) == key
-
-
 def test_without_a_record_nothing_is_to_be_served(config: dict[str, Any]) -> None:
     assert watch.in_time(config, {})["state"] == "absent"
 
@@ -275,6 +268,11 @@ def test_it_runs_with_what_is_shipped_alone_and_shows_no_key(config: dict[str, A
     assert look() == ""
     (engine / "a.env").write_text("VLLM_API_KEY=another-6410\n")
     assert look().startswith("<4>a is degraded, was ready for ")
+    # Nobody listens where the proxy should.
+    (engine / "a.env").write_text("VLLM_API_KEY=secret-5309\n")
+    assert look().startswith("<5>a is ready, was degraded for ")
+    (engine / "active.json").write_text(json.dumps({**record, "proxy_port": 1}))
+    assert "the proxy on port 1 does not answer (refused)" in look()
     everything = [path.read_text() for path in [*Path(config["state_dir"]).iterdir(), tmp_path / "hook.env"]]
     assert not [text for text in [*everything, said] if "5309" in text or "6410" in text]
 

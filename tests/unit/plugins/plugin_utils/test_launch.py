@@ -79,6 +79,29 @@ def test_ray_on_one_node_is_refused() -> None:
     assert "one node needs no Ray" in launch.rank_options(one, "a", "0.0.0.0")[1][0]
 
 
+def test_behind_a_proxy_the_engine_has_a_port_of_its_own() -> None:
+    head, errors = launch.rank_options(plan(), "a", "127.0.0.1", 29602)
+    worker, _errors = launch.rank_options(plan(), "b", "127.0.0.1", 29602)
+    assert errors == []
+    assert (head["host"], head["port"]) == ("127.0.0.1", 29602)
+    assert "port" not in worker
+    found = launch.entry_arguments(plan(), "a", [], {**WATCH, "api_host": "127.0.0.1", "api_port": 29602})
+    assert found[found.index("--health") + 1] == "http://127.0.0.1:29602/health"
+    assert launch.rank_ports(plan(), "a", 29600, 29602) == [29602, 29510, 29600]
+    assert launch.rank_ports(plan(), "b", 29600, 29602) == []
+
+
+def test_what_would_bypass_the_proxy_or_collide_with_it_is_refused() -> None:
+    exposed = plan(serve={"host": "0.0.0.0"})
+    assert launch.rank_options(exposed, "a", "127.0.0.1", 29602)[1] == [
+        "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback."
+    ]
+    assert launch.rank_options(exposed, "a", "0.0.0.0")[1] == []
+    assert launch.rank_options(plan(), "a", "127.0.0.1", 29510)[1] == [
+        "edge_engine_port is 29510, and so is model_spec.ports.master: behind the proxy the engine needs its own."
+    ]
+
+
 WATCH = {
     "api_host": "0.0.0.0", "tether_port": 29600, "tether_key": "/run/key", "silence_seconds": 30,
     "stall_seconds": 900, "floor_gib": 2.0,
