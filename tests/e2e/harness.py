@@ -137,6 +137,15 @@ def served_models(base: str = API) -> list[str]:
     return [str(model["id"]) for model in response.json()["data"]]
 
 
+def stop_what_serves() -> None:
+    """Stop the model that the tests before left served, if any, on every node."""
+    if served_models():
+        run("playbooks/stop.yml")
+        assert served_models() == []
+        for node in NODES:
+            assert containers_on(node) == []
+
+
 def chat(model: str, text: str, *, max_tokens: int = 24, base: str = API) -> dict[str, Any]:
     """Return a chat completion's JSON; fail with the server's words when there is none."""
     body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens}

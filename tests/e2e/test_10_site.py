@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.e2e import harness
+from tests.e2e.by_init import inventory_by_init
 from tests.e2e.harness import HEAD, NODES
 from tests.lint.collection import build, install
 
@@ -102,36 +101,9 @@ def test_the_environment_file_is_roots_alone() -> None:
         ]
 
 
-def inventory_by_init(folder: Path) -> Path:
-    """Return the inventory that init writes for the lab's nodes, with the lab's variables of the platform beside it."""
-    lab = harness.REPO / harness.INVENTORY
-    nodes = yaml.safe_load((lab / "hosts.yml").read_text(encoding="utf-8"))["all"]["children"]["gx10"]["children"]
-    addresses = [host["ansible_host"] for group in ("head", "workers") for host in nodes[group]["hosts"].values()]
-    images = yaml.safe_load((lab / "group_vars" / "gx10" / "images.yml").read_text(encoding="utf-8"))["gb10_images"]
-    known = {"base": "debian", "python": "python3", "steps": []}
-    answers = {
-        "init_nodes": addresses,
-        "init_dir": str(folder / "inventories"),
-        "init_user": "ansible",
-        "init_private_key": str(harness.REPO / ".lab" / "lab" / "id_ed25519"),
-        "init_known_hosts": str(folder / "known_hosts"),
-        "init_accept_host_keys": True,
-        "init_ssh_common_args": "-o IdentitiesOnly=yes",
-        "init_fabric_interfaces": ["eth1"],
-        "init_catalogue": [str(lab / "group_vars" / "model_*.yml")],
-        "init_images": {name: {**known, "vllm_version": image["vllm_version"]} for name, image in images.items()},
-        "init_model": MODEL,
-    }
-    harness.run("playbooks/init.yml", answers, inventory="localhost,")
-    made = folder / "inventories" / "spark4"
-    (folder / ".lab").symlink_to(harness.REPO / ".lab")
-    shutil.copytree(lab / "group_vars", made / "group_vars", dirs_exist_ok=True)
-    return made
-
-
 def test_a_run_with_the_inventory_of_init_from_the_installed_collection_changes_nothing(tmp_path: Path) -> None:
     """Without the clone's ansible.cfg and playbooks, as after `ansible-galaxy collection install`."""
-    inventory = inventory_by_init(tmp_path)
+    inventory = inventory_by_init(tmp_path, MODEL)
     env = install(build(tmp_path), tmp_path / "installed")
     restarts = {node: harness.unit_state(node, UNIT)["ExecMainStartTimestampMonotonic"] for node in NODES}
 

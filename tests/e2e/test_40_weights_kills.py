@@ -33,11 +33,7 @@ ADDRESSES = {node: f"10.211.0.{10 + number}" for number, node in enumerate(NODES
 @pytest.fixture(scope="module", autouse=True)
 def nothing_served() -> None:
     """Stop the model that the tests before left served: its ranks would start anew with every kill."""
-    if harness.served_models():
-        harness.run("playbooks/stop.yml")
-        assert harness.served_models() == []
-        for node in NODES:
-            assert harness.containers_on(node) == []
+    harness.stop_what_serves()
 
 
 @pytest.fixture(scope="module")
