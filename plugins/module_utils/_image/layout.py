@@ -46,7 +46,10 @@ class Layer:
             and isinstance(self.sha256, str)
             and _DIGEST.fullmatch(self.diff_id)
             and _HEX.fullmatch(self.sha256)
-            and all(type(size) is int and size >= 0 for size in (self.bytes, self.file_bytes))
+            and all(
+                isinstance(size, int) and not isinstance(size, bool) and size >= 0
+                for size in (self.bytes, self.file_bytes)
+            )
         ):
             raise ImageError(
                 f"The description of a layer is damaged: its digest {str(self.diff_id)[:80]!r} is not sha256: and 64 "
