@@ -177,8 +177,9 @@ def table_text(wanted: Wanted) -> str:
         "ct state established,related accept",
         f"tcp dport {{ {_ports(wanted.ssh_ports, 'edge_ssh_ports')} }} accept",
         *wanted.rules,
-        "meta l4proto { icmp, ipv6-icmp } accept",
-        "ip protocol igmp accept",
+        # ICMP, ICMPv6 and IGMP by number: nft looks names up in /etc/protocols, which a minimal installation lacks.
+        "meta l4proto { 1, 58 } accept",
+        "ip protocol 2 accept",
         "udp sport 67 udp dport 68 accept",
         "udp sport 547 udp dport 546 accept",
     ]
