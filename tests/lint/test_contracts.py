@@ -87,14 +87,9 @@ def test_adding_a_model_is_adding_a_file() -> None:
 
 # --- everything documented and tested -------------------------------------------------------------------
 
-#: `rollback` runs in the scenarios of edge and fabric.
-NO_SCENARIO = frozenset({"rollback"})
-
-
 def test_every_role_has_a_scenario() -> None:
     missing = {role for role in ROLES if not (REPO / "molecule" / role / "molecule.yml").is_file()}
-    assert missing - NO_SCENARIO == set(), "molecule test -s <role> must work for every role"
-    assert NO_SCENARIO - missing == set(), "no longer needed in NO_SCENARIO"
+    assert missing == set(), "molecule test -s <role> must work for every role"
 
 
 def test_every_filter_is_documented() -> None:
