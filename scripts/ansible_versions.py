@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Try the control node's part on every release of ansible-core and Python that it claims: `make test-versions`.
 
