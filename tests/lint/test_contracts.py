@@ -87,6 +87,7 @@ def test_adding_a_model_is_adding_a_file() -> None:
 
 # --- everything documented and tested -------------------------------------------------------------------
 
+
 def test_every_role_has_a_scenario() -> None:
     missing = {role for role in ROLES if not (REPO / "molecule" / role / "molecule.yml").is_file()}
     assert missing == set(), "molecule test -s <role> must work for every role"
