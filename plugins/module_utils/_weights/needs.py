@@ -143,7 +143,7 @@ def why_left(name: str, size: int, modules: bool) -> str | None:
         if fnmatchcase(name, CONSOLIDATED):
             return "the same weights for load-format mistral"
         if fnmatchcase(name, "*.safetensors"):
-            return None if size <= SMALL_BYTES else "a shard that the index does not name"
+            return None if size <= SMALL_BYTES else "a shard that neither the index nor load-format names"
         # Some models read a tensor from a file of its own (vLLM's qwen3_dflash: mask_embedding.pt).
         small = size <= SMALL_BYTES and name.endswith(".pt")
         return None if small else "the same weights in another format"

@@ -38,7 +38,7 @@ def test_everything_that_vllm_reads_is_needed() -> None:
     ("stray", "why"),
     [
         ("consolidated.safetensors", "the same weights for load-format mistral"),
-        ("model-00003-of-00003.safetensors", "a shard that the index does not name"),
+        ("model-00003-of-00003.safetensors", "a shard that neither the index nor load-format names"),
         ("pytorch_model.bin", "the same weights in another format"),
         ("original/consolidated.00.pth", "in a directory that vLLM does not read"),
         ("original/params.json", "in a directory that vLLM does not read"),
