@@ -29,6 +29,7 @@ def rendered(name: str, hosts: dict[str, dict[str, Any]]) -> str:
         "groups": {"gx10": list(hosts), "monitor": [node], "head": [node]},
         "monitor_engine_api_key": "",
         "gb10_weights_root": "/models",
+        "gb10_state_dir": "/var/lib/gb10",
         **hosts[node],
     }
     template = trust_as_template((ROLE / "templates" / name).read_text(encoding="utf-8"))
