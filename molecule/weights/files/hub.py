@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model hub on 127.0.0.1 as far as the role asks one: the list of a revision's files, and the files.
 
-    python3 hub.py PORT DIRECTORY COMMIT TOKEN
+    python3 hub.py PORT DIRECTORY COMMIT TOKENFILE
 
 DIRECTORY holds <organisation>/<repository>. Who does not show the token gets 401.
 """
@@ -14,7 +14,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-PORT, ROOT, COMMIT, TOKEN = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+PORT, ROOT, COMMIT, TOKEN = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4]).read_text().strip()
 
 
 class Handler(BaseHTTPRequestHandler):
