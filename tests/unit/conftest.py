@@ -29,4 +29,4 @@ def name_error(_server: socketserver.BaseServer, _request: object, client: objec
     print(f"server of a test, request of {client}: {sys.exc_info()[1]!r}", file=sys.stderr)
 
 
-socketserver.BaseServer.handle_error = name_error  # type: ignore[method-assign]
+socketserver.BaseServer.handle_error = name_error  # type: ignore[method-assign,assignment]
