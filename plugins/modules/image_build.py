@@ -83,6 +83,12 @@ def logged(module: AnsibleModule, command: list[str], log: Path) -> tuple[int, l
     return code, lines[-60:]
 
 
+def asked_registry(lines: list[str], base: str) -> bool:
+    """Return whether a build ended because its builder looked for the base image in a registry."""
+    name, _colon, tag = base.partition(":")
+    return any("failed to do request" in line and f"/{name}/manifests/{tag}" in line for line in lines)
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -135,6 +141,11 @@ def main() -> None:
         chosen = ["--file", str(path.with_suffix(".local"))]
     command = [docker, "build", "--network", want["network"], "--tag", want["tag"], *chosen, want["context_dir"]]
     code, tail = logged(module, command, log)
+    if code != 0 and asked_registry(tail, want["base"]):
+        # Seen once in many builds: the builder overlooks the base that was imported a moment ago, and asks Docker Hub.
+        absent, _out, _err = module.run_command([docker, "image", "inspect", want["base"]])
+        if not absent:
+            code, tail = logged(module, command, log)
     if code != 0:
         module.fail_json(
             msg=f"The build of {want['tag']} failed (exit code {code}); its complete output is in {log} on this node:\n"

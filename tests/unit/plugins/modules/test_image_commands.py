@@ -97,6 +97,35 @@ def test_a_base_under_another_name_is_built_from_and_not_pulled(
     assert text == "# FROM gb10/base:1\nFROM gb10/base:0123456789ab\nRUN x\n"
 
 
+#: Captured from a build with Docker 20.10 and BuildKit whose base had been imported in the command before.
+ASKED_REGISTRY = (
+    "failed to solve with frontend dockerfile.v0: failed to create LLB definition: failed to do request: Head "
+    '"https://registry-1.docker.io/v2/gb10/base/manifests/1": dial tcp: lookup registry-1.docker.io on [::1]:53: '
+    "dial udp [::1]:53: connect: cannot assign requested address"
+)
+
+
+@pytest.mark.parametrize(("base_is_there", "builds"), [(True, 2), (False, 1)])
+def test_a_builder_that_overlooks_the_base_is_asked_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_is_there: bool, builds: int
+) -> None:
+    log = tmp_path / "log" / "build.log"
+    tried: list[list[str]] = []
+
+    def answer(argv: list[str]) -> tuple[int, str, str] | None:
+        if argv[1:3] == ["image", "inspect"]:
+            return (0 if base_is_there and argv[3] == "gb10/base:1" else 1), "[]", ""
+        if "build" in argv:
+            tried.append(argv)
+            if len(tried) == 1:
+                log.write_text(ASKED_REGISTRY + "\n", encoding="utf-8")
+                return 1, "", ""
+        return None
+
+    ended = run(image_build, monkeypatch, Module(build_params(tmp_path), answer))
+    assert (len(tried), ended.failed) == (builds, not base_is_there)
+
+
 @pytest.mark.parametrize(
     ("verb", "sentence"),
     [
