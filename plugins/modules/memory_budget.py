@@ -374,26 +374,27 @@ breakdown:
   type: dict
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.answer import answer
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError, UnknownGeometryError
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.inputs import (
+    MEMINFO,
+    node_memory,
+    read_config,
+    weights_there_gib,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import CACHE_MODES, KV_CACHE_DTYPES, SSM_DTYPES
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     DEVICES,
     FP4_BACKENDS,
     Budget,
     MemoryModelError,
-    available_on_idle_node,
-    meminfo_gib,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import unknown
-
-MEMINFO = Path("/proc/meminfo")
 
 ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "geometry": {"type": "dict"},
@@ -441,47 +442,6 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "mem_available_gib": {"type": "float"},
     "reclaim_gib": {"type": "float", "default": 0},
 }
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the ``config.json`` at a path, or in the directory at that path.
-
-    :raises UnknownGeometryError: it is not there, or may not be read
-    :raises ValueError: a sentence that says what is wrong with it
-    """
-    file = path if path.suffix == ".json" else path / "config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnknownGeometryError([f"{file} cannot be read on this node: {error.strerror}."]) from error
-    except ValueError as error:
-        raise ValueError(f"config_json: {file} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"config_json: {file} holds no JSON object.")  # noqa: TRY004
-    return values
-
-
-def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float, float | None]:
-    """Return the node's total and what the engine will find free; None for what its size suggests.
-
-    :raises ValueError: ``/proc/meminfo`` was needed and cannot be read
-    """
-    total, available = params["mem_total_gib"], params["mem_available_gib"]
-    if total is not None:
-        return total, available
-    try:
-        total, free = meminfo_gib(meminfo.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{meminfo} cannot be read on this node: {error.strerror}. Give mem_total_gib.") from error
-    if available is None:
-        available = min(total, available_on_idle_node(free, params["reclaim_gib"], params["device"]))
-    return total, available
-
-
-def weights_there_gib(folder: Path) -> float:
-    """Return the size of the weight files in a directory, without a consolidated second copy; 0 when there are none."""
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")]
-    return sum(sizes) / 2**30
 
 
 def run(params: dict[str, Any], meminfo: Path = MEMINFO) -> Budget:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the memory model reads on a node: a model's config.json, the size of its weight files, the node's memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import UnknownGeometryError
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import available_on_idle_node, meminfo_gib
+
+MEMINFO = Path("/proc/meminfo")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the ``config.json`` at a path, or in the directory at that path.
+
+    :raises UnknownGeometryError: it is not there, or may not be read
+    :raises ValueError: a sentence that says what is wrong with it
+    """
+    file = path if path.suffix == ".json" else path / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnknownGeometryError([f"{file} cannot be read on this node: {error.strerror}."]) from error
+    except ValueError as error:
+        raise ValueError(f"config_json: {file} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config_json: {file} holds no JSON object.")  # noqa: TRY004
+    return values
+
+
+def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float, float | None]:
+    """Return the node's total and what the engine will find free; None for what its size suggests.
+
+    :raises ValueError: ``/proc/meminfo`` was needed and cannot be read
+    """
+    total, available = params["mem_total_gib"], params["mem_available_gib"]
+    if total is not None:
+        return total, available
+    try:
+        total, free = meminfo_gib(meminfo.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{meminfo} cannot be read on this node: {error.strerror}. Give mem_total_gib.") from error
+    if available is None:
+        available = min(total, available_on_idle_node(free, params["reclaim_gib"], params["device"]))
+    return total, available
+
+
+def weights_there_gib(folder: Path) -> float:
+    """Return the size of the weight files in a directory, without a consolidated second copy; 0 when there are none."""
+    sizes = [path.stat().st_size for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")]
+    return sum(sizes) / 2**30
