@@ -110,6 +110,26 @@ def from_block_sparse(config: Config, architecture: str, dtype: str) -> Geometry
     return replace(geometry, indexer=Indexer(MSA, width, layers=None if sparse == layers else sparse))
 
 
+def _windowed(config: Config, architecture: str, dtype: str, listed: int, **states: int) -> Geometry:
+    """Return a model whose layers have a window and share compressed states.
+
+    :param listed: length of ``compress_ratios``; what goes beyond the layers are draft layers.
+    :param states: the layers by what they keep, as `Compressed` has them.
+    """
+    layers, head_dim = config.integer("num_hidden_layers"), config.integer("head_dim")
+    attention = Attention(layers, config.integer("num_attention_heads"), kv_heads=1, head_dim=head_dim)
+    drafts = max(listed - layers, config.optional(_NEXT) or 0)
+    geometry = plain_geometry(config, architecture, dtype, attention, (), Mtp(drafts, drafts) if drafts else None)
+    compressed = Compressed(
+        layers=layers,
+        window_tokens=config.integer("sliding_window"),
+        head_dim=head_dim,
+        index_head_dim=config.integer("index_head_dim"),
+        **states,
+    )
+    return replace(geometry, compressed=compressed)
+
+
 def from_compressed(config: Config, architecture: str, dtype: str) -> Geometry:
     """Read DeepSeek-V4 (vllm/models/deepseek_v4/attention.py).
 
@@ -119,21 +139,8 @@ def from_compressed(config: Config, architecture: str, dtype: str) -> Geometry:
     if not (isinstance(ratios, list) and len(ratios) >= layers and {4, 128} <= set(ratios) <= {0, 1, 4, 128}):
         config.missing.append(f"config.json has no compress_ratios of 4 and 128 (and 0) for its {layers} layers.")
         ratios = [0] * layers
-    head_dim = config.integer("head_dim")
-    attention = Attention(layers, config.integer("num_attention_heads"), kv_heads=1, head_dim=head_dim)
-    drafts = max(len(ratios) - layers, config.optional(_NEXT) or 0)
-    geometry = plain_geometry(config, architecture, dtype, attention, (), Mtp(drafts, drafts) if drafts else None)
-    return replace(
-        geometry,
-        compressed=Compressed(
-            layers=layers,
-            window_tokens=config.integer("sliding_window"),
-            indexed_layers=max(1, ratios[:layers].count(4)),
-            pooled_layers=max(1, ratios[:layers].count(128)),
-            head_dim=head_dim,
-            index_head_dim=config.integer("index_head_dim"),
-        ),
-    )
+    indexed, pooled = max(1, ratios[:layers].count(4)), max(1, ratios[:layers].count(128))
+    return _windowed(config, architecture, dtype, len(ratios), indexed_layers=indexed, pooled_layers=pooled)
 
 
 def from_sources(config: Config, architecture: str, dtype: str) -> Geometry:
@@ -151,21 +158,7 @@ def from_sources(config: Config, architecture: str, dtype: str) -> Geometry:
     kept = [ratios[each] for each in sources if isinstance(each, int) and 0 <= each < layers]
     if not kept or 0 in kept or len(kept) != len(sources):
         config.missing.append("config.json has no kv_source_layer_ids of layers whose ratio is 2 or 1.")
-    head_dim = config.integer("head_dim")
-    attention = Attention(layers, config.integer("num_attention_heads"), kv_heads=1, head_dim=head_dim)
-    drafts = max(len(ratios) - layers, config.optional(_NEXT) or 0)
-    geometry = plain_geometry(config, architecture, dtype, attention, (), Mtp(drafts, drafts) if drafts else None)
-    return replace(
-        geometry,
-        compressed=Compressed(
-            layers=layers,
-            window_tokens=config.integer("sliding_window"),
-            head_dim=head_dim,
-            index_head_dim=config.integer("index_head_dim"),
-            pair_sources=kept.count(2),
-            token_sources=kept.count(1),
-        ),
-    )
+    return _windowed(config, architecture, dtype, len(ratios), pair_sources=kept.count(2), token_sources=kept.count(1))
 
 
 def from_qsa(config: Config, architecture: str, dtype: str) -> Geometry:

@@ -250,8 +250,8 @@ class RankReader:
         units = ("--unit=earlyoom.service", "--unit=systemd-oomd.service")
         out = self._journal(f"--since=@{int(since_s)}", *units, "--lines=100")
         # A container's processes are in a group of Docker's, so the unit's own log does not name systemd-oomd.
-        told = ("sending SIG", "Killed /")
-        return [line for line in parse_journal(out, earlyoom=True) if any(words in line.text for words in told)]
+        kills = ("sending SIG", "Killed /")
+        return [line for line in parse_journal(out, earlyoom=True) if any(words in line.text for words in kills)]
 
     def activity(self) -> dict[str, Any]:
         """Signs of life that the log does not show: compilers that come and go, bytes read from disk."""

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the API through the proxy: every path of the list and paths beside it, odd spellings, a long prompt, a stream."""
+"""Ask the API through the proxy at a URL: paths of the list and beside it, odd spellings, a long prompt, a stream.
+
+Behind https the certificate that is shown must be for the address of the URL.
+"""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
+import ssl
 import sys
 import time
+from urllib.parse import urlsplit
 
-HOST, PORT = sys.argv[1], int(sys.argv[2])
+URL = urlsplit(sys.argv[1])
+HOST = URL.hostname or ""
 KEY = os.environ["VLLM_API_KEY"]
 TOKENS = 12
 #: About 256K tokens in English, at six characters each.
@@ -39,9 +45,17 @@ ODD = (
 )
 
 
+def connect() -> http.client.HTTPConnection:
+    """Return a new connection to the proxy."""
+    if URL.scheme == "http":
+        return http.client.HTTPConnection(HOST, URL.port, timeout=60)
+    trust = ssl.create_default_context(cadata=ssl.get_server_certificate((HOST, URL.port or 443)))
+    return http.client.HTTPSConnection(HOST, URL.port, timeout=60, context=trust)
+
+
 def ask(path: str, *, key: str = "", body: dict[str, str] | None = None) -> tuple[int, str, str]:
     """Return status, type and text of an answer; the path goes out as it is written here."""
-    connection = http.client.HTTPConnection(HOST, PORT, timeout=60)
+    connection = connect()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     data = json.dumps(body) if body is not None else None
     connection.request("POST" if data else "GET", path, data, {**headers, "Content-Type": "application/json"})
@@ -52,7 +66,7 @@ def ask(path: str, *, key: str = "", body: dict[str, str] | None = None) -> tupl
 def arrivals() -> list[float]:
     """Return the seconds at which the pieces of a streamed completion arrive."""
     data = json.dumps({"model": "molecule/edge-two", "prompt": "x", "max_tokens": TOKENS, "stream": True})
-    connection = http.client.HTTPConnection(HOST, PORT, timeout=60)
+    connection = connect()
     begun = time.monotonic()
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     connection.request("POST", "/v1/completions", data, headers)
@@ -70,8 +84,8 @@ def main() -> None:
     wrong += [f"{path}: {status}" for path in (*CLOSED, *ODD) if (status := ask(path, key=KEY)[0]) not in (400, 404)]
     if ask("/health")[0] != 200:
         wrong.append("/health needs a key")
-    status, kind, _text = ask("/pause", key=KEY)
-    if "edge_paths" not in _text or not kind.startswith("application/json"):
+    status, kind, text = ask("/pause", key=KEY)
+    if "edge_paths" not in text or not kind.startswith("application/json"):
         wrong.append(f"a closed path is answered as {kind}")
     body = {"model": "molecule/edge-two", "prompt": LONG}
     status, _kind, text = ask("/tokenize", key=KEY, body=body)
