@@ -24,6 +24,17 @@ options:
       identity of every tagged image.
     type: bool
     default: false
+  gpu_load_image:
+    description: >-
+      An image with torch in which an idle GPU computes for a few seconds while its clock is read, with O(detail). Not
+      while one of O(units) is active.
+    type: str
+    default: ""
+  gpu_load_args:
+    description: Arguments of docker run that give a container the GPU.
+    type: list
+    elements: str
+    default: [--runtime, nvidia]
   disk_paths:
     description: >-
       Paths whose file systems are measured; a path that does not exist yet counts as its nearest existing parent.
@@ -140,6 +151,10 @@ node:
       description: What nvidia-smi printed instead of an answer.
       type: str
       returned: when O(detail=true)
+    gpu_load_error:
+      description: Why the GPU did not compute in O(gpu_load_image); empty when it did, or was not to.
+      type: str
+      returned: when O(detail=true)
     kernel_next:
       description: C(version) of the kernel that the next boot takes, C(nvidia) (whether it has the GPU driver).
       type: dict
@@ -214,16 +229,13 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
 from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
-    SMI_QUERY,
-    busiest,
     library_version,
-    parse_smi,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu_load import load_command, loaded, sample_gpu
 from ansible_collections.gb10.cluster.plugins.module_utils._node.listeners import listeners
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import probe_front
 
 #: Looks at the GPU within 1.5 s: a pause between two requests must not pass for an idle GPU.
-SMI_SAMPLES = 4
 SMI_INTERVAL_S = 0.5
 TIME_SERVICES = ("chrony.service", "systemd-timesyncd.service", "ntpsec.service", "ntp.service", "openntpd.service")
 DISPLAY_PROCESSES = ("gnome-shell", "Xorg", "Xwayland", "gdm", "lightdm", "sddm", "plasmashell", "gnome-session-b")
@@ -356,21 +368,6 @@ def images() -> dict[str, str]:
     return {tag: identity(each) for tag, each in zip(tags, inspected, strict=False)}
 
 
-def gpu_sample() -> tuple[dict[str, Any], str]:
-    """Return the busiest of a few looks at the GPU's clock, load and power, and what nvidia-smi printed instead."""
-    samples: list[dict[str, Any]] = []
-    text = ""
-    for number in range(SMI_SAMPLES):
-        text = run("nvidia-smi", f"--query-gpu={SMI_QUERY}", "--format=csv,noheader,nounits")
-        samples.append(parse_smi(text))
-        if not samples[-1]:
-            break
-        if number + 1 < SMI_SAMPLES:
-            time.sleep(SMI_INTERVAL_S)
-    found = busiest(samples)
-    return found, "" if found else " ".join(text.split())
-
-
 def kernel_next() -> dict[str, Any]:
     """Return which kernel the next boot takes, and whether the GPU driver is built for it."""
     version = Path("/boot/vmlinuz").resolve().name.partition("-")[2]
@@ -387,9 +384,11 @@ def front(active: Path) -> dict[str, Any]:
     return probe_front(int(record.get("api_port", 8000)), int(record.get("proxy_port") or 0))
 
 
-def detail(units: list[str]) -> dict[str, Any]:
+def detail(units: list[str], load_image: str, load_args: list[str]) -> dict[str, Any]:
     """Return what only a diagnosis needs."""
-    sample, error = gpu_sample()
+    idle = load_image and not any(active(pattern) for pattern in units)
+    with loaded(load_command(load_image, load_args) if idle else []) as no_load:
+        sample, error = sample_gpu(run, SMI_INTERVAL_S)
     try:
         engine = json.loads(run("docker", "info", "--format", "{{json .}}") or "{}")
     except ValueError:
@@ -414,6 +413,7 @@ def detail(units: list[str]) -> dict[str, Any]:
         "gpu_library": library_version(libraries),
         "gpu_sample": sample,
         "gpu_error": error,
+        "gpu_load_error": no_load,
         "kernel_next": kernel_next(),
         "updates_held": blacklist(read("/etc/apt/apt.conf.d/52gb10-unattended-upgrades")),
         "reboot_required": sorted(set(reboot)) or (["not named"] if Path("/run/reboot-required").exists() else []),
@@ -431,6 +431,8 @@ def main() -> None:
             "disk_paths": {"type": "list", "elements": "path", "default": ["/"]},
             "units": {"type": "list", "elements": "str", "default": ["vllm-*.service"]},
             "detail": {"type": "bool", "default": False},
+            "gpu_load_image": {"type": "str", "default": ""},
+            "gpu_load_args": {"type": "list", "elements": "str", "default": ["--runtime", "nvidia"]},
         },
         supports_check_mode=True,
     )
@@ -480,7 +482,11 @@ def main() -> None:
             },
             "desktop": desktop(),
             "time": clock(),
-            **(detail(module.params["units"]) if module.params["detail"] else {}),
+            **(
+                detail(*(module.params[key] for key in ("units", "gpu_load_image", "gpu_load_args")))
+                if module.params["detail"]
+                else {}
+            ),
             "engines": [unit for pattern in module.params["units"] for unit in active(pattern)],
         },
     )

@@ -126,7 +126,11 @@ def _clock(node: Mapping[str, Any]) -> list[Check]:
         return [
             Check("GPU clock", shown, WARN, f"The GPU is held back: check cooling and the power supply. {_POWER_OFF}")
         ]
-    return [Check("GPU clock", shown if loaded else f"{shown}; idle, so not judged")]
+    if loaded:
+        return [Check("GPU clock", shown)]
+    if node.get("gpu_load_error"):
+        return [Check("GPU clock", shown, WARN, f"It could not be judged under load: {node['gpu_load_error']}")]
+    return [Check("GPU clock", f"{shown}; idle, so not judged (doctor_load_image makes a short load)")]
 
 
 def _next_boot(node: Mapping[str, Any]) -> list[Check]:

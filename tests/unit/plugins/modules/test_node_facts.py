@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,25 @@ def test_the_detail_of_a_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["gpu_error"] == ""
     # Docker printed something else than JSON.
     assert found["images"] == {}
+
+
+@pytest.mark.parametrize(("serving", "asked"), [("vllm-a.service loaded active running\n", []), ("", ["some/image:1"])])
+def test_the_load_is_for_an_idle_node(
+    capsys: pytest.CaptureFixture[str], node: tuple[dict[str, str], dict[str, str]], monkeypatch: pytest.MonkeyPatch,
+    serving: str, asked: list[str],
+) -> None:  # fmt: skip
+    node[1]["systemctl list-units --plain --no-legend --state=active vllm-*.service"] = serving
+    commands: list[list[str]] = []
+
+    @contextmanager
+    def loaded(command: list[str]) -> Iterator[str]:
+        commands.append(command)
+        yield "no GPU here"
+
+    monkeypatch.setattr(node_facts, "loaded", loaded)
+    found = facts(capsys, detail=True, gpu_load_image="some/image:1", gpu_load_args=["--gpus", "all"])
+    assert found["gpu_load_error"] == "no GPU here"
+    assert [word for word in commands[0] if word == "some/image:1"] == asked
 
 
 def test_a_node_with_nothing(

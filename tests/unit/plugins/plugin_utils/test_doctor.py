@@ -275,6 +275,13 @@ def test_a_clock_that_is_stuck_low_under_load(clock: float, busy: float | None, 
     assert ("pull its power cable" in check.remedy) is (level == WARN)
 
 
+def test_a_load_that_did_not_come_about_is_named() -> None:
+    data = reports(1)
+    data["n1"]["node"]["gpu_load_error"] = "the load in gb10-gpu-load printed: no such image"
+    [check] = [check for check in node_checks(data["n1"], Limits()) if check.name == "GPU clock"]
+    assert (check.level, check.remedy[-14:]) == (WARN, " no such image")
+
+
 def test_a_runtime_that_docker_was_not_restarted_for() -> None:
     data = reports(1)
     data["n1"]["node"].update(docker_runtimes=["runc"])
