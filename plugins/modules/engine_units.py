@@ -71,7 +71,9 @@ record:
   returned: always
   type: dict
 swap:
-  description: The swap that this node takes part in and that is not decided on all nodes; empty when there is none.
+  description: >-
+    Models, state, head and stall of the swap that this node takes part in and that is not decided on all nodes, with a
+    sentence; empty when there is none.
   returned: always
   type: dict
 stopped:
@@ -91,7 +93,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import PLACES, SwapError, swap_at
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import PLACES, SwapError, reported, swap_at
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.units import UnitError, is_busy
 
 
@@ -151,7 +153,7 @@ def main() -> None:
         changed=changed,
         units=units,
         record=record,
-        swap=swap.read(),
+        swap=reported(swap.read()),
         stopped=to_stop,
         started=to_start,
         diff={"before": lines(before, record), "after": lines(after, new_record)},

@@ -134,6 +134,12 @@ def pending_sentence(shown: Mapping[str, Any]) -> str:
     )
 
 
+def reported(swap: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `summary` of a swap with its sentence; empty when there is none."""
+    shown = summary(swap)
+    return {**shown, "sentence": pending_sentence(shown)} if shown else {}
+
+
 def unit_text(program: str, path: Path) -> str:
     """Return the systemd unit that waits for a decision, also after a boot.
 

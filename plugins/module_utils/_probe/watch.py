@@ -16,11 +16,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import record as records
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import PENDING
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._node.command import run
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
@@ -36,8 +37,25 @@ class CheckTooLongError(BaseException):
     """The check did not end in time; not an Exception, so that no handler on the way catches it."""
 
 
+def unit_runs(unit: str) -> bool:
+    """Return whether a unit of this node is active, or about to be."""
+    return bool(unit) and run(["systemctl", "is-active", "--quiet", unit])[0] == 0
+
+
+def served(record: Mapping[str, Any], swap: Mapping[str, Any], unit_runs: Callable[[str], bool]) -> Mapping[str, Any]:
+    """Return the record of the model that is served, or that a swap starts in its place.
+
+    :param swap: the description of a swap, empty when there is none.
+    """
+    coming = swap.get("after") or {}
+    if swap.get("state") != PENDING or not coming.get("model") or unit_runs(str(record.get("unit", ""))):
+        return record
+    return coming
+
+
 def check(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model, state, summary and diagnosis of what the record says is served."""
+    """Return model, state, summary and diagnosis of what the record says is served, or of what replaces it."""
+    active, record = record, served(record, files.read_json(Path(config["swap"])), unit_runs)
     members = [str(each) for each in record.get("members", [])]
     if not record.get("model") or not members:
         return {"model": "", "state": probe.ABSENT, "summary": "Nothing is to be served.", "diagnosis": []}
@@ -60,10 +78,12 @@ def check(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
         api["front"] = probe_front(int(record["api_port"]), int(record["proxy_port"]))
     expected = {"served_name": wanted.served_name, "canary": wanted.canary}
     state = probe.merge([rank], api, head=members[0], expected=expected)
+    # Between the end of one engine and the start of the other.
+    swaps = state.state == probe.ABSENT and record is not active
     return {
         "model": model,
-        "state": state.state,
-        "summary": state.summary,
+        "state": probe.STARTING if swaps else state.state,
+        "summary": f"In place of {active.get('model') or 'nothing'}." if swaps else state.summary,
         "diagnosis": [{"name": each.name, "cause": each.cause, "remedy": each.remedy} for each in state.diagnosis],
     }
 

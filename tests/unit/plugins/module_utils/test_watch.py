@@ -41,6 +41,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
         "engine_dir": str(tmp_path / "engine"),
         "state_dir": str(tmp_path / "state"),
         "failures": str(tmp_path / "engine" / "last_failure.json"),
+        "swap": str(tmp_path / "swap.json"),
         "canary": True,
         "canary_tokens": 4,
         "silence_seconds": 5,
@@ -131,6 +132,42 @@ def test_a_hook_that_fails_is_told_and_does_not_last(hook: list[str], said: str)
     begun = time.monotonic()
     assert said in watch.run_hook(hook, {**DEAD, "before": "", "time": 0}, 0.3)
     assert time.monotonic() - begun < 10
+
+
+BEFORE, AFTER = {"model": "a", "unit": "vllm-a.service"}, {"model": "b", "unit": "vllm-b.service", "members": ["n1"]}
+
+
+@pytest.mark.parametrize(
+    ("state", "before_runs", "model"),
+    [
+        ("pending", True, "a"),
+        ("pending", False, "b"),
+        ("committed", False, "a"),
+        ("rolled_back", False, "a"),
+        ("", False, "a"),
+    ],
+)
+def test_during_a_swap_the_coming_model_is_checked_once_the_other_has_stopped(
+    state: str, before_runs: bool, model: str
+) -> None:
+    swap = {"state": state, "before": BEFORE, "after": AFTER} if state else {}
+    asked: list[str] = []
+
+    def unit_runs(unit: str) -> bool:
+        asked.append(unit)
+        return before_runs
+
+    assert watch.served(BEFORE, swap, unit_runs)["model"] == model
+    assert set(asked) <= {"vllm-a.service"}
+
+
+def test_between_two_engines_the_coming_one_starts(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "run", lambda *_given: (3, "", ""))
+    Path(config["swap"]).write_text(
+        json.dumps({"state": "pending", "before": BEFORE, "after": AFTER}), encoding="utf-8"
+    )
+    found = watch.check(config, BEFORE)
+    assert (found["model"], found["state"], found["summary"]) == ("b", "starting", "In place of a.")
 
 
 def test_without_a_record_nothing_is_to_be_served(config: dict[str, Any]) -> None:

@@ -130,3 +130,14 @@ def test_a_node_of_an_earlier_release_has_the_active_record_alone(tmp_path: Path
     assert record.last_verified(active) == {"model": "a"}
     record.verified_path(active).write_text('{"mod', encoding="utf-8")
     assert record.last_verified(active) == {"model": "a"}
+
+
+def test_a_swap_is_reported_with_its_sentence(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(node, capsys)["swap"] == {}
+    swap = {"state": "pending", "head": "n1", "stall_seconds": 900.0, "before": {"model": "a"}, "after": {"model": "b"}}
+    path = Path(node.places["state_dir"]) / "swap.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(swap), encoding="utf-8")
+    shown = call(node, capsys)["swap"]
+    assert (shown["state"], shown["after"]) == ("pending", "b")
+    assert shown["sentence"].startswith("The swap from a to b is not committed: ")
