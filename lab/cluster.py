@@ -27,6 +27,7 @@ from lab.plan import (
     Net,
     NodePlan,
     container_name,
+    in_use,
     network_name,
     plan_nodes,
     volume_names,
@@ -125,7 +126,7 @@ class Cluster:
         count: number of nodes, or None for as many as there are (4 for a new lab). uplink: whether
         nodes shall have a way out, None for as before.
         """
-        self._check_owner()
+        self._clear_of_others()
         containers = self.containers()
         kept = settings.load(self.state)
         wanted = count or max([*containers, kept.nodes if kept else 0]) or 4
@@ -220,7 +221,10 @@ class Cluster:
     def down(self, force: bool) -> list[str]:
         """Remove all that carries this lab's label and its files; return what was removed."""
         if not force:
-            self._check_owner()
+            self._clear_of_others()
+        return self._remove_all()
+
+    def _remove_all(self) -> list[str]:
         removed: list[str] = []
         selector = {"label": f"{LABEL_LAB}={self.name}"}
         found = self._client.containers.list(all=True, filters=selector)
@@ -243,16 +247,22 @@ class Cluster:
     def _owner(self) -> str:
         return str(self._root.resolve())
 
-    def _check_owner(self) -> None:
-        objects = [*self.containers().values()]
-        owners = {container.labels.get(LABEL_OWNER, "") for container in objects}
+    def _clear_of_others(self) -> None:
+        """Remove what another clone left of a lab of this name; raise LabError when its lab is in use."""
+        containers = list(self.containers().values())
+        owners = {container.labels.get(LABEL_OWNER, "") for container in containers}
         owners |= {network.attrs["Labels"].get(LABEL_OWNER, "") for network in self._networks.existing().values()}
-        for owner in sorted(owners - {self._owner()}):
+        others = sorted(owners - {self._owner()})
+        if not others:
+            return
+        who = ", ".join(owner or "elsewhere" for owner in others)
+        if in_use([container.status for container in containers], others):
             raise LabError(
-                f"A lab {self.name!r} that was started from {owner or 'elsewhere'} already runs on "
-                "this host. Take it down there, or with `python -m lab down --force` here, or give "
-                "this one another --name."
+                f"A lab {self.name!r} that was started from {who} already runs on this host. Take it down there, or "
+                "with `python -m lab down --force` here, or give this one another --name."
             )
+        self._progress.say(f"Remove what is left of a lab {self.name!r} that was started from {who}; none of it runs.")
+        self._remove_all()
 
     def _labels(self, **more: str) -> dict[str, str]:
         return {LABEL_LAB: self.name, LABEL_OWNER: self._owner(), **more}
@@ -333,11 +343,7 @@ class Cluster:
             ) from error
 
     def _start(
-        self,
-        wanted: Settings,
-        nodes: Sequence[NodePlan],
-        containers: dict[int, Any],
-        all_nodes: bool = True,
+        self, wanted: Settings, nodes: Sequence[NodePlan], containers: dict[int, Any], all_nodes: bool = True
     ) -> None:
         """Start what does not run, shape all links, exchange keys, wait for SSH."""
         pairs = []
@@ -370,8 +376,8 @@ class Cluster:
         private = self.state / "id_ed25519"
         public = private.with_suffix(".pub")
         if not (private.exists() and public.exists()):
-            private.unlink(missing_ok=True)
-            public.unlink(missing_ok=True)
+            for file in (private, public):
+                file.unlink(missing_ok=True)
             subprocess.run(
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"gb10-lab-{self.name}", "-f", str(private)],
                 check=True,

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Literal
 
 from lab.errors import LabError
@@ -106,6 +107,17 @@ def choose_subnets(name: str, taken: Iterable[IPv4Network]) -> SubnetPair:
 def container_name(name: str, index: int) -> str:
     """Return the container name of node ``index`` of lab ``name``."""
     return f"{name}-gx10-{index}"
+
+
+def in_use(statuses: Sequence[str], owners: Sequence[str]) -> bool:
+    """Return whether somebody works with a lab, or may be starting it.
+
+    statuses: of its nodes' containers, as Docker names them. owners: the ``.lab`` directories that it was started from.
+    Nobody does once all nodes have ended, as after a restart of the host, or when no node runs and the clone is gone.
+    """
+    ended = bool(statuses) and all(status in ("exited", "dead") for status in statuses)
+    clone_is_there = any(Path(owner).is_dir() for owner in owners if owner)
+    return not ended and ("running" in statuses or clone_is_there)
 
 
 def network_name(name: str, net: Net) -> str:

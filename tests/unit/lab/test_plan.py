@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +95,25 @@ def test_routes_are_read_from_the_kernels_table() -> None:
         IPv4Network("10.210.0.0/24"),
         IPv4Network("172.17.0.0/16"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "clone_is_there", "used"),
+    [
+        (["running", "exited"], True, True),
+        (["running"], False, True),
+        (["created", "created"], True, True),
+        ([], True, True),
+        (["exited", "exited"], True, False),
+        (["exited", "dead"], False, False),
+        (["created", "exited"], False, False),
+        ([], False, False),
+    ],
+)
+def test_what_another_clone_left_is_told_from_a_lab_in_use(
+    statuses: list[str], clone_is_there: bool, used: bool, tmp_path: Path
+) -> None:
+    owner = tmp_path / ".lab"
+    if clone_is_there:
+        owner.mkdir()
+    assert plan.in_use(statuses, [str(owner)]) is used

@@ -23,9 +23,9 @@ def test_it_is_dropped_at_once_and_again_until_the_engine_serves(tmp_path: Path)
     thread = threading.Thread(target=drop)
     thread.start()
     for _time in range(2):
-        while not target.exists():
+        # The file is there before its text is.
+        while not target.exists() or target.read_text() != "3\n":
             time.sleep(0.01)
-        assert target.read_text() == "3\n"
         target.unlink()
     serving.touch()
     thread.join(timeout=30)
