@@ -14,6 +14,11 @@ def init_addresses(text: str | Sequence[str]) -> list[str]:
     return propose.addresses_from(text or "")
 
 
+def init_earlier(inventory: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return an earlier hosts.yml without the boxes that nobody filled in; see init_earlier.yml."""
+    return propose.filled_in(inventory or {})
+
+
 def init_proposal(boxes: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any], subnet: str = "") -> dict[str, Any]:
     """Return the proposed inventory; see init_proposal.yml."""
     return propose.as_dict(propose.propose(boxes, earlier or {}, subnet))
@@ -38,6 +43,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "init_addresses": init_addresses,
+            "init_earlier": init_earlier,
             "init_proposal": init_proposal,
             "init_login": init_login,
             "init_document": init_document,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import N
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.plan import Settings as FabricSettings
 
 _KNOWN_HOSTS = re.compile(r"-o UserKnownHostsFile=(\S+)")
+#: Stands for an address in the inventories that are written by hand.
+PLACEHOLDER = "CHANGE_ME"
 #: Networks for the fabric, in the order in which they are tried.
 CANDIDATES = (*(f"192.168.{number}.0/24" for number in range(100, 200)), "10.100.0.0/24")
 
@@ -58,6 +61,25 @@ def hosts_of(inventory: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for group in ("head", "workers"):
         for name, values in ((children.get(group) or {}).get("hosts") or {}).items():
             found[str(name)] = dict(values or {})
+    return found
+
+
+def filled_in(inventory: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an earlier hosts.yml without what a template only stands for: boxes whose address is CHANGE_ME.
+
+    While no box is filled in, the model and the account are the template's too.  What was added besides stays.
+    """
+    found = deepcopy(dict(inventory))
+    everything = found.get("all") or {}
+    hosts = hosts_of(found)
+    named = {name for name, values in hosts.items() if values.get("ansible_host", name) != PLACEHOLDER}
+    if len(named) == len(hosts):
+        return found
+    for group in everything["children"]["gx10"]["children"].values():
+        group["hosts"] = {name: values for name, values in (group.get("hosts") or {}).items() if name in named}
+    if not named:
+        own = everything.get("vars") or {}
+        everything["vars"] = {key: value for key, value in own.items() if key not in ("model", "ansible_user")}
     return found
 
 

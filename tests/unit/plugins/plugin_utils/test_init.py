@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,13 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._init.propose import 
     addresses_from,
     as_dict,
     document,
+    filled_in,
     hosts_of,
     login,
     propose,
 )
+
+REPO = Path(__file__).resolve().parents[4]
 
 
 def netdev(name: str, *addresses: str, carrier: bool = True) -> dict[str, Any]:
@@ -151,6 +155,30 @@ def test_a_rerun_keeps_names_addresses_and_what_the_owner_added() -> None:
         "desk": {"ansible_host": "h1", "gb10_fabric_address": "10.9.0.7", "host_hostname": ""},
         "gx10-1": {"ansible_host": "h2", "gb10_fabric_address": "10.9.0.1"},
     }
+
+
+@pytest.mark.parametrize("boxes", [1, 2, 4])
+def test_the_inventory_of_the_repository_is_no_earlier_run(boxes: int) -> None:
+    template = yaml.safe_load((REPO / f"inventories/spark{boxes}/hosts.yml").read_text(encoding="utf-8"))
+    found = filled_in(template)
+    assert hosts_of(found) == {}
+    assert login(found, NOBODY_ASKED)["variables"] == {"ansible_user": "me"}, "the template's account is nobody's"
+    assert "model" not in found["all"]["vars"], "so that the model is asked for"
+    named = [each.name for each in propose([box(f"h{number}") for number in range(boxes)], found).nodes]
+    assert named == [f"gx10-{number}" for number in range(1, boxes + 1)]
+
+
+def test_what_the_owner_filled_in_of_a_template_is_kept() -> None:
+    template = yaml.safe_load((REPO / "inventories/spark2/hosts.yml").read_text(encoding="utf-8"))
+    template["all"]["vars"]["edge_tls"] = True
+    assert filled_in(template)["all"]["vars"] == {"edge_tls": True}
+    head = template["all"]["children"]["gx10"]["children"]["head"]["hosts"]
+    head["gx10-1"]["ansible_host"] = "h1"
+    found = filled_in(template)
+    assert list(hosts_of(found)) == ["gx10-1"]
+    assert found["all"]["vars"] == template["all"]["vars"]
+    assert filled_in(EARLIER) == EARLIER
+    assert filled_in({}) == {}
 
 
 def test_one_box_has_no_workers() -> None:
