@@ -98,9 +98,10 @@ def on_all(command: str | Sequence[str], nodes: Sequence[str] = NODES, *, check:
 
 
 def containers_on(node: str | int, *, stopped: bool = False) -> list[str]:
-    """Return the names of the containers that a node's own Docker Engine runs (or also keeps)."""
+    """Return the names of the containers that a node's own Docker Engine runs (or also keeps); none without one."""
     everything = " -a" if stopped else ""
-    return sorted(node_exec(node, f"docker ps{everything} --format '{{{{.Names}}}}'").lines)
+    ask = f"! command -v docker > /dev/null || docker ps{everything} --format '{{{{.Names}}}}'"
+    return sorted(node_exec(node, ask).lines)
 
 
 def unit_state(node: str | int, unit: str) -> dict[str, str]:
