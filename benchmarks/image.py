@@ -119,6 +119,7 @@ class Bench:
         return int(path.read_text(encoding="utf-8")) if path.exists() else 1
 
     name = LAB
+    state = STATE
 
     @property
     def head(self) -> str:
@@ -251,8 +252,10 @@ class Bench:
         for node in nodes:
             self.on(
                 node,
-                "docker image ls --filter label=gb10.image --format '{{.Repository}}:{{.Tag}}' | xargs -r docker rmi;"
-                " rm -rf /var/lib/gb10/incoming /var/lib/gb10/images",
+                # By ID: a digest by which a registry's image was pulled is a name too, and keeps its layers.
+                "docker image ls --quiet --filter label=gb10.image | sort -u | xargs -r docker rmi --force;"
+                " rm -rf /var/lib/gb10/incoming /var/lib/gb10/images; "
+                "! docker image ls --quiet --filter label=gb10.image | grep .",
             )
 
     def layers(self) -> list[dict[str, Any]]:
@@ -287,6 +290,7 @@ class Bench:
     def prepare(self) -> None:
         """Bring up the lab and build the image on the head alone."""
         self.shape(False)
+        self.set_seed(1)
         wheels = [sys.executable, "-m", "lab.engine_wheels"]
         if not self.small and subprocess.run(wheels, cwd=REPO, check=False).returncode != 0:
             raise BenchError("python -m lab.engine_wheels failed, see above")

@@ -6,15 +6,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.image_ways import AGENT, CASES, Row, attempt, decision, ratios
 from lab.plan import container_name
+from lab.runs import run_playbook
 
 if TYPE_CHECKING:
     from benchmarks.image import Bench
@@ -118,6 +119,8 @@ class Rivals:
             self.bench.set_seed(seed)
             self.bench.play(members=[self.bench.head], image_retain=5)
             self.tags.append(self.bench.tag())
+        if len(set(self.tags)) < len(self.tags):
+            raise self.failures[0](f"two last layers gave one image, {self.tags[0]}: start on a new lab")
 
     def prepare(self) -> None:
         """Start a registry on the head's fabric address, which every node accepts without TLS."""
@@ -151,6 +154,7 @@ class Rivals:
         """Give every node a Docker Engine that keeps images in containerd; the head gets its images back."""
         saved = "/var/tmp/bench-saved.tar"
         self.bench.on(self.bench.head, f"docker save --output {saved} {' '.join(self.tags)}")
+        self.bench.lose(*self.bench.workers)
         subprocess.run([sys.executable, "-m", "lab.newer_docker", str(NEWER)], cwd=REPO, check=True)
         for node in self.bench.nodes:
             container = container_name(self.bench.name, int(node[-1]))
@@ -162,6 +166,8 @@ class Rivals:
                 "ls /var/tmp/newer-docker/*.deb > /dev/null 2>&1 || exit 0; DEBIAN_FRONTEND=noninteractive apt-get "
                 "install -y -q --no-install-recommends -o Dpkg::Options::=--force-confold /var/tmp/newer-docker/*.deb",
             )
+            # The other store's files stay, and the agent would read a worker's layers from them instead of the wire.
+            self.bench.on(node, "systemctl stop docker.socket docker; cd /var/lib/docker && rm -rf image overlay2")
             self.configure(node, {"features": {"containerd-snapshotter": True}}, "restart")
             status = self.bench.read(node, "docker info --format '{{json .DriverStatus}}'")
             if "io.containerd.snapshotter.v1" not in status:
@@ -174,6 +180,41 @@ class Rivals:
         self.bench.set_seed(self.tags.index(tag) + 1)
         return self.bench.play(image_retain=5)[1]
 
+    def play_of(self, commands: Mapping[str, tuple[str, str]]) -> float:
+        """Run commands as tasks of one play, as the agent's are; return the seconds without those of connecting.
+
+        :param commands: name of the task: the command, and the one node that it runs on, "" for every worker.
+        """
+        head, first = self.bench.head, next(iter(commands))
+        every = {"Connect to the head": ("true", head), "Connect to the workers": ("true", ""), **commands}
+        tasks = [
+            {
+                "name": name,
+                "ansible.builtin.shell": {"cmd": command, "executable": "/bin/bash"},
+                "register": "pushed" if node else "each",
+                **({"delegate_to": node, "run_once": True} if node else {"when": f"inventory_hostname != '{head}'"}),
+            }
+            for name, (command, node) in every.items()
+        ]
+        times: dict[str, float] = {}
+
+        def observe(event: Mapping[str, Any]) -> None:
+            if event.get("event") == "playbook_on_task_start":
+                times[str(event.get("event_data", {}).get("task", ""))] = time.monotonic()
+            elif event.get("event") == "playbook_on_stats":
+                times["end"] = time.monotonic()
+
+        play = {"name": "Distribute", "hosts": "gx10", "become": True, "gather_facts": False, "tasks": tasks}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "play.yml"
+            path.write_text(json.dumps([play | {"any_errors_fatal": True}]), encoding="utf-8")
+            inventory = [REPO / "molecule" / "shared" / "inventory", self.bench.state / "inventory.yml"]
+            extra = {"gb10_lab_dir": str(self.bench.state)}
+            result = run_playbook(path, inventory, extra, quiet=True, observer=observe)
+        if result.rc != 0:
+            raise self.failures[0](result.describe())
+        return times["end"] - times[first]
+
     def ssh(self, tag: str) -> float:
         return save_and_load(self.bench, tag)
 
@@ -185,16 +226,13 @@ class Rivals:
 
         def run(tag: str) -> float:
             remote = f"{self.host}/{tag}"
-            start = time.monotonic()
-            digest = self.bench.on(self.bench.head, "set -eo pipefail; " + push.format(tag=tag, remote=remote))
-            if not digest:
-                raise self.failures[0](f"{remote} was pushed without a digest")
-            digest = digest.splitlines()[-1].strip()
-            pinned = f"{remote.rpartition(':')[0]}@{digest}"
-            pull = f"docker pull --quiet {pinned} && docker tag {pinned} {tag}"
-            with ThreadPoolExecutor(max_workers=len(self.bench.workers)) as pool:
-                list(pool.map(lambda worker: self.bench.on(worker, pull), self.bench.workers))
-            return time.monotonic() - start
+            repository = remote.rpartition(":")[0]
+            pull = (
+                f"image={repository}@{{{{ pushed.stdout_lines[-1] }}}}; docker pull --quiet $image && "
+                f"docker tag $image {tag}"
+            )
+            push_here = "set -eo pipefail; " + push.format(tag=tag, remote=remote)
+            return self.play_of({"Push the image": (push_here, self.bench.head), "Pull the image": (pull, "")})
 
         return run
 
