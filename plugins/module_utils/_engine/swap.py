@@ -217,14 +217,19 @@ class Swap:
         files.make_directories(self.state_dir)
         self.armed.parent.mkdir(parents=True, exist_ok=True)
         files.write(self.armed, f"{swap['id']}\n")
+        # Without a description the unit does nothing, so it is enabled first: a node that loses its power in between
+        # has no swap, or one whose guard starts at the boot.
         files.write(self.units.units_dir / UNIT, unit_text(program, self.path))
-        self.write(swap)
+        self._require(["systemctl", "enable", "--quiet", UNIT])
         self.units.reload()
-        for command in (["systemctl", "enable", "--quiet", UNIT], ["systemctl", "start", UNIT]):
-            code, _out, err = self.run(command)
-            if code != 0:
-                self.disarm()
-                raise SwapError(f"The rollback of the swap could not be prepared, nothing was stopped: {err.strip()}")
+        self.write(swap)
+        self._require(["systemctl", "start", UNIT])
+
+    def _require(self, command: Sequence[str]) -> None:
+        code, _out, err = self.run(command)
+        if code != 0:
+            self.disarm()
+            raise SwapError(f"The rollback of the swap could not be prepared, nothing was stopped: {err.strip()}")
 
     def write(self, swap: Mapping[str, Any]) -> None:
         """Write the description to disk."""

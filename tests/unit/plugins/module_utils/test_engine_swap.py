@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Mapping
@@ -271,6 +272,29 @@ def test_nothing_is_armed_where_systemd_refuses(cluster: Cluster) -> None:
     with pytest.raises(swap.SwapError, match="nothing was stopped: no such unit"):
         node.swap.arm(described, "/p")
     assert node.swap.read() == {}
+
+
+@pytest.mark.parametrize("cut_after", range(6))
+def test_a_node_that_loses_its_power_while_it_is_armed_has_no_swap_or_a_guard(cluster: Cluster, cut_after: int) -> None:
+    node = cluster.nodes["n2"]
+    described = node.swap.read()
+    node.swap.disarm()
+    node.enabled.discard(swap.UNIT)
+    left = iter(range(cut_after))
+
+    def run(command: list[str]) -> tuple[int, str, str]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return node.run(command)
+
+    cut = swap.Swap(
+        units.EngineUnits(run, node.units.units_dir, node.units.record_path, node.units.run_dir),
+        run, node.swap.state_dir, node.swap.armed, node.swap.lock,
+    )  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt):
+        cut.arm(described, "/p")
+    assert swap.UNIT in node.enabled or node.swap.read() == {}
+    assert cut_after < 5 or node.swap.read() == described
 
 
 def test_the_unit_outlives_a_boot_and_names_the_program() -> None:
