@@ -66,8 +66,8 @@ def full_table() -> str:
     lines = [
         "| model | boxes | weights | context | tokens/s, one request | most tokens/s | "
         + " | ".join(f"on {count}" for count in BOXES)
-        + " | image (vLLM) | source |",
-        "|" + "---|" * (8 + len(BOXES)),
+        + " | image (vLLM) | status | source |",
+        "|" + "---|" * (9 + len(BOXES)),
     ]
     for spec, marks in models():
         row = rows.row(spec, known)
@@ -85,6 +85,7 @@ def full_table() -> str:
             rows.speed_text(row["decode_peak"]) if row["decode_peak"] else "none published",
             *verdicts,
             f"`{spec['image']}` ({'fork of ' if row['vllm_is_fork'] else ''}{row['vllm_version'] or 'not known'})",
+            row["status"],
             " ".join(f"[{mark}]" for mark in marks),
         ]
         lines.append("| " + " | ".join(cells) + " |")

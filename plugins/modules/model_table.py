@@ -55,8 +55,9 @@ RETURN = r"""
 models:
   description:
     - One row a model, the largest that fits first, with C(name), C(repo), C(revision), C(nodes), C(size_gib),
-      C(context), C(image), C(vllm_version), C(vllm_is_fork), C(decode_one), C(decode_peak), C(status), C(verdict),
-      C(reason) and C(basis) (C(computed) from the shape, or C(measured) from a published cache).
+      C(context), C(image), C(vllm_version), C(vllm_is_fork), C(decode_one), C(decode_peak), C(status) and
+      C(source) of C(provenance), C(verdict), C(reason) and C(basis) (C(computed) from the shape, or C(measured)
+      from a published cache).
     - C(decode_one) and C(decode_peak) are points that a source published; nothing was measured by this project.
   returned: success
   type: list

@@ -213,6 +213,27 @@ MODEL_SPEC: dict[str, dict[str, Any]] = {
         "description": "Overrides that were tried in this order, each with name, overrides and source.",
         "example": [{"name": "fewer sequences", "overrides": {"serve": {"max-num-seqs": 4}}, "source": "[S0]"}],
     },
+    "provenance": {
+        "type": "dict",
+        "default": {},
+        "options": {
+            "status": {
+                "type": "str",
+                "required": True,
+                "choices": ["published", "altered", "combined", "computed", "imported"],
+                "description": "Where the launch comes from; docs/models.md says what each word means.",
+                "example": "published",
+            },
+            "source": {
+                "type": "str",
+                "required": True,
+                "description": "Who published it, or what it was computed or imported from, and what differs.",
+                "example": "[S0] validated launch",
+            },
+        },
+        "description": "Where the launch comes from. Shown to a reader; nothing depends on it.",
+        "example": {"status": "published", "source": "[S0]"},
+    },
     "expected": {
         "type": "dict",
         "default": {},

@@ -221,6 +221,7 @@ def propose(
         "env": make.env,
         **({"geometry": geometry_values(geometry)} if geometry else {}),
         "memory": {},
+        "provenance": {"status": "computed", "source": f"{repository.repo} at {repository.revision}"},
     }
     if task == pooling.GENERATE:
         make.rows(found.name, quantisation, experts, image.version)
@@ -374,6 +375,7 @@ def _explain(
         share = "a small share, as [A] for an embedding model" if pools else "owners serve with .80 to .87 [P]"
         because(f"{share}; see max-model-len", "serve", "gpu-memory-utilization")
         because(f"config.json of the repository at {repository.revision}", "geometry")
+    because("worked out from the repository's files; no launch of it was looked for", "provenance")
     because("no published figure of this model on a GB10 was looked for", "expected", "sweep")
     for path in _leaves(make.wanted.overrides):
         because("add_model_overrides", *path)

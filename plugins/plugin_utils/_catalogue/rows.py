@@ -24,6 +24,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import de
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import device_of, memory_arguments
 
 TOO_FEW = "too few nodes"
+#: Status of a model whose file does not say where its launch comes from.
+NOT_STATED = "not stated"
 NOT_DIVISIBLE = "not divisible"
 
 
@@ -105,8 +107,8 @@ def row(spec: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of a model without a node, as plain data.
 
     :returns: ``name``, ``repo``, ``revision``, ``nodes``, ``size_gib``, ``context``, ``image``, ``vllm_version``,
-        ``vllm_is_fork``, ``decode_one`` and ``decode_peak`` (points of ``expected.sweep`` or None) and ``status``:
-        ``published`` where a source has figures, else ``no figures``. Nothing here was run by this project.
+        ``vllm_is_fork``, ``decode_one`` and ``decode_peak`` (points of ``expected.sweep`` or None), and ``status`` and
+        ``source`` of ``provenance``. Nothing here was run by this project.
     """
     one, peak = speeds(spec)
     keys = ("name", "repo", "revision", "nodes", "size_gib", "image")
@@ -115,7 +117,8 @@ def row(spec: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
     found["vllm_version"] = version_of(spec, images)
     found["vllm_is_fork"] = bool(image_recipe.resolve(images, str(spec.get("image")))[0].get("vllm_upstream"))
     found["decode_one"], found["decode_peak"] = one, peak
-    found["status"] = "published" if one or peak else "no figures"
+    provenance = spec.get("provenance") or {}
+    found["status"], found["source"] = provenance.get("status", NOT_STATED), provenance.get("source", "")
     return found
 
 
@@ -185,7 +188,7 @@ def speed_text(point: Mapping[str, Any] | None) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the rows of a cluster as lines for a terminal."""
-    head = ("model", "boxes", "context", "GiB", "tokens/s", "peak", "here", "image")
+    head = ("model", "boxes", "context", "GiB", "tokens/s", "peak", "here", "status", "image")
     cells = [
         (
             str(each["name"]),
@@ -195,6 +198,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             _rate(each["decode_one"]),
             _rate(each["decode_peak"]),
             str(each["verdict"]),
+            str(each["status"]),
             str(each["image"]),
         )
         for each in rows

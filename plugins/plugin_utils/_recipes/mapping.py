@@ -146,6 +146,7 @@ def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: st
     spec["serve"] = serve
     spec["env"] = _variables(recipe.env | command.env, left)
     _geometry(spec, known, reasons)
+    spec["provenance"] = {"status": "imported", "source": f"{where} ({recipe.origin})"}
     if recipe.description:
         spec["notes"] = [" ".join(recipe.description.split())]
     if made:

@@ -24,6 +24,8 @@ REPO = Path(__file__).resolve().parents[3]
 MODELS = ms.names_from_files(map(str, (REPO / "playbooks" / "group_vars").glob("model_*.yml")))
 #: What CUDA reports on a GX10 [P]; the tightest node then has 111.27 GiB for vLLM [S0].
 GX10_GIB = 121.69
+#: Keys of a model file that need no source in a comment: they have one of their own, or each value below them has.
+WITHOUT_A_COMMENT = frozenset("name steps provenance expected notes required_env memory serve ports".split())
 #: The mark of a source, whose number docs/sources.md explains.
 SOURCE = r"\[([A-Z]\d?r?)(?: [^\]]*)?\]"
 
@@ -51,6 +53,14 @@ def version_of(spec: Mapping[str, Any], images: Mapping[str, Any]) -> str:
 def test_valid_and_says_nothing_twice(model: str, catalogue: dict[str, Any]) -> None:
     spec = checked(catalogue[model])
     assert not {"served-model-name", "port"} & spec["serve"].keys()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_says_where_its_launch_comes_from(model: str, catalogue: dict[str, Any]) -> None:
+    provenance = checked(catalogue[model])["provenance"]
+    assert provenance, "every model of the catalogue has a status and its source"
+    assert provenance["status"] in ("published", "altered", "combined"), "what the project's own playbooks write"
+    assert re.search(SOURCE, provenance["source"]), f"{provenance['source']} names no source of docs/sources.md"
 
 
 def test_models_do_not_share_a_rendezvous_port(catalogue: dict[str, Any]) -> None:
@@ -155,7 +165,7 @@ def test_every_value_has_its_source_beside_it(model: str) -> None:
         if match:
             section = match[1]
         key = re.match(r"^    ?([\w-]+):", line) if section in ("serve", "env", "ports") else match
-        if not key or key[1] in ("name", "steps", "expected", "notes", "required_env", "memory", "serve", "ports"):
+        if not key or key[1] in WITHOUT_A_COMMENT:
             continue
         sourced = re.search(rf"#.*({SOURCE}|free choice|calculated|one node needs)", line)
         inherited = whole and section in ("serve", "env")

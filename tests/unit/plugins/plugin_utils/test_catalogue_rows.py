@@ -92,19 +92,20 @@ def test_a_model_is_split_over_other_numbers_of_boxes(boxes: int, verdict: str) 
 
 def test_rows_of_a_cluster() -> None:
     four = {**SPEC, "name": "four", "nodes": 4}
-    found = rows.cluster([SPEC, LARGE, four, {**SPEC, "size_gib": 1}], IMAGES, ["a", "b"], {"a": 119.0, "b": 118.5})
+    stated = {**SPEC, "provenance": {"status": "published", "source": "[X]"}}
+    found = rows.cluster([stated, LARGE, four, {**SPEC, "size_gib": 1}], IMAGES, ["a", "b"], {"a": 119.0, "b": 118.5})
     assert [(each["name"], each["verdict"]) for each in found["models"]] == [
         ("m", "fits"),
         ("large", "refused"),
         ("four", "too few nodes"),
     ]
     assert found["models"][0]["size_gib"] == 30.0, "the file of the first directory counts"
-    assert found["models"][0]["status"] == "published"
-    assert found["models"][1]["status"] == "no figures"
+    assert (found["models"][0]["status"], found["models"][0]["source"]) == ("published", "[X]")
+    assert (found["models"][1]["status"], found["models"][1]["source"]) == ("not stated", "")
     lines = rows.screen(found)
     assert lines[0] == "2 boxes, the smallest has 118.5 GiB"
-    assert lines[1].split() == ["model", "boxes", "context", "GiB", "tokens/s", "peak", "here", "image"]
-    assert lines[2].split() == ["m", "1", "8192", "30", "20", "90", "x8", "fits", "img"]
+    assert lines[1].split() == ["model", "boxes", "context", "GiB", "tokens/s", "peak", "here", "status", "image"]
+    assert lines[2].split() == ["m", "1", "8192", "30", "20", "90", "x8", "fits", "published", "img"]
     assert lines[-1].startswith("large: Nothing is left for the cache")
 
 

@@ -91,6 +91,7 @@ def test_an_eugr_recipe() -> None:
             "speculative-config": {"method": "dflash", "num_speculative_tokens": 3},
         },
         "env": {"VLLM_USE_V2_MODEL_RUNNER": "1", "OF_A_FORK": "x"},
+        "provenance": {"status": "imported", "source": "some.yaml (eugr 1)"},
         "notes": ["A model for two nodes."],
     }
     assert ms.validate(found.spec)[1] == []
