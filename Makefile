@@ -57,7 +57,9 @@ lab-down: venv ## Stop the lab and remove its nodes and networks
 # shows and counts them: the last line is always `N passed, N failed`. Long parts come first.
 JOBS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
 LINT := repository ansible-lint mypy duplicates yamllint ruff-check ruff-format changelog
-FAST := unit sanity $(LINT)
+FAST := unit $(LINT)
+# What is left out of `make test-fast`, to keep the inner loop short.
+SLOW := unit-slow sanity
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(sort $(wildcard molecule/*/molecule.yml)))
 MOLECULE := $(addprefix molecule-,$(SCENARIOS))
 
@@ -74,17 +76,17 @@ run = $(MAKE) -k -j$(1) $(addprefix part-,$(2)) || true
 total = $(PY) -m tests.lint.total $(1)
 
 .PHONY: test-fast
-test-fast: venv ## Lint, sanity, types and unit tests (under five minutes; the inner loop)
+test-fast: venv ## Lint, types and the quick unit tests (not sanity, not the unit tests that run playbooks)
 	@rm -rf .ansible/reports
 	@$(call run,$(JOBS),$(FAST))
 	@$(call total,$(FAST))
 
 .PHONY: test
-test: venv ## Everything: test-fast, molecule, Kubernetes where a server is at hand, and the end-to-end tests
+test: venv ## Everything: test-fast, sanity, the slow unit tests, molecule, Kubernetes where a server is at hand, and the end-to-end tests
 	@rm -rf .ansible/reports
-	@$(call run,$(JOBS),$(LONG) unit $(filter-out $(LONG),$(MOLECULE)) kube sanity $(LINT))
+	@$(call run,$(JOBS),$(LONG) unit-slow unit $(filter-out $(LONG),$(MOLECULE)) kube sanity $(LINT))
 	@$(call run,1,e2e)
-	@$(call total,$(FAST) $(MOLECULE) kube e2e)
+	@$(call total,$(FAST) $(SLOW) $(MOLECULE) kube e2e)
 
 .PHONY: soak
 soak: venv ## The long end-to-end tests: every fault, every repetition (hours)
@@ -133,7 +135,9 @@ e2e: venv ## End-to-end tests on the lab's nodes
 
 # --- The parts ---
 part-unit:
-	$(PART) unit $(PYTEST)=.ansible/reports/unit.xml tests/unit -n 2 -o faulthandler_timeout=90
+	$(PART) unit $(PYTEST)=.ansible/reports/unit.xml tests/unit -m 'not slow' -n 2 -o faulthandler_timeout=90
+part-unit-slow:
+	$(PART) unit-slow $(PYTEST)=.ansible/reports/unit-slow.xml tests/unit -m slow -n 2 -o faulthandler_timeout=90
 part-repository:
 	$(PART) repository $(PYTEST)=.ansible/reports/repository.xml tests/lint
 part-sanity:
