@@ -225,7 +225,7 @@ class Swap:
         self.write(swap)
         self._require(["systemctl", "start", UNIT])
 
-    def _require(self, command: Sequence[str]) -> None:
+    def _require(self, command: list[str]) -> None:
         code, _out, err = self.run(command)
         if code != 0:
             self.disarm()
