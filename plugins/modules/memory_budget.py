@@ -335,7 +335,8 @@ kv_pool_blocks:
   type: int
 unsized:
   description: >-
-    Whether the verdict is V(unknown) for one reason, that O(weights_gib) is 0 and O(weights_path) has no weights yet.
+    Whether the verdict is V(unknown) because files are not on the node yet. O(weights_gib) is 0 and O(weights_path) has
+    no weights, or O(config_json) or O(draft_config_json) is a directory with neither a configuration nor weights.
   returned: always
   type: bool
 kv_cache_tokens:
@@ -384,6 +385,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.inputs import (
     MEMINFO,
     node_memory,
+    not_moved_yet,
     read_config,
     weights_there_gib,
 )
@@ -460,6 +462,11 @@ def run(params: dict[str, Any], meminfo: Path = MEMINFO) -> Budget:
     )
 
 
+def configs_of(params: dict[str, Any]) -> list[Path]:
+    """Return where the configurations of the model and of its drafter are read, as far as they are."""
+    return [Path(params[name]) for name in ("config_json", "draft_config_json") if params[name]]
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec=ARGUMENT_SPEC,
@@ -475,7 +482,9 @@ def main() -> None:
         module.fail_json(msg=" ".join(error.problems), problems=error.problems)
     except ValueError as error:
         module.fail_json(msg=str(error), problems=[str(error)])
-    unsized = bool(module.params["weights_path"]) and not weights_gib
+    unsized = (bool(module.params["weights_path"]) and not weights_gib) or (
+        budget.verdict == "unknown" and any(map(not_moved_yet, configs_of(module.params)))
+    )
     if unsized:
         module.warn(f"{budget.missing[0]} The check is done again when they are there.")
     module.exit_json(changed=False, unsized=unsized, **budget.as_dict())

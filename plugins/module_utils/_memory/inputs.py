@@ -31,6 +31,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def not_moved_yet(folder: Path) -> bool:
+    """Return whether a model's directory has neither a configuration nor weights, as before its first transfer."""
+    return folder.suffix != ".json" and not (folder / "config.json").exists() and not weights_there_gib(folder)
+
+
 def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float, float | None]:
     """Return the node's total and what the engine will find free; None for what its size suggests.
 

@@ -390,6 +390,25 @@ def test_weights_that_are_not_there_yet_are_no_refusal(
     assert warned == [f"{result['missing'][0]} The check is done again when they are there."]
 
 
+def test_a_configuration_that_comes_with_the_weights_is_waited_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(basic.AnsibleModule, "warn", lambda _self, text: warned.append(text))
+    draft, own = tmp_path / "draft", tmp_path / "own"
+    asked = {**NANO, "geometry": None, "config_json": str(own)}
+    found = [with_draft(capsys, draft_geometry=None, draft_config_json=str(draft)), call(capsys, **asked)]
+    for result, folder, warning in zip(found, (draft, own), warned, strict=True):
+        assert (result["verdict"], result["unsized"]) == ("unknown", True)
+        assert f"{folder}/config.json cannot be read on this node" in warning
+    # Weights without a configuration are no transfer that is still to come.
+    for folder in (draft, own):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"0")
+    assert not with_draft(capsys, draft_geometry=None, draft_config_json=str(draft))["unsized"]
+    assert not call(capsys, **asked)["unsized"]
+
+
 def test_weights_on_the_node_count_where_no_size_is_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for name in ("model-1.safetensors", "model-2.safetensors", "consolidated.safetensors"):
         with (tmp_path / name).open("wb") as file:
