@@ -18,8 +18,12 @@ GAVE_UP = 75
 
 
 def say(text: str) -> None:
-    """Print one line for the log, at once."""
-    print(f"gb10: {text}", flush=True)
+    """Print one line for the log, at once.
+
+    In one call: print() writes the end of the line by a second one, and another thread's line may come between.
+    """
+    sys.stdout.write(f"gb10: {text}\n")
+    sys.stdout.flush()
 
 
 class Life:

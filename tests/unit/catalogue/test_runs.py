@@ -237,10 +237,18 @@ def test_memory_refuses_with_figures_and_what_to_change(addressed: Any) -> None:
     assert off.returncode == 0, off.output
 
 
-def test_memory_does_not_guess_a_shape(addressed: Any) -> None:
-    # Neither a geometry, nor config.json on the node, nor a measured cache.
-    gone = overrides(geometry=None, expected={"memory": None})
-    run = addressed.run("memory.yml", "-e", "model=nemotron-nano", *LOCAL, *gone)
+def test_memory_does_not_guess_a_shape(addressed: Any, tmp_path: Path) -> None:
+    # Neither a geometry, nor config.json on the node, nor a measured cache: it may come with the weights.
+    gone = overrides(geometry=None, repo="gb10-lab/shapeless", expected={"memory": None})
+    command = ["memory.yml", "-e", "model=nemotron-nano", *LOCAL, "-e", f"gb10_weights_root={tmp_path}", *gone]
+    before = addressed.run(*command)
+    assert before.returncode == 0, before.output
+    assert "config.json cannot be read on this node: No such file" in sentences(before.output), before.output
+    assert "The check is done again when they are there." in sentences(before.output)
+
+    (tmp_path / "gb10-lab" / "shapeless").mkdir(parents=True)
+    (tmp_path / "gb10-lab" / "shapeless" / "model.safetensors").write_bytes(b"0")
+    run = addressed.run(*command)
     assert run.returncode != 0
     assert "nemotron-nano cannot be sized. gx10-1 is the tightest of" in sentences(run.output) or (
         "nemotron-nano cannot be sized. gx10-1 (unknown)" in sentences(run.output)
