@@ -47,6 +47,15 @@ def test_a_part_that_fails_fails_the_sum_and_shows_its_log(tmp_path: Path, capsy
     assert total(tmp_path, "good") == 0
 
 
+def test_what_a_failed_part_names_as_its_reason_stands_beside_the_sum(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part(tmp_path, "bad", "echo 'ERROR: x.py:1: wrong'; seq 200; echo 'ERROR: x.py:1: wrong'; exit 1")
+    part(tmp_path, "good", "echo 'ERROR: expected here'")
+    assert total(tmp_path, "bad", "good") == 1
+    assert capsys.readouterr().out.splitlines()[-2:] == ["bad: ERROR: x.py:1: wrong", "1 passed, 1 failed"]
+
+
 def test_a_part_that_left_nothing_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     part(tmp_path, "good", "true")
     assert total(tmp_path, "good", "gone") == 1

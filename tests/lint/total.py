@@ -9,6 +9,7 @@ failed without a failed test, counts one failure, so that a crash is never a suc
 
 from __future__ import annotations
 
+import re
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from pathlib import Path
 REPORTS = Path(__file__).resolve().parents[2] / ".ansible" / "reports"
 #: How many lines of a failed part's log stand above the closing lines.
 CLOSING_LINES = 80
+#: How a log names what failed, and how many such lines of a part stand beside the closing line.
+REASON = re.compile(r"ERROR: |FATAL: |FAILED |fatal: \[|.*: error: ")
+REASONS = 10
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,15 @@ def outcome_of(name: str, reports: Path) -> Outcome:
     return Outcome(name, seconds, passed, failed)
 
 
+def reasons_of(log: Path) -> list[str]:
+    """Return the first lines of a log that name what failed, without their repetitions; none if there is no log."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return list(dict.fromkeys(line[:200] for line in lines if REASON.match(line)))[:REASONS]
+
+
 def main(names: Sequence[str], reports: Path = REPORTS) -> int:
     """Print the sum; return 0 if there are parts and nothing failed."""
     outcomes = [outcome_of(name, reports) for name in names]
@@ -77,6 +90,10 @@ def main(names: Sequence[str], reports: Path = REPORTS) -> int:
     for outcome in outcomes:
         print(outcome)
     failed = sum(outcome.failed for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.failed:
+            for reason in reasons_of(reports / f"{outcome.name}.log"):
+                print(f"{outcome.name}: {reason}")
     print(f"{sum(outcome.passed for outcome in outcomes)} passed, {failed} failed", flush=True)
     return 0 if outcomes and not failed else 1
 
