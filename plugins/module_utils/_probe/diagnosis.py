@@ -45,12 +45,16 @@ _TRACEBACK = "Traceback (most recent call last)"
 _EXCEPTION = re.compile(r"^(?P<class>(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*)(?:: (?P<words>.*)|:?)$")
 _NCCL_ERROR = re.compile(r"NCCL [Ee]rror")
 _NCCL_WARNING = re.compile(r"NCCL WARN (?P<words>.+)")
+#: What Ray says of an exception of a task: its message is the task's own traceback, of the node with that address.
+_RAY_TASK = re.compile(r"\bRayTaskError(?:\(\w+\))?: ray::.*?\bip=(?P<ip>[\da-fA-F.:]+)")
+_TERMINATE = re.compile(r"^terminate called after throwing an instance of '(?P<class>[^']+)'")
+_WHAT = re.compile(r"^\s*what\(\):\s+(?P<words>\S.*)$")
 _VALIDATION = re.compile(r"\d+ validation errors? for \w+$")
 #: Exceptions of a process that is being ended.
 _AFTERMATH = frozenset(
     """
     BrokenPipeError CancelledError ConnectionAbortedError ConnectionResetError ContextTerminated EOFError GeneratorExit
-    KeyboardInterrupt SystemExit
+    KeyboardInterrupt RayChannelError SystemExit
     """.split()
 )
 
@@ -80,7 +84,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line with who wrote it; index: its place in the log; level: of vLLM's logger, or empty; body: without both."""
+    """A line with who wrote it; index: its place in the log; level: of vLLM's logger, or empty; body: without both.
+
+    node: the address of the node whose traceback Ray printed here, or empty.
+    """
 
     index: int
     text: str
@@ -89,6 +96,7 @@ class _Line:
     body: str
     source: str
     time_s: float
+    node: str
 
 
 class _Groups(dict[str, str]):
@@ -100,6 +108,7 @@ class _Groups(dict[str, str]):
 
 def _parsed(lines: Iterable[LogLine]) -> list[_Line]:
     parsed = []
+    nodes: dict[str, str] = {}
     for index, line in enumerate(lines):
         text = clean(line.text)
         if not text:
@@ -108,7 +117,13 @@ def _parsed(lines: Iterable[LogLine]) -> list[_Line]:
         process, body = (found.group("process").strip(), found.group("body")) if found else ("", text)
         logger = _LOGGER.match(body)
         level, body = (logger.group("level"), body[logger.end() :]) if logger else ("", body)
-        parsed.append(_Line(index, text, process, level, body, line.source, line.time_s))
+        task = _RAY_TASK.search(body)
+        if task:
+            nodes[process] = task.group("ip")
+        node = nodes.get(process, "")
+        if not task and body[:1] not in (" ", "\t", ""):
+            nodes.pop(process, None)
+        parsed.append(_Line(index, text, process, level, body, line.source, line.time_s, node))
     return parsed
 
 
@@ -147,7 +162,7 @@ def _finding(signature: Signature, found: re.Match[str], line: _Line) -> Finding
         line=line.text[:MAX_LINE_CHARS].rstrip(),
         source=line.source,
         time_s=line.time_s,
-        address=groups.get("node") or groups.get("node2") or origin_address(line.text),
+        address=groups.get("node") or groups.get("node2") or line.node or origin_address(line.text),
     )
 
 
@@ -168,18 +183,25 @@ def _exceptions(lines: Sequence[_Line]) -> Iterator[tuple[str, _Line, str]]:
     """Yield (process, line, exception with its message) for each exception that ends a traceback.
 
     Pydantic says in the line below `1 validation error for X` what is wrong; a message that ends with a colon goes on
-    in the line below, too.
+    in the line below, too. C++ prints no traceback, and Ray puts that of a task into the message of its own exception.
     """
     inside: set[str] = set()
+    terminated: dict[str, str] = {}
     pending: dict[str, tuple[_Line, str]] = {}
     for line in lines:
         if line.process in pending:
             _first, words = pending.pop(line.process)
-            said = line.body.strip()
-            yield line.process, line, said if _VALIDATION.search(words) else f"{words} {said}"
+            more = line.body.strip()
+            yield line.process, line, more if _VALIDATION.search(words) else f"{words} {more}"
             continue
-        if _TRACEBACK in line.body:
+        if _TRACEBACK in line.body or _RAY_TASK.search(line.body):
             inside.add(line.process)
+            continue
+        if thrown := _TERMINATE.match(line.body):
+            terminated[line.process] = thrown["class"]
+            continue
+        if (said := _WHAT.match(line.body)) and line.process in terminated:
+            yield line.process, line, f"{terminated.pop(line.process)}: {said['words']}"
             continue
         if line.process not in inside or line.body[:1] in (" ", "\t", "|", "+", ""):
             continue
@@ -229,7 +251,7 @@ def _unrecognised(lines: Sequence[_Line], harmless: set[int]) -> Finding | None:
         line=thrown.line.text[:MAX_LINE_CHARS].rstrip(),
         source=thrown.line.source,
         time_s=thrown.line.time_s,
-        address=origin_address(thrown.line.text),
+        address=thrown.line.node or origin_address(thrown.line.text),
     )
 
 

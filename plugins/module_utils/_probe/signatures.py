@@ -125,9 +125,64 @@ SIGNATURES: tuple[Signature, ...] = (
         rank=SPECIFIC,
     ),
     _signature(
+        "driver_too_old",
+        CAUSE,
+        r"requirement error: unsatisfied condition: (?P<wanted>cuda ?>= ?[\d.]+)|"
+        r"(?P<words>CUDA driver version is insufficient for CUDA runtime version|"
+        r"The NVIDIA driver on your system is too old \(found version \d+\)|"
+        r"system has unsupported display driver / cuda driver combination)",
+        cause="The image needs a newer GPU driver than this node has: {wanted|words}.",
+        remedy="Compare the CUDA version at the top of `nvidia-smi` with the image's: update the driver of every node, "
+        "or use an image for that version. An LD_LIBRARY_PATH that puts the image's cuda/compat first shows this too.",
+        origin="libnvidia-container; CUDA runtime, error 35 and 803; torch 2.13 _C/_cuda",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "gpu_hook_refused",
+        CAUSE,
+        r"invoking the NVIDIA Container Runtime Hook directly .* is not supported",
+        cause="The NVIDIA container toolkit is set to CDI mode and takes no GPU request by `--gpus`.",
+        remedy="Leave engine_gpu_args at its default (`--runtime nvidia`), or set the toolkit back: `nvidia-ctk config "
+        "--in-place --set nvidia-container-runtime.mode=auto`, then restart Docker.",
+        origin="nvidia-container-toolkit cmd/nvidia-container-runtime-hook; eugr/spark-vllm-docker#129",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "docker_not_running",
+        CAUSE,
+        r"Cannot connect to the Docker daemon at (?P<socket>\S+?)\. Is the docker daemon running",
+        cause="Docker does not run on this node: nothing answers at {socket}.",
+        remedy="See `systemctl status docker` and `journalctl -u docker`; an error in /etc/docker/daemon.json keeps it "
+        "from starting.",
+        origin="Docker Engine",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "image_other_platform",
+        CAUSE,
+        r"image's platform \((?P<platform>[\w/]+)\) does not match the detected host platform|"
+        r"(?P<words>no matching manifest for [\w/]+ in the manifest list|exec \S+: exec format error|"
+        r"exec user process caused:? \"?exec format error)",
+        cause="The image is built for another processor than the GB10's (aarch64): {platform|words}.",
+        remedy="Use an image that has linux/arm64 (`docker manifest inspect IMAGE`), or build it on a node.",
+        origin="Docker Engine; Linux ENOEXEC",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "program_missing",
+        CAUSE,
+        r"exec: \\?\"(?P<program>[^\"\\]+)\\?\": (?:executable file not found in \$PATH|stat \S+: no such file or "
+        r"directory)",
+        cause="The image has no program {program}.",
+        remedy="Use an image that has vLLM on its PATH; compare the image's identity on the nodes.",
+        origin="runc",
+        rank=SPECIFIC,
+    ),
+    _signature(
         "no_accelerator",
         CAUSE,
-        r"Failed to infer device type|No CUDA GPUs are available|CUDA driver version is insufficient|"
+        r"Failed to infer device type|No CUDA GPUs are available|no CUDA-capable device is detected|"
+        r"CUDA unknown error - this may be due to|CUDA driver initialization failed|"
         r"nvidia-container-cli: .*(?:driver not loaded|no devices)|could not select device driver|"
         r"unknown or invalid runtime name: nvidia|Unknown runtime specified nvidia|"
         r"AssertionError: DP adjusted local rank 0 is out of bounds|Found no NVIDIA driver on your system|"
@@ -140,9 +195,10 @@ SIGNATURES: tuple[Signature, ...] = (
         "more_ranks_than_gpus",
         CAUSE,
         r"AssertionError: DP adjusted local rank (?P<rank>[1-9]\d*) is out of bounds|"
+        r"NCCL WARN Duplicate GPU detected : rank (?P<rank2>\d+) and rank \d+ both on|"
         r"CUDA error: invalid device ordinal|local_world_size \((?P<wanted>\d+)\) (?:>|must be)|"
         r"World size \((?P<wanted2>\d+)\) is larger than the number of available GPUs \((?P<have>\d+)\)",
-        cause="More ranks were started on this node than it has GPUs (rank {rank}, ranks {wanted|wanted2}, GPUs "
+        cause="More ranks were started on this node than it has GPUs (rank {rank|rank2}, ranks {wanted|wanted2}, GPUs "
         "{have}).",
         remedy="A GB10 node has one GPU: set tensor-parallel-size times pipeline-parallel-size to the number of nodes.",
         origin="vLLM 0.22.1 v1/worker/gpu_worker.py; CUDA runtime; vLLM config/parallel.py",
@@ -153,6 +209,9 @@ SIGNATURES: tuple[Signature, ...] = (
         r"(?P<words>no kernel image is available for execution on the device|This kernel only supports sm\w+|"
         r"only supports SM\d+ (?:and|or|GPUs).*|No compiled \w+ (?:kernel )?for .*|"
         r"No supported CUDA architectures found for .*|FlashInfer kernels unavailable for .*|"
+        r"nvrtc: error: invalid value for --gpu-architecture.*|Assertion error \(\S+\): Unsupported architecture.*|"
+        r"expects arch to be one of .*|only supported on Hopper.*|FlashAttention only supports \w+ GPUs.*|"
+        r"'sm_1\d\d\w?' is not a recognized processor.*|type \w+ not supported in this architecture.*|"
         r"Failed to open: \S*sm_?12\d\w*\.cuh?)",
         cause="A CUDA kernel in the image is not built for the GB10's architecture (SM121): {words}.",
         remedy="Use an image whose wheels are built for sm_121 and CUDA 13, or choose another backend "
@@ -164,8 +223,9 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "ptxas_too_old",
         CAUSE,
-        r"ptxas fatal\s*: Value '(?P<arch>sm_\w+)' is not defined for option 'gpu-name'",
-        cause="The assembler that Triton brings (ptxas) does not know the architecture {arch}.",
+        r"ptxas fatal\s*: Value '(?P<arch>sm_\w+)' is not defined for option 'gpu-name'|"
+        r"ptxas .*fatal\s*: Unsupported \.version (?P<version>[\d.]+); current version is '(?P<known>[\d.]+)'",
+        cause="The assembler that Triton brings (ptxas) does not know what it is given: {arch|version}.",
         remedy="Set TRITON_PTXAS_PATH=/usr/local/cuda/bin/ptxas in model_spec.env: the image's CUDA 13 has one that "
         "does.",
         origin="ptxas; triton-lang/triton#8539, #9181",
@@ -233,8 +293,9 @@ SIGNATURES: tuple[Signature, ...] = (
         r"(?P<error>[^\s:]+\.(?:cuh?|hp?p?|c|cc|cpp|cxx)(?::\d+(?::\d+)?|\(\d+\)): (?:fatal )?error:? .*)|"
         r"(?P<error2>nvcc fatal\s*: .*)|(?P<error3>FileNotFoundError: \[Errno 2\] No such file or directory: "
         r"'(?:ninja|nvcc|\S*/nvcc)')|(?P<error4>RuntimeError: Could not find nvcc.*)|"
-        r"(?P<error5>/bin/sh: \d+: \S*nvcc: not found)|(?P<error6>(?:/usr/bin/)?ld: cannot find -l\S+)",
-        cause="A kernel could not be compiled in the container: {error|error2|error3|error4|error5|error6}.",
+        r"(?P<error5>/bin/sh: \d+: \S*nvcc: not found)|(?P<error6>(?:/usr/bin/)?ld: cannot find -l\S+)|"
+        r"(?P<error7>LLVM ERROR: .*)",
+        cause="A kernel could not be compiled in the container: {error|error2|error3|error4|error5|error6|error7}.",
         remedy="Install in the image what the line names (CUDA headers or libraries, ninja, nvcc), or use an image "
         "with "
         "the kernels built in (flashinfer-cubin, flashinfer-jit-cache).",
@@ -281,10 +342,12 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "package_missing",
         CAUSE,
-        r"(?:^|\] |\) )(?:ModuleNotFoundError|ImportError): No module named '(?P<module>[^']+)'",
-        cause="The Python package {module} is missing from the image.",
+        r"(?:^|\] |\) )(?:ModuleNotFoundError|ImportError): No module named '(?P<module>[^']+)'|"
+        r"Unable to load Ray: \w+\(\"No module named '(?P<module2>[^']+)'\"\)|"
+        r"ImportError: (?P<module3>Ray) is not installed",
+        cause="The Python package {module|module2|module3} is missing from the image.",
         remedy="Add it to the image, or switch off what needs it; the frames before the line name that part of vLLM "
-        "(flashinfer: VLLM_USE_FLASHINFER_SAMPLER=0 for the sampler).",
+        "(flashinfer: VLLM_USE_FLASHINFER_SAMPLER=0 for the sampler; Ray: the native engine needs none).",
         origin="Python; vLLM 0.22.1",
     ),
     _signature(
@@ -296,6 +359,16 @@ SIGNATURES: tuple[Signature, ...] = (
         "version.",
         remedy="Use an image with Transformers 5 or newer, as for an unknown architecture.",
         origin="eugr/spark-vllm-docker#170; huggingface/transformers#47553",
+    ),
+    _signature(
+        "tokenizer_missing",
+        CAUSE,
+        r"Couldn't instantiate the backend tokenizer from one of",
+        cause="The tokenizer's files are missing or the image's Transformers cannot read them.",
+        remedy="Verify the weights on this node (`ansible-playbook playbooks/weights.yml`); a tokenizer.model alone "
+        "needs sentencepiece or tiktoken in the image.",
+        origin="Transformers 4 and 5 tokenization_utils_fast.py",
+        rank=SPECIFIC,
     ),
     _signature(
         "unknown_architecture",
@@ -365,11 +438,13 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Weight files referenced in index but missing: \{?'?(?P<path4>[^'}]+)|"
         r"HFValidationError: Repo id must be [^:]*: '(?P<path5>[^']+)'|"
         r"does not appear to have (?:a file|files) named \(?'?(?P<path6>[^\s',)]+?)\.?['\s,)]|"
+        r"OfflineModeIsEnabled: Cannot reach https?://[^/]+/(?:api/models/)?(?P<path7>[^/\s]+/[^/\s:]+)|"
         r"LocalEntryNotFoundError|couldn't find (?:it|them) in the cached files",
         cause="A weights file is missing on this node, or is a link that leads nowhere: "
-        "{path|path2|path3|path4|path5|path6}.",
+        "{path|path2|path3|path4|path5|path6|path7}.",
         remedy="Verify the weights on every node against the manifest (`ansible-playbook playbooks/weights.yml`); "
-        "a copied hub cache holds links instead of files.",
+        "a copied hub cache holds links instead of files, and a model that is named by its repository (a drafter, a "
+        "tokenizer) has to be a directory there.",
         origin="vLLM 0.32.0 model_executor/model_loader/default_loader.py; safetensors 0.8; huggingface_hub 2.4",
     ),
     _signature(
@@ -385,13 +460,34 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "kv_cache_too_small",
         CAUSE,
-        r"max seq len \((?P<len>\d+)\), \((?P<need>[\d.]+) GiB KV cache is needed, which is larger "
-        r"than the available KV cache memory "
-        r"\((?P<have>[\d.]+) GiB\)|No available memory for the cache blocks|"
-        r"is larger than the maximum number of tokens that can be stored in KV cache",
-        cause="The KV cache does not hold one sequence of full length.",
+        r"max seq len \(\d+\), \(?(?P<figures>[\d.]+ GiB KV cache is needed, which is larger than the available KV "
+        r"cache memory \([\d.]+ GiB\)(?:\. Based on the available memory, the estimated maximum model length is \d+)?)|"
+        r"(?P<figures2>No available memory for the cache blocks)|(?P<figures3>max seq len \(\d+\) is larger than the "
+        r"maximum number of tokens that can be stored in KV cache(?: \(\d+\))?)",
+        cause="The KV cache does not hold one sequence of full length: {figures|figures2|figures3}.",
         remedy="Drop MTP first, then lower max-num-seqs or max-model-len, and only then change the memory budget.",
         origin="vLLM 0.32.0 v1/core/kv_cache_utils.py; [S0]",
+    ),
+    _signature(
+        "mamba_cache_too_small",
+        CAUSE,
+        r"max_num_seqs \((?P<asked>\d+)\) exceeds available Mamba cache blocks \((?P<most>\d+)\)",
+        cause="The cache holds the Mamba state of {most} sequences, and max-num-seqs asks for {asked}.",
+        remedy="Set max-num-seqs to {most} or less.",
+        origin="vLLM config/compilation.py; vllm-project/vllm#49064",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "memory_freed_while_profiling",
+        CAUSE,
+        r"Error in memory profiling\. Initial free memory (?P<first>[\d.]+) GiB, "
+        r"current free memory (?P<now>[\d.]+) GiB",
+        cause="Something else on this node released memory while vLLM measured its own ({first} GiB free before, {now} "
+        "GiB after), and vLLM stops then.",
+        remedy="Start again: the next start finds that memory free. Let no other engine, build or download run on the "
+        "node meanwhile.",
+        origin="vLLM v1/worker/gpu_worker.py; vllm-project/vllm#56830",
+        rank=SPECIFIC,
     ),
     _signature(
         "memory_taken",
@@ -430,7 +526,8 @@ SIGNATURES: tuple[Signature, ...] = (
         "cuda_out_of_memory",
         CAUSE,
         r"(?:torch\.OutOfMemoryError|OutOfMemoryError|RuntimeError): .*CUDA out of memory|"
-        r"CUDA error: out of memory|cudaErrorMemoryAllocation",
+        r"CUDA error: out of memory|cudaErrorMemoryAllocation|CUBLAS_STATUS_ALLOC_FAILED|"
+        r"NCCL WARN Cuda failure (?:\d+ )?'out of memory'",
         cause="The GPU's share of the unified memory ran out.",
         remedy="Drop MTP first, then lower max-num-seqs and max-num-batched-tokens, and only then the memory budget.",
         origin="torch; [S0]",
@@ -543,6 +640,14 @@ SIGNATURES: tuple[Signature, ...] = (
         remedy="Free space: `docker system df`, the log volume, weights of models that are not served.",
         origin="errno ENOSPC",
         sources=("engine", "unit"),
+    ),
+    _signature(
+        "too_many_open_files",
+        CAUSE,
+        r"\[Errno 24\] Too many open files|Too many open files \(os error 24\)",
+        cause="The engine may not open more files.",
+        remedy="Leave nofile in engine_ulimits at its default (1048576).",
+        origin="errno EMFILE",
     ),
     # --- Ray ------------------------------------------------------------------------------------
     _signature(
@@ -675,8 +780,9 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "rdma_peer_silent",
         CAUSE,
+        # 12: retries exhausted, 13: the receiver was never ready.
         r"NET/IB ?: .*?Got completion (?:from peer (?P<peer>[^\s<]+)\S* )?with (?:status=|error )"
-        r"(?P<status>IBV_WC_\w+\(\d+\)|\d+).*?(?:localGid (?P<local>\S+) remoteGids?\s?(?P<remote>\S+))?(?: hca "
+        r"(?P<status>IBV_WC_\w+\(1[23]\)|1[23]\b).*?(?:localGid (?P<local>\S+) remoteGids?\s?(?P<remote>\S+))?(?: hca "
         r"(?P<device>\S+))?$",
         cause="The peer {peer} did not answer over RDMA ({status}): device {device}, from GID {local} to {remote}.",
         remedy="Compare the MTU of both ends of this link (`playbooks/doctor.yml`), then the cable and the GIDs; the "
@@ -685,9 +791,32 @@ SIGNATURES: tuple[Signature, ...] = (
         origin="NCCL src/transport/net_ib.cc; NVIDIA/nccl#426",
     ),
     _signature(
+        "rdma_failed",
+        CAUSE,
+        # Not 5 (flushed): what comes after another error of the same queue, or the end of the peer.
+        r"NET/IB ?: .*?Got completion (?:from peer (?P<peer>[^\s<]+)\S* )?with (?:status=|error )"
+        r"(?P<status>(?!IBV_WC_WR_FLUSH_ERR)IBV_WC_\w+\((?!1[23]\))\d+\)|(?!(?:5|12|13)\b)\d+).*?"
+        r"(?:localGid (?P<local>\S+) remoteGids?\s?(?P<remote>\S+))?(?: hca (?P<device>\S+))?$",
+        cause="An RDMA transfer with the peer {peer} was refused ({status}): device {device}, from GID {local} to "
+        "{remote}.",
+        remedy="Compare NCCL's version and environment on all nodes (one image identity), then the firmware of the "
+        "ports (`playbooks/doctor.yml`).",
+        origin="NCCL src/transport/net_ib/p2p.cc; NVIDIA/nccl#1710",
+    ),
+    _signature(
+        "nccl_version_mismatch",
+        CAUSE,
+        r"NCCL WARN Mismatched NCCL version detected : rank (?P<rank>\d+) version (?P<version>\d+) rank (?P<rank2>\d+) "
+        r"version (?P<version2>\d+)",
+        cause="NCCL is of two versions: {version} at rank {rank}, {version2} at rank {rank2}.",
+        remedy="Distribute the same image to every node; compare image identities, and VLLM_NCCL_SO_PATH.",
+        origin="NCCL src/init.cc",
+        rank=SPECIFIC,
+    ),
+    _signature(
         "rdma_memory_lock",
         CAUSE,
-        r"NCCL WARN Call to ibv_reg_mr\w* failed with error Cannot allocate memory",
+        r"NCCL WARN Call to ibv_(?:reg_mr|create_cq|create_qp)\w* failed with error Cannot allocate memory",
         cause="NCCL may not lock memory for RDMA.",
         remedy="Give the container IPC_LOCK and an unlimited memlock; on kernel 7.0.0-1019 boot with kho=off.",
         origin="NVIDIA/nccl-tests#206",
@@ -713,7 +842,7 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "nccl_peer_unreachable",
         CAUSE,
-        r"NCCL WARN .*Connect to (?P<peer>[^\s<]+)\S* (?:failed|returned)",
+        r"NCCL WARN .*(?:[Cc]onnect|SocketPollConnect) to (?P<peer>[^\s<]+)\S* (?:failed|returned)",
         cause="NCCL could not reach the peer address {peer}.",
         remedy="Check NCCL_SOCKET_IFNAME on every node and the fabric link of the peer in the line.",
         origin="NCCL src/misc/socket.cc",
@@ -721,23 +850,49 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "collective_timeout",
         CAUSE,
-        r"Watchdog caught collective operation timeout|RPC call to (?P<method>\w+) timed out",
+        r"Watchdog caught collective operation timeout|RPC call to (?P<method>\w+) timed out|"
+        r"RayChannelTimeoutError: ",
         cause="A collective never finished: a rank hangs or is gone.",
         remedy="See which rank fell silent first; check its fabric link and the node's free memory.",
-        origin="torch ProcessGroupNCCL; vLLM 0.32.0 v1/executor/multiproc_executor.py",
+        origin="torch ProcessGroupNCCL; vLLM 0.32.0 v1/executor/multiproc_executor.py; Ray 2.60.0",
     ),
     # --- GPU ------------------------------------------------------------------------------------
     _signature(
         "gpu_fault",
         CAUSE,
-        r"an illegal memory access was encountered|unspecified launch failure|NVRM: Xid \([^)]*\): (?P<xid>\d+)",
+        # Without what a program causes (below), and without 45 and 154, which follow from another or from a kill.
+        r"NVRM: Xid \([^)]*\): (?!(?:13|31|32|43|45|69|154)\b)(?P<xid>\d+)",
         cause="The GPU reported a fault (Xid {xid}).",
-        remedy="See the kernel log for Xid; try without MTP and with the pinned image; power-cycle the "
-        "node when it comes back.",
-        origin="CUDA runtime; NVIDIA driver",
+        remedy="Power the node off for a minute; when it comes back, compare driver and firmware with the other nodes.",
+        origin="NVIDIA driver; NVIDIA's catalogue of Xid errors",
+        sources=("engine", "kernel"),
+    ),
+    _signature(
+        "kernel_faulted",
+        CAUSE,
+        r"(?P<words>an illegal memory access was encountered|unspecified launch failure|"
+        r"an illegal instruction was encountered|misaligned address|device-side assert triggered)|"
+        r"NVRM: (?P<words2>Xid \([^)]*\): (?:13|31|32|43|69)\b)",
+        cause="A CUDA kernel of the engine failed ({words|words2}): a fault of the program far more often than of the "
+        "GPU.",
+        remedy="Try another backend (attention-backend, moe-backend, linear-backend), then without speculative-config, "
+        "then an image of another version. Only when it comes with every image, power the node off for a minute.",
+        origin="CUDA runtime; flashinfer-ai/flashinfer#2065, #2884; vllm-project/vllm#39761, #50934; NVIDIA driver",
         rank=BROAD,
         sources=("engine", "kernel"),
-        unless=("kernel_image_missing", "cutlass_failed"),
+        unless=("kernel_image_missing", "cutlass_failed", "gpu_fault"),
+    ),
+    _signature(
+        "process_crashed",
+        CAUSE,
+        r"(?P<words>Fatal Python error: (?:Segmentation fault|Illegal instruction)|Segfault encountered|"
+        r"(?:Segmentation fault|Illegal instruction) \(core dumped\)|exit code:? (?:-11|-4|139|132)\b)",
+        cause="A process of the engine crashed in compiled code ({words}).",
+        remedy="The frames below that line name the part; try another backend, and compare image identities on the "
+        "nodes.",
+        origin="Python faulthandler; signals 11 and 4",
+        rank=BROAD,
+        unless=("kernel_build_failed",),
     ),
     # --- container and environment --------------------------------------------------------------
     _signature(
@@ -783,8 +938,9 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "mount_missing",
         CAUSE,
-        r"bind source path does not exist: (?P<path>\S+)",
-        cause="The node has no {path}, which the container is to see.",
+        r"bind source path does not exist: (?P<path>\S+)|"
+        r"error mounting \\?\"(?P<path2>[^\"\\]+)\\?\" to rootfs",
+        cause="The node has no {path|path2}, or not as the file or directory that the container is to see.",
         remedy="Stage the weights on this node, or render the units again.",
         origin="Docker Engine 20.10",
     ),
@@ -828,7 +984,7 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "worker_died",
         CONSEQUENCE,
-        r"Worker proc (?P<process>\S+) died unexpectedly \(exit code: (?P<code>-?\w+)\)|"
+        r"Worker proc (?P<process>\S+) died unexpectedly(?: \(exit code: (?P<code>-?\w+)\))?|"
         r"RayWorkerProc rank=(?P<rank>\S+) died unexpectedly|"
         r"ActorDiedError|The actor died unexpectedly|has been marked dead because the detector has missed",
         cause="A worker process of the engine died.",
@@ -849,7 +1005,8 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "nccl_peer_gone",
         CONSEQUENCE,
-        r"NCCL error in: .*remote process exited or there was a network error",
+        r"NCCL error in: .*remote process exited or there was a network error|"
+        r"NET/IB ?: .*Got completion .*with (?:status=|error )(?:IBV_WC_WR_FLUSH_ERR|5\b)",
         cause="NCCL lost another rank: its process ended, or the network failed.",
         remedy="Look at the logs of the other ranks; where none ended before this one, compare the nodes' fabric "
         "(`playbooks/doctor.yml`).",

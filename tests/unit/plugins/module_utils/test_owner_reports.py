@@ -231,6 +231,121 @@ REPORTS = {
         ),
         "memory_gone_before_start", "before the engine had loaded anything", "page cache",
     ),
+    # nvrtc
+    "a compiler that does not know the GPU": Report(
+        traceback("RuntimeError: nvrtc: error: invalid value for --gpu-architecture (-arch)"),
+        "kernel_image_missing", "--gpu-architecture", "hardware is not at fault",
+    ),
+    # CuTe DSL of CUTLASS
+    "a kernel generator that admits other GPUs only": Report(
+        traceback("cutlass.base_dsl.common.DSLRuntimeError: expects arch to be one of [<Arch.sm_100a>], "
+                  "but got Arch.sm_121a"),
+        "kernel_image_missing", "got Arch.sm_121a", "another backend",
+    ),
+    # DeepGEMM csrc/apis
+    "a kernel library that names no GPU": Report(
+        traceback("RuntimeError: Assertion error (csrc/apis/attention.hpp:229): Unsupported architecture"),
+        "kernel_image_missing", "Unsupported architecture", "another backend",
+    ),
+    "a kernel of another generation": Report(
+        traceback("ValueError: FlashMLA Sparse is only supported on Hopper and Blackwell devices."),
+        "kernel_image_missing", "only supported on Hopper", "another backend",
+    ),
+    # triton/compiler/code_generator.py
+    "a number format that the GPU's target has not": Report(
+        traceback("ValueError: type fp8e4nv not supported in this architecture."),
+        "kernel_image_missing", "fp8e4nv", "another backend",
+    ),
+    # LLVM, through Triton; no traceback
+    "a compiler that gives up": Report(
+        "LLVM ERROR: Cannot select: intrinsic %llvm.nvvm.shfl.sync.bfly.i32\nAborted (core dumped)",
+        "kernel_build_failed", "Cannot select: intrinsic", "kernels built in",
+    ),
+    # ptxas 12.4 given PTX of 13
+    "an assembler that is older than its input": Report(
+        traceback("triton.runtime.errors.PTXASError: PTXAS error: Internal Triton PTX codegen error",
+                  "ptxas /tmp/tmpk2.ptx, line 5; fatal   : Unsupported .version 9.0; current version is '8.4'"),
+        "ptxas_too_old", "9.0", "TRITON_PTXAS_PATH=",
+    ),
+    # vLLM v1/worker/gpu_model_runner.py through Triton
+    "a kernel that goes out of bounds": Report(
+        traceback("RuntimeError: Triton Error [CUDA]: an illegal memory access was encountered"),
+        "kernel_faulted", "illegal memory access", "moe-backend",
+    ),
+    "a kernel that is not aligned": Report(
+        traceback("torch.AcceleratorError: CUDA error: misaligned address"),
+        "kernel_faulted", "misaligned address", "speculative-config",
+    ),
+    # vllm/v1/core/kv_cache_utils.py
+    "a context that does not fit, with the one that does": Report(
+        traceback("ValueError: To serve at least one request with the models's max seq len (262144), (24.0 GiB KV "
+                  "cache is needed, which is larger than the available KV cache memory (4.08 GiB). Based on the "
+                  "available memory, the estimated maximum model length is 44544."),
+        "kv_cache_too_small", "estimated maximum model length is 44544", "max-model-len",
+    ),
+    # cuBLAS through torch
+    "no memory for a library's workspace": Report(
+        traceback("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        "cuda_out_of_memory", "unified memory ran out", "max-num-seqs",
+    ),
+    # nccl src/include/cudawrap.h
+    "no memory for NCCL's buffers": Report(
+        f"{NCCL}enqueue.cc:1556 NCCL WARN Cuda failure 2 'out of memory'\n"
+        + traceback("RuntimeError: NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)"),
+        "cuda_out_of_memory", "unified memory ran out", "max-num-seqs",
+    ),
+    # nccl src/misc/ibvwrap.cc
+    "queues that may not be locked": Report(
+        f"{NCCL}misc/ibvwrap.cc:176 NCCL WARN Call to ibv_create_cq failed with error Cannot allocate memory\n"
+        + traceback("RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)"),
+        "rdma_memory_lock", "lock memory", "memlock",
+    ),
+    # nccl src/misc/socket.cc, src/os/linux.cc
+    "a peer without a route": Report(
+        f"{NCCL}os/linux.cc:288 NCCL WARN ncclOsSocketPollConnect: connect to 10.77.9.4<41523> returned No route to "
+        "host, exceeded error retry count\n" + traceback("RuntimeError: NCCL error: remote process exited"),
+        "nccl_peer_unreachable", "10.77.9.4", "NCCL_SOCKET_IFNAME",
+    ),
+    # nccl src/init.cc
+    "two ranks on one GPU": Report(
+        f"{NCCL}init.cc:943 NCCL WARN Duplicate GPU detected : rank 1 and rank 0 both on CUDA device f01000\n"
+        + traceback("RuntimeError: NCCL error: invalid usage (run with NCCL_DEBUG=WARN for details)"),
+        "more_ranks_than_gpus", "rank 1", "one GPU",
+    ),
+    # vllm/config/parallel.py
+    "an image without Ray": Report(
+        traceback("ValueError: Unable to load Ray: ModuleNotFoundError(\"No module named 'ray'\"). Ray is required for "
+                  "multi-node inference, please install Ray with `pip install ray`."),
+        "package_missing", "package ray", "native engine",
+    ),
+    # ray/python/ray/experimental/channel
+    "a rank that Ray waits for in vain": Report(
+        traceback("ray.exceptions.RayChannelTimeoutError: System error: Timed out waiting for object."),
+        "collective_timeout", "a rank hangs", "which rank fell silent",
+    ),
+    # huggingface_hub
+    "a drafter that is named by its repository": Report(
+        traceback("huggingface_hub.errors.OfflineModeIsEnabled: Cannot reach https://huggingface.co/api/models/org/"
+                  "drafter: offline mode is enabled. To disable it, please unset `HF_HUB_OFFLINE`."),
+        "weights_missing", "org/drafter", "a directory",
+    ),
+    # runc
+    "a mount of another kind": Report(
+        "docker: Error response from daemon: failed to create task for container: error mounting "
+        "\"/etc/gb10/chat.jinja\" to rootfs at \"/chat.jinja\": not a directory",
+        "mount_missing", "/etc/gb10/chat.jinja", "render the units",
+    ),
+    # torch/csrc/cuda/Module.cpp, after the device nodes of a running container were taken away
+    "a GPU that is gone from the container": Report(
+        traceback("RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment, e.g. "
+                  "changing env variable CUDA_VISIBLE_DEVICES after program start."),
+        "no_accelerator", "sees no GPU", "nvidia-smi",
+    ),
+    # Python's faulthandler
+    "a crash in compiled code": Report(
+        "(EngineCore pid=97) Fatal Python error: Segmentation fault\nSegmentation fault (core dumped)",
+        "process_crashed", "Segmentation fault", "frames below",
+    ),
     # triton/backends/nvidia/compiler.py
     "an assembler that does not know the GPU": Report(
         traceback(
@@ -263,7 +378,34 @@ def test_what_a_report_must_name(report: Report) -> None:
             ],
             ["kernel_image_missing"],
         ),
-        ([("torch.AcceleratorError: CUDA error: unspecified launch failure", "engine")], ["gpu_fault"]),
+        ([("torch.AcceleratorError: CUDA error: unspecified launch failure", "engine")], ["kernel_faulted"]),
+        (
+            [
+                ("torch.AcceleratorError: CUDA error: unspecified launch failure", "engine"),
+                ("NVRM: Xid (PCI:000f:01:00): 119, pid=90211, Timeout after 45s of waiting for RPC response", "kernel"),
+            ],
+            ["gpu_fault"],
+        ),
+        # The driver's clean-up after a kill says nothing of the GPU.
+        (
+            [
+                ("NVRM: Xid (PCI:000f:01:00): 45, pid=90211, name=VLLM::EngineCor, Ch 00000008", "kernel"),
+                ("vllm-x.service: Main process exited, code=killed, status=9/KILL", "unit"),
+            ],
+            ["killed"],
+        ),
+        # What follows a lost peer is not the loss.
+        (
+            [
+                (
+                    f"{NCCL}transport/net_ib.cc:1909 NCCL WARN NET/IB : Got completion from peer 10.77.0.4<50212> with "
+                    "status=5 opcode=0 len=0 vendor err 249 (Send)",
+                    "engine",
+                ),
+                ("NVRM: Xid (PCI:000f:01:00): 79, GPU has fallen off the bus.", "kernel"),
+            ],
+            ["gpu_fault", "nccl_peer_gone"],
+        ),
         (
             [
                 ("vllm-x.service: systemd-oomd killed 42 process(es) in this unit.", "unit"),
@@ -280,7 +422,15 @@ def test_what_follows_from_a_cause_is_not_reported_beside_it(lines: list[tuple[s
 
 
 #: Words with a dash in the remedies that are no options of vLLM's.
-OTHER_WORDS = {"flashinfer-cubin", "flashinfer-jit-cache", "no-deps", "power-cycle", "systemd-oomd"}
+OTHER_WORDS = {
+    "in-place",
+    "nvidia-container",
+    "flashinfer-cubin",
+    "flashinfer-jit-cache",
+    "no-deps",
+    "power-cycle",
+    "systemd-oomd",
+}
 
 
 def test_each_option_that_a_remedy_names_is_one_of_every_release_in_use() -> None:
@@ -295,3 +445,47 @@ def test_each_option_that_a_remedy_names_is_one_of_every_release_in_use() -> Non
     named = words - OTHER_WORDS
     assert {"attention-backend", "moe-backend", "kv-cache-dtype"} <= named
     assert [(word, version) for word in sorted(named) for version, known in in_use.items() if word not in known] == []
+
+
+def ray_task(process: str = CORE) -> list[str]:
+    """An exception of a rank on another node, as Ray prints it where the head gets it."""
+    lines = (
+        TRACE,
+        '  File "/opt/vllm/v1/executor/ray_executor.py", line 466, in execute_model',
+        "ray.exceptions.RayTaskError(KeyError): ray::RayWorkerWrapper.execute_method() (pid=1672, ip=10.77.0.3, "
+        "actor_id=978db54f, repr=<vllm.v1.executor.ray_utils.RayWorkerWrapper object at 0x7f68cc454ef0>)",
+        '  File "/opt/vllm/model_executor/models/granite.py", line 371, in load_weights',
+        "    param = params_dict[name]",
+        "            ~~~~~~~~~~~^^^^^^",
+    )
+    return [process + line for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("exception", "name", "cause"),
+    [
+        ("KeyError: 'layers.0.moe.input_linear.weight_scale'", "unrecognised", "weight_scale'"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "cuda_out_of_memory", "ran out"),
+    ],
+)
+def test_the_exception_inside_rays_own_is_the_cause_and_its_node_is_named(
+    exception: str, name: str, cause: str
+) -> None:
+    lines = [LogLine(text, float(number)) for number, text in enumerate([*ray_task(), CORE + exception], 1)]
+    (first,) = diagnose(lines)
+    assert (first.name, first.address) == (name, "10.77.0.3")
+    assert cause in first.cause
+
+
+def test_a_closed_channel_is_no_cause_beside_the_exception_that_closed_it() -> None:
+    closed = traceback("ray.exceptions.RayChannelError: System error: Channel closed.")
+    rank = "\n".join(f"(RayWorkerProc pid=5) {line}" for line in (TRACE, "my.Fatal: this one"))
+    lines = [LogLine(text, float(number)) for number, text in enumerate(f"{closed}\n{rank}".splitlines(), 1)]
+    assert diagnose(lines)[0].cause == "The engine ended with my.Fatal: this one."
+
+
+def test_an_exception_of_cpp_stands_in() -> None:
+    text = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc"
+    (first,) = diagnose([LogLine(line) for line in text.splitlines()])
+    assert first.cause == "The engine ended with std::bad_alloc: std::bad_alloc."
+    assert diagnose([LogLine("  what():  nothing was thrown")]) == []
