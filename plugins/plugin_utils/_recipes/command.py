@@ -121,6 +121,10 @@ def read_arguments(words: Sequence[str], options: Mapping[str, Mapping[str, Any]
         name = name.replace("_", "-")
         name = short.get(name, name) if not word.startswith("--") or name not in options else name
         target = negative.get(name, name)
+        full = [each for each in options if each.startswith(target)] if word.startswith("--") else []
+        if len(full) == 1 and target not in options:
+            found.notes.append(f"--{target} is read as --{full[0]}, which vLLM's parser takes it for.")
+            target = full[0]
         entry = options.get(target, {})
         values = [attached] if equals else []
         if not equals and entry.get("kind") != "flag":
@@ -173,8 +177,9 @@ def _put(found: Command, name: str, path: str, value: Any) -> None:
         place = found.serve[name] = {}
     keys = path.split(".")
     for key in keys[:-1]:
-        inner = place.setdefault(key, {})
-        place = place[key] = inner if isinstance(inner, dict) else {}
+        inner = place.get(key)
+        place[key] = inner = inner if isinstance(inner, dict) else {}
+        place = inner
     last = keys[-1]
     if last.endswith("+"):
         items = value.split(",") if isinstance(value, str) else _as_list(value)

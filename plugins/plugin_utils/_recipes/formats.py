@@ -38,6 +38,8 @@ DEFAULTS = {
 }
 #: The key of this machine in vllm-project/recipes.
 GB10 = "dgx_spark_gb10"
+#: The image of sparkrun for a recipe that names none (src/sparkrun/runtimes/vllm_distributed.py).
+SPARKRUN_IMAGE = "ghcr.io/spark-arena/dgx-vllm-eugr-nightly-tf5:latest"
 #: What is read from a recipe file; every other key is reported.
 _READ = {
     "recipe_version", "sparkrun_version", "name", "description", "model", "model_revision", "runtime", "container",
@@ -87,6 +89,7 @@ class Recipe:
     :ivar origin: the format, such as ``sparkrun 2``.
     :ivar words: the arguments of ``vllm serve`` when the format lists them; otherwise ``command`` is set.
     :ivar nodes: (fewest, most) nodes; most is None without a limit.
+    :ivar unused: keys of ``defaults`` that neither the command nor a variable uses, with their values.
     :ivar left: key of the recipe -> why it was not carried over.
     """
 
@@ -102,6 +105,7 @@ class Recipe:
     nodes: tuple[int, int | None] = (1, None)
     ray: bool = False
     mods: list[str] = field(default_factory=list)
+    unused: dict[str, Any] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
 
@@ -140,8 +144,8 @@ def _whole(data: Mapping[str, Any], key: str, where: str) -> int | None:
 def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
     version = str(data.get("recipe_version", data.get("sparkrun_version", "2")))
     first = version == "1"
-    if version not in ("1", "2"):
-        raise RecipeError(f"{where} has recipe_version {version}; 1 and 2 are read here.")
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,4}){0,3}", version):
+        raise RecipeError(f"{where} has recipe_version {version[:40]!r}, which is no number.")
     runtime = str(data.get("runtime") or "")
     command = str(data.get("command") or "")
     if runtime not in VLLM_RUNTIMES:
@@ -157,25 +161,32 @@ def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
     if data.get("solo_only") or data.get("mode") == "solo":
         fewest, most = 1, 1
     container, left = _container(data)
+    if version not in ("1", "2"):
+        left["recipe_version"] = f"it says {version}; it is read as 2, as sparkrun reads every one but 1"
     metadata = _mapping(data, "metadata", where)
     left |= {key: _reason(key) for key in data if key not in _READ and data[key] not in (None, [], {}, "")}
     if set(metadata) <= {"description"}:
         left.pop("metadata", None)
+    eugr = first and "runtime" not in data
     recipe = Recipe(
-        origin=f"eugr {version}" if first and "runtime" not in data else f"sparkrun {version}",
+        origin=f"eugr {version}" if eugr else f"sparkrun {version}",
         name=str(data.get("name") or re.sub(r".*/|\.ya?ml$", "", where)),
         model=str(data["model"]),
         revision=str(data.get("model_revision") or ""),
         description=str(data.get("description") or metadata.get("description") or ""),
-        container=str(container or ""),
-        env=_environment(data, values, where),
+        container=str(container or ("" if eugr else SPARKRUN_IMAGE)),
+        env={name: fill(_text(value), values, where) for name, value in _mapping(data, "env", where).items()},
         nodes=(fewest, most),
         ray=runtime == "vllm-ray",
         mods=[str(each) for each in _listed(data, "mods", where)],
         left=left,
     )
     if command:
-        recipe.command = _format_once(command, values, where) if first else fill(command, values, where)
+        recipe.command = _filled(command, values, where, left, once=first)
+        recipe.unused = _unused(data, defaults)
+        name = recipe.unused.get("served_model_name")
+        if not eugr and name and "--served-model-name" not in recipe.command:
+            recipe.command = f"{recipe.command.rstrip()} --served-model-name {shlex.quote(_text(name))}"
     else:
         recipe.words = _words_of_defaults(defaults)
     return recipe
@@ -204,21 +215,15 @@ def _reason(key: str) -> str:
     return _WHY.get(key, "this project has nothing of that name")
 
 
-def _environment(data: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, str]:
-    found = {}
-    for name, value in _mapping(data, "env", where).items():
-        text = fill(_text(value), values, where)
-        if re.search(r"\$\{?\w|\{(launch|config)\.", text):
-            raise RecipeError(f"{where}: env.{name} is {text!r}, which another launcher fills in at its start.")
-        found[name] = text
-    return found
-
-
 def _text(value: Any) -> str:
     """Return a value as the text that a shell would get: structures as JSON."""
     if isinstance(value, (Mapping, list)):
         return json.dumps(value, default=str)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _BraceError(RecipeError):
+    """``str.format`` cannot read the braces of a command."""
 
 
 def _format_once(template: str, values: Mapping[str, Any], where: str) -> str:
@@ -235,10 +240,10 @@ def _format_once(template: str, values: Mapping[str, Any], where: str) -> str:
             continue
         if spec or conversion or not re.fullmatch(r"[A-Za-z_]\w*", name):
             shown = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            raise RecipeError(
+            raise _BraceError(
                 f"{where}: 'command' has {{{shown[:60]}}}, which is no value of 'defaults'; a plain brace is doubled."
             )
-        if name in values:
+        if values.get(name) is not None:
             parts.append(_text(values[name]))
         else:
             missing.add(name)
@@ -254,7 +259,40 @@ def _bounded(characters: int, where: str) -> str:
     return ""
 
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{([\w.-]+)\}")
+#: What is left of a placeholder that names nothing; JSON has quotes or spaces, a template's braces are doubled.
+_NAME = r"\{\w[^{}\s\"',]*\}"
+_OPEN = re.compile(rf"(?<![{{$]){_NAME}|(?<!\$){_NAME}(?!\}})")
+
+
+def _filled(template: str, values: Mapping[str, Any], where: str, left: dict[str, str], *, once: bool) -> str:
+    """Fill in a command as its launcher does.
+
+    :param once: as ``str.format`` does; what that cannot read is read as sparkrun reads it, which runs these files too.
+    :raises RecipeError: a placeholder names no value.
+    """
+    problem = None
+    if once:
+        try:
+            return _format_once(template, values, where)
+        except _BraceError as found:
+            problem = found
+    text = fill(template, values, where)
+    if still := _OPEN.search(text):
+        raise problem or RecipeError(f"{where}: 'command' uses {still[0][:60]}, which 'defaults' does not have.")
+    if problem:
+        left["command"] = "it has plain braces, which str.format cannot read; it is read as sparkrun reads it"
+    return text
+
+
+def _unused(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that neither the command nor a variable uses, directly or through another default."""
+    texts = [_text(data["command"]), _text(data.get("env") or "")]
+    rest = dict(defaults)
+    while texts:
+        names = set(_PLACEHOLDER.findall(texts.pop()))
+        texts += [_text(rest.pop(name)) for name in names & set(rest)]
+    return rest
 
 
 def fill(template: str, values: Mapping[str, Any], where: str = "recipe") -> str:
@@ -262,7 +300,7 @@ def fill(template: str, values: Mapping[str, Any], where: str = "recipe") -> str
 
     :raises RecipeError: the result would have more than `MAX_CHARACTERS` characters.
     """
-    texts = {key: _text(value) for key, value in values.items()}
+    texts = {key: _text(value) for key, value in values.items() if value is not None}
     for _round in range(20):
         found = [match for match in _PLACEHOLDER.findall(template) if match in texts]
         _bounded(len(template) + sum(len(texts[name]) for name in found), where)

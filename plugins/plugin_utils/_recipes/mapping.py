@@ -12,7 +12,7 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.command import CommandError, read_command
-from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import Recipe, command_of
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import DEFAULTS, Recipe, command_of
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import (
     ImportedMod,
@@ -21,11 +21,14 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import 
     mod_name,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, model_checks, serve_files
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError, in_order
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError, in_order, show
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.version import parse
 
-#: Images that eugr's script builds on the owner's machine, and where the same project publishes them (FACTS: prebuilt).
+#: Names that scripts give images on the owner's machine, and where the same project publishes them (FACTS: prebuilt;
+#: src/sparkrun/builders/eugr.py).
 LOCAL_IMAGES = {
+    "sparkrun-eugr-vllm": "ghcr.io/spark-arena/dgx-vllm-eugr-nightly:latest",
+    "sparkrun-eugr-vllm-tf5": "ghcr.io/spark-arena/dgx-vllm-eugr-nightly-tf5:latest",
     "vllm-node": "eugr/spark-vllm:latest",
     "vllm-node-b12x": "eugr/spark-vllm-b12x:latest",
 }
@@ -116,6 +119,7 @@ def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: st
         raise RecipeError(f"{where}: {problem}.") from None
     left += command.notes
     serve = command.serve
+    left += _unused(recipe, serve)
     repo = command.model or recipe.model
     if not _REPO.fullmatch(repo):
         raise RecipeError(
@@ -142,16 +146,17 @@ def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: st
     spec["engine"] = _engine(recipe, serve, world, reasons)
     spec["ports"] = {"api": _port(serve, left)}
     _elsewhere(serve, left)
-    _drafter(serve, spec, known, reasons)
+    _drafter(serve, spec, known, reasons, left)
     spec["serve"] = serve
-    spec["env"] = _variables(recipe.env | command.env, left)
+    spec["env"] = _variables(recipe.env | command.env, where, left)
+    _launcher_fills(serve, where)
     _geometry(spec, known, reasons)
     spec["provenance"] = {"status": "imported", "source": f"{where} ({recipe.origin})"}
     if recipe.description:
         spec["notes"] = [" ".join(recipe.description.split())]
     if made:
         reasons["mods",] = "made of the recipe's patches, which were read and not run"
-    notes = _checked(spec, version, upstream, where, [each.name for each in made])
+    notes = _checked(spec, version, upstream, where, [each.name for each in made], left)
     return Imported(recipe, spec, reasons, left, notes, tuple(made))
 
 
@@ -176,10 +181,18 @@ def _image(recipe: Recipe, where: str, known: Known, left: list[str]) -> str:
             "that project publishes, is taken in its place."
         )
         return published
-    if container in known.images or image_recipe.by_reference(container):
+    if container in known.images:
+        left.append(
+            f"container: {container} is the image of that name in gb10_images here; the other project's script builds "
+            "its own, of another release."
+        )
         return container
+    if image_recipe.by_reference(container):
+        return container
+    if not container:
+        raise RecipeError(f"{where} names no container; import_recipe_image names an image.")
     raise RecipeError(
-        f"{where} needs the image {container or '(it names none)'}, which another project's script builds and nobody "
+        f"{where} needs the image {container[:100]}, which another project's script builds and nobody "
         "publishes; import_recipe_image names one that can be pulled."
     )
 
@@ -288,7 +301,9 @@ def _elsewhere(serve: dict[str, Any], left: list[str]) -> None:
         )
 
 
-def _drafter(serve: dict[str, Any], spec: dict[str, Any], known: Known, reasons: dict[Keys, str]) -> None:
+def _drafter(
+    serve: dict[str, Any], spec: dict[str, Any], known: Known, reasons: dict[Keys, str], left: list[str]
+) -> None:
     """Take a draft model of a repository of its own into the model, so that its weights are moved too."""
     config = serve.get("speculative-config")
     if isinstance(config, str):
@@ -297,6 +312,10 @@ def _drafter(serve: dict[str, Any], spec: dict[str, Any], known: Known, reasons:
         except ValueError:
             return
     repo = config.get("model") if isinstance(config, dict) else None
+    if isinstance(config, dict) and repo == spec["repo"] and "mtp" in str(config.get("method")):
+        del config["model"]
+        left.append("serve.speculative-config.model: it is the model itself, which drafts by itself with this method.")
+        return
     if not isinstance(config, dict) or not isinstance(repo, str) or repo == spec["repo"] or not _REPO.fullmatch(repo):
         return
     del config["model"]
@@ -353,14 +372,41 @@ def _converted(mod: str, recipe: Recipe, known: Known, version: str) -> Imported
     return found
 
 
-def _variables(env: Mapping[str, str], left: list[str]) -> dict[str, str]:
-    """Return the variables of the engine; those that name another machine's network are left out."""
+def _unused(recipe: Recipe, serve: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each default that the command does not use, unless it says the same without it."""
+    for key, value in recipe.unused.items():
+        option = DEFAULTS.get(key, key.replace("_", "-"))
+        has = serve.get(option)
+        if option in serve and str(has).lower() == str(value).lower():
+            continue
+        more = f", which has --{option} {show(has)}" if option in serve else ""
+        yield f"defaults.{key[:60]}: {show(value)} is not used by the command{more}."
+
+
+#: What a shell or a launcher would fill in.
+_SHELL = re.compile(r"\$(?:\{?[A-Za-z_]|\()|`|\{(?:launch|config)\.")
+
+
+def _launcher_fills(serve: Mapping[str, Any], where: str) -> None:
+    """Refuse an option whose value stands in another launcher's environment."""
+    for option, value in serve.items():
+        if isinstance(value, str) and _SHELL.search(value) and not re.search(r"\{[{%]|\"", value):
+            raise RecipeError(f"{where}: --{option} is {show(value)}, which another launcher fills in at its start.")
+
+
+def _variables(env: Mapping[str, str], where: str, left: list[str]) -> dict[str, str]:
+    """Return the variables of the engine; those that name another machine's network are left out.
+
+    :raises RecipeError: one has a value of another launcher's environment.
+    """
     found = {}
     for name, value in env.items():
         if name in _SECRETS:
             left.append(f"env.{name}: secrets are vaulted variables.")
         elif _OF_THE_MACHINE.fullmatch(name):
             left.append(f"env.{name}: it is found on each node.")
+        elif _SHELL.search(value):
+            raise RecipeError(f"{where}: env.{name} is {show(value)}, which another launcher fills in at its start.")
         elif not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) or not value.isprintable():
             left.append(f"env.{name[:60]}: no variable that an environment file can carry.")
         else:
@@ -368,12 +414,33 @@ def _variables(env: Mapping[str, str], left: list[str]) -> dict[str, str]:
     return found
 
 
-def _checked(spec: Mapping[str, Any], version: str, upstream: str, where: str, made: Sequence[str]) -> list[str]:
-    """Check a model as every model file is checked, for the first and the last rank; return the notes.
+#: What the checks say of a variable that vLLM itself would ignore.
+_IGNORED = re.compile(r"env\.(?P<name>\w+): (?P<why>.*(?:ignores it|would only warn).*)", re.DOTALL)
+
+
+def _checked(
+    spec: dict[str, Any], version: str, upstream: str, where: str, made: Sequence[str], left: list[str]
+) -> list[str]:
+    """Check a model as every model file is checked; return the notes. Variables that vLLM ignores are left out.
 
     :param made: mods that are not written yet; `convert` has checked them.
     :raises RecipeError: with the first error, and how many there are.
     """
+    errors, notes = _problems(spec, version, upstream, made)
+    ignored = {found["name"]: found["why"] for found in map(_IGNORED.fullmatch, errors) if found}
+    for name, why in ignored.items():
+        spec["env"].pop(name, None)
+        left.append(f"env.{name}: {why}")
+    if ignored:
+        errors, notes = _problems(spec, version, upstream, made)
+    if errors:
+        more = f" ({len(errors) - 1} more of this kind)" if len(errors) > 1 else ""
+        raise RecipeError(f"{where} does not make a model that can be served here: {errors[0]}{more}")
+    return notes
+
+
+def _problems(spec: Mapping[str, Any], version: str, upstream: str, made: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (errors, notes) of a model's checks, for the first and the last rank."""
     full, errors = ms.validate(spec)
     notes: list[str] = []
     if not errors:
@@ -388,8 +455,4 @@ def _checked(spec: Mapping[str, Any], version: str, upstream: str, where: str, m
                 notes += serve_files.render(options, version, full["env"], mods, upstream=upstream).notes
             except ServeError as problem:
                 errors += problem.errors
-    errors = list(dict.fromkeys(errors))
-    if errors:
-        more = f" ({len(errors) - 1} more of this kind)" if len(errors) > 1 else ""
-        raise RecipeError(f"{where} does not make a model that can be served here: {errors[0]}{more}")
-    return list(dict.fromkeys(notes))
+    return list(dict.fromkeys(errors)), list(dict.fromkeys(notes))

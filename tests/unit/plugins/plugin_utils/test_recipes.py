@@ -52,6 +52,12 @@ def serve(arguments: str) -> dict[str, Any]:
         ("--a-forks-switch --a-forks-list 1 x", {"a-forks-switch": True, "a-forks-list": [1, "x"]}),
         ("--middleware one --middleware two", {"middleware": ["one", "two"]}),
         ("-O3", {"optimization-level": "3"}),
+        (
+            "--limit-mm-per-prompt.video.count 2 --limit-mm-per-prompt.video.width 9 --limit-mm-per-prompt.image 1",
+            {"limit-mm-per-prompt": {"video": {"count": 2, "width": 9}, "image": 1}},
+        ),
+        ("--max-num-seq 4", {"max-num-seqs": 4}),
+        ("--max-num 4 --load-form x", {"max-num": 4, "load-format": "x"}),
     ],
 )
 def test_options_are_read_as_vllm_reads_them(arguments: str, expected: dict[str, Any]) -> None:
@@ -183,6 +189,60 @@ def test_sparkrun_without_a_command_takes_the_defaults_as_options() -> None:
     }
 
 
+def test_plain_braces_in_a_version_1_command_are_read_as_sparkrun_reads_them() -> None:
+    plain = EUGR.replace('{{"method":"mtp","num_speculative_tokens":{spec}}}', '{"method":"mtp","n":{spec}}')
+    recipe = read_recipe(plain, "x.yaml")
+    assert read_command(command_of(recipe), OPTIONS).serve["speculative-config"] == {"method": "mtp", "n": 3}
+    assert (
+        recipe.left["command"] == "it has plain braces, which str.format cannot read; it is read as sparkrun reads it"
+    )
+    with pytest.raises(RecipeError, match="'command' has"):
+        read_recipe(plain.replace(", spec: 3", ""), "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("command", "open_name"),
+    [
+        ("vllm serve {model} --port {port}", "{port}"),
+        ("vllm serve {model} --a {a-b} --c {c-d}", "{c-d}"),
+        ("vllm serve {model} --a '{\"n\":{n}}'", "{n}"),
+        ("vllm serve {model} --a {none}", "{none}"),
+        ("vllm serve {model} --chat-template '{{x}} {{ y }} {% z %}' --a {} --b '{\"c\": {}}' --d {a-b}", ""),
+    ],
+)
+def test_a_placeholder_that_names_no_value_is_named(command: str, open_name: str) -> None:
+    text = f"model: org/m\nruntime: vllm\ncontainer: c\ndefaults: {{a-b: 1, none: null}}\ncommand: >-\n  {command}\n"
+    if not open_name:
+        assert "--d 1" in read_recipe(text, "x.yaml").command
+        return
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(text, "x.yaml")
+    assert str(caught.value) == f"x.yaml: 'command' uses {open_name}, which 'defaults' does not have."
+
+
+def test_a_version_that_only_its_author_counts_is_read_as_2() -> None:
+    recipe = read_recipe(SPARKRUN.replace('"2"', "7"), "x.yaml")
+    assert (recipe.origin, recipe.left["recipe_version"]) == (
+        "sparkrun 7",
+        "it says 7; it is read as 2, as sparkrun reads every one but 1",
+    )
+
+
+def test_a_recipe_of_sparkrun_without_a_container_gets_sparkruns_own() -> None:
+    text = SPARKRUN.replace("container: ghcr.io/org/image:tag@sha256:00\n", "")
+    assert read_recipe(text, "x.yaml").container == "ghcr.io/spark-arena/dgx-vllm-eugr-nightly-tf5:latest"
+    assert read_recipe(EUGR.replace("container: vllm-node\n", ""), "x.yaml").container == ""
+
+
+def test_defaults_that_nothing_uses_are_kept_apart() -> None:
+    recipe = read_recipe(SPARKRUN.replace("  k: 3", "  k: 3\n  top_k: 20\n  served_model_name: some"), "x.yaml")
+    assert recipe.unused == {"host": "0.0.0.0", "top_k": 20, "served_model_name": "some"}
+    assert read_command(recipe.command, OPTIONS).serve["served-model-name"] == "some", "as sparkrun adds it"
+    assert (
+        read_recipe(EUGR.replace("spec: 3}", "spec: 3, served_model_name: some}"), "x.yaml").command.count("--s") == 1
+    )
+
+
 def test_a_circle_of_placeholders_ends() -> None:
     assert fill("{a}", {"a": "{b}", "b": "{a}"}) in ("{a}", "{b}")
 
@@ -254,16 +314,12 @@ def test_vllm_recipes() -> None:
     [
         ("model: a\nruntime: sglang\ncontainer: c", "is for the engine sglang; this project serves with vLLM"),
         ("model: a\ncontainer: c\ncommand: llama-server -m a", "starts llama-server; this project serves with vLLM"),
-        ("recipe_version: '3'\nmodel: a", "has recipe_version 3; 1 and 2 are read here"),
+        ("recipe_version: newest\nmodel: a", "has recipe_version 'newest', which is no number"),
         ("- a", "its top level is no mapping"),
         ("a: [", "x.yaml, line 1 is not valid YAML"),
         ("services: {}", "is no recipe"),
         ("model: a\ncontainer: c\nmin_nodes: many", "'min_nodes' must be a whole number of at least 1, found 'many'"),
         ("model: a\ncontainer: c\ndefaults: [1]", "'defaults' must be a mapping, found list"),
-        (
-            'model: a\ncontainer: c\nenv: {X: "{launch.model_path}"}',
-            "env.X is '{launch.model_path}', which another launcher fills in at its start",
-        ),
     ],
 )
 def test_what_is_no_recipe_is_one_sentence(text: str, message: str) -> None:
@@ -279,8 +335,7 @@ def test_what_is_no_recipe_is_one_sentence(text: str, message: str) -> None:
         ("{model.__class__.__mro__}", "'command' has {model.__class__.__mro__}"),
         ("{port:>1000000000}", "'command' has {port:>1000000000}"),
         ("{port!r}", "'command' has {port!r}"),
-        ("{}", "'command' has {}"),
-        ('{"image":1}', "'command' has {"),
+        ("{max-num-seqs}", "'command' has {max-num-seqs}"),
     ],
 )
 def test_a_version_1_template_reads_names_and_nothing_else(arguments: str, message: str) -> None:
