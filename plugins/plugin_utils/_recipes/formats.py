@@ -4,26 +4,32 @@
 - eugr/spark-vllm-docker ``recipe_version: "1"``: the command is one Python format string, JSON braces doubled.
 - sparkrun ``recipe_version`` 1 and 2: ``{key}`` is filled in from ``defaults`` again and again until nothing changes;
   other braces stay; without ``command`` the defaults are the options.
-- vllm-project/recipes: ``model.base_args`` and ``features``, with ``hardware_overrides`` for one kind of machine.
+- vllm-project/recipes: see `vllm_recipes`.
 
 Everything here is pure: text in, a record or a sentence out.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import vllm_recipes
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import (
     Include,
     NoRecipeError,
     RecipeError,
     load,
+)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.record import (
+    READERS,
+    Recipe,
+    as_text,
+    listed,
+    mapping_of,
 )
 
 #: sparkrun's runtimes that are vLLM (src/sparkrun/core/recipe.py, its resolvers).
@@ -36,8 +42,6 @@ DEFAULTS = {
     "pipeline_parallel": "pipeline-parallel-size",
     "tensor_parallel": "tensor-parallel-size",
 }
-#: The key of this machine in vllm-project/recipes.
-GB10 = "dgx_spark_gb10"
 #: The image of sparkrun for a recipe that names none (src/sparkrun/runtimes/vllm_distributed.py).
 SPARKRUN_IMAGE = "ghcr.io/spark-arena/dgx-vllm-eugr-nightly-tf5:latest"
 #: What is read from a recipe file; every other key is reported.
@@ -47,13 +51,12 @@ _READ = {
 }  # fmt: skip
 #: Most characters of a text once its placeholders are filled in.
 MAX_CHARACTERS = 100_000
-_READERS = "it describes the recipe to readers"
 _WHY = {
     "benchmark": "figures are measured here by playbooks/bench.yml",
     "build_args": "images are built here from pinned wheels or pulled by digest, not by another project's script",
     "builder": "images are built here from pinned wheels or pulled by digest, not by another project's script",
     "builder_config": "images are built here from pinned wheels or pulled by digest, not by another project's script",
-    "category": _READERS,
+    "category": READERS,
     "capabilities": "the container gets the capabilities of the role engine",
     "cluster_config": "nodes, addresses and roles come from the inventory",
     "container_name": "containers are named after the model",
@@ -61,8 +64,8 @@ _WHY = {
     "executor": "the container is run by systemd and Docker",
     "executor_config": "the container is run by systemd and Docker; engine_docker_args holds what one needs besides",
     "layout": "nodes, addresses and roles come from the inventory",
-    "maintainer": _READERS,
-    "metadata": _READERS,
+    "maintainer": READERS,
+    "metadata": READERS,
     "min_sparkrun_version": "it concerns the other program alone",
     "overrides": "settings for one kind of machine are not evaluated: the values of 'defaults' are taken",
     "post_commands": "nothing is run after a start but the verification",
@@ -77,59 +80,28 @@ _WHY = {
     "scheduler": "systemd starts the engine",
     "shared_weights_nfs": "every node holds its own verified copy of the weights",
     "stop_after_post": "nothing is run after a start but the verification",
-    "tags": _READERS,
+    "tags": READERS,
     "unsupported_capabilities": "the container gets the capabilities of the role engine",
 }  # fmt: skip
 
 
-@dataclass
-class Recipe:
-    """What a recipe says, whatever its format.
-
-    :ivar origin: the format, such as ``sparkrun 2``.
-    :ivar words: the arguments of ``vllm serve`` when the format lists them; otherwise ``command`` is set.
-    :ivar nodes: (fewest, most) nodes; most is None without a limit.
-    :ivar unused: keys of ``defaults`` that neither the command nor a variable uses, with their values.
-    :ivar left: key of the recipe -> why it was not carried over.
-    """
-
-    origin: str
-    name: str
-    model: str
-    revision: str = ""
-    description: str = ""
-    container: str = ""
-    command: str = ""
-    words: list[str] = field(default_factory=list)
-    env: dict[str, str] = field(default_factory=dict)
-    nodes: tuple[int, int | None] = (1, None)
-    ray: bool = False
-    mods: list[str] = field(default_factory=list)
-    unused: dict[str, Any] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
-
-
-def read_recipe(text: str, where: str, include: Include | None = None) -> Recipe:
+def read_recipe(text: str, where: str, include: Include | None = None, variant: str = "") -> Recipe:
     """Return a recipe from the text of its file.
 
     :param text: YAML.
     :param where: the file's name, for messages and for a recipe without a name.
     :param include: reads a file that ``include`` names; None refuses includes.
+    :param variant: of a file of vllm-project/recipes; empty for its own default.
     :raises RecipeError: not a recipe, or one for something that this project does not do.
     """
     data = load(text, where, include)
     if isinstance(data.get("model"), Mapping) and "model_id" in data["model"]:
-        return _from_vllm_recipes(data, where)
+        return vllm_recipes.read(data, where, variant)
     if "model" not in data or not ({"container", "runtime", "recipe_version", "command", "containers"} & set(data)):
         raise NoRecipeError(f"{where} is no recipe: it has no 'model' with a 'container', 'runtime' or 'command'.")
+    if variant:
+        raise RecipeError(f"{where} has no variant {variant[:80]!r}: its format has none.")
     return _from_recipe_version(data, where)
-
-
-def _mapping(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-    value = data.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise RecipeError(f"{where}: '{key}' must be a mapping, found {type(value).__name__}.")
-    return {str(name): each for name, each in value.items()}
 
 
 def _whole(data: Mapping[str, Any], key: str, where: str) -> int | None:
@@ -153,7 +125,7 @@ def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
     if command and not re.search(r"\bvllm\b", command):
         program = (command.split() or ["?"])[0]
         raise RecipeError(f"{where} starts {program}; this project serves with vLLM.")
-    defaults = _mapping(data, "defaults", where)
+    defaults = mapping_of(data, "defaults", where)
     values = {"model": data["model"], "model_revision": data.get("model_revision") or "main"} | defaults
     fewest, most = _whole(data, "min_nodes", where) or 1, _whole(data, "max_nodes", where)
     if data.get("cluster_only"):
@@ -163,7 +135,7 @@ def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
     container, left = _container(data)
     if version not in ("1", "2"):
         left["recipe_version"] = f"it says {version}; it is read as 2, as sparkrun reads every one but 1"
-    metadata = _mapping(data, "metadata", where)
+    metadata = mapping_of(data, "metadata", where)
     left |= {key: _reason(key) for key in data if key not in _READ and data[key] not in (None, [], {}, "")}
     if set(metadata) <= {"description"}:
         left.pop("metadata", None)
@@ -175,10 +147,10 @@ def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
         revision=str(data.get("model_revision") or ""),
         description=str(data.get("description") or metadata.get("description") or ""),
         container=str(container or ("" if eugr else SPARKRUN_IMAGE)),
-        env={name: fill(_text(value), values, where) for name, value in _mapping(data, "env", where).items()},
+        env={name: fill(as_text(value), values, where) for name, value in mapping_of(data, "env", where).items()},
         nodes=(fewest, most),
         ray=runtime == "vllm-ray",
-        mods=[str(each) for each in _listed(data, "mods", where)],
+        mods=[str(each) for each in listed(data, "mods", where)],
         left=left,
     )
     if command:
@@ -186,17 +158,10 @@ def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
         recipe.unused = _unused(data, defaults)
         name = recipe.unused.get("served_model_name")
         if not eugr and name and "--served-model-name" not in recipe.command:
-            recipe.command = f"{recipe.command.rstrip()} --served-model-name {shlex.quote(_text(name))}"
+            recipe.command = f"{recipe.command.rstrip()} --served-model-name {shlex.quote(as_text(name))}"
     else:
         recipe.words = _words_of_defaults(defaults)
     return recipe
-
-
-def _listed(data: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    value = data.get(key) or []
-    if not isinstance(value, list):
-        raise RecipeError(f"{where}: '{key}' must be a list, found {type(value).__name__}.")
-    return value
 
 
 def _container(data: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
@@ -213,13 +178,6 @@ def _container(data: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
 
 def _reason(key: str) -> str:
     return _WHY.get(key, "this project has nothing of that name")
-
-
-def _text(value: Any) -> str:
-    """Return a value as the text that a shell would get: structures as JSON."""
-    if isinstance(value, (Mapping, list)):
-        return json.dumps(value, default=str)
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _BraceError(RecipeError):
@@ -244,7 +202,7 @@ def _format_once(template: str, values: Mapping[str, Any], where: str) -> str:
                 f"{where}: 'command' has {{{shown[:60]}}}, which is no value of 'defaults'; a plain brace is doubled."
             )
         if values.get(name) is not None:
-            parts.append(_text(values[name]))
+            parts.append(as_text(values[name]))
         else:
             missing.add(name)
     if missing:
@@ -287,11 +245,11 @@ def _filled(template: str, values: Mapping[str, Any], where: str, left: dict[str
 
 def _unused(data: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults that neither the command nor a variable uses, directly or through another default."""
-    texts = [_text(data["command"]), _text(data.get("env") or "")]
+    texts = [as_text(data["command"]), as_text(data.get("env") or "")]
     rest = dict(defaults)
     while texts:
         names = set(_PLACEHOLDER.findall(texts.pop()))
-        texts += [_text(rest.pop(name)) for name in names & set(rest)]
+        texts += [as_text(rest.pop(name)) for name in names & set(rest)]
     return rest
 
 
@@ -300,7 +258,7 @@ def fill(template: str, values: Mapping[str, Any], where: str = "recipe") -> str
 
     :raises RecipeError: the result would have more than `MAX_CHARACTERS` characters.
     """
-    texts = {key: _text(value) for key, value in values.items() if value is not None}
+    texts = {key: as_text(value) for key, value in values.items() if value is not None}
     for _round in range(20):
         found = [match for match in _PLACEHOLDER.findall(template) if match in texts]
         _bounded(len(template) + sum(len(texts[name]) for name in found), where)
@@ -321,74 +279,10 @@ def _words_of_defaults(defaults: Mapping[str, Any]) -> list[str]:
         if value is True or (name == "enable-expert-parallel" and str(value) not in ("0", "false")):
             words.append(f"--{name}")
         elif isinstance(value, list):
-            words += [f"--{name}", *(_text(each) for each in value)]
+            words += [f"--{name}", *(as_text(each) for each in value)]
         else:
-            words += [f"--{name}", _text(value)]
+            words += [f"--{name}", as_text(value)]
     return words
-
-
-#: Keys of vllm-project/recipes' ``meta`` and ``model`` that describe, and what is read.
-_VLLM_READ = {
-    "meta": {"slug", "description", "hardware"},
-    "model": {"model_id", "base_args", "base_env", "docker_image"},
-}
-
-
-def _from_vllm_recipes(data: Mapping[str, Any], where: str) -> Recipe:
-    meta, model = _mapping(data, "meta", where), _mapping(data, "model", where)
-    left: dict[str, str] = {}
-    words, env = _arguments(model, "base_args", "base_env", where)
-    for name, each in _mapping(data, "features", where).items():
-        if isinstance(each, Mapping):
-            more, variables = _arguments(each, "args", "env", where)
-            words, env = words + more, env | variables
-        else:
-            left[f"features.{name}"] = "it has no list of arguments"
-    for name, override in _mapping(data, "hardware_overrides", where).items():
-        if name != GB10 or not isinstance(override, Mapping):
-            left[f"hardware_overrides.{name}"] = "it is for another machine"
-            continue
-        for keys in (("extra_args", "extra_env"), ("args", "env")):
-            more, variables = _arguments(override, *keys, where)
-            words, env = words + more, env | variables
-    hardware = meta.get("hardware")
-    if isinstance(hardware, Mapping) and GB10 not in hardware:
-        left["meta.hardware"] = "the recipe does not name this machine: its figures and options are for others"
-    for key in ("min_vllm_version", "nightly_required"):
-        if model.get(key):
-            left[f"model.{key}"] = (
-                f"it says {_text(model[key])}; whether the image is new enough shows in its own check"
-            )
-    described = [
-        f"{part}.{key}" for part, read in _VLLM_READ.items() for key in _mapping(data, part, where) if key not in read
-    ]
-    described += [key for key in ("guide", "default_hardware") if data.get(key)]
-    described = [key for key in described if key not in left]
-    if described:
-        left[", ".join(described)] = _READERS
-    for key, value in data.items():
-        if key not in ("meta", "model", "features", "hardware_overrides", "guide", "default_hardware") and value:
-            left[key] = (
-                "every feature of the recipe is turned on"
-                if key == "opt_in_features"
-                else "the default variant is taken; other variants are further model files"
-            )
-    return Recipe(
-        origin="vllm-project/recipes",
-        name=str(meta.get("slug") or re.sub(r".*/|\.ya?ml$", "", where)),
-        model=str(model["model_id"]),
-        description=str(meta.get("description") or ""),
-        container=str(model.get("docker_image") or "vllm/vllm-openai:latest"),
-        words=words,
-        env=env,
-        left=left,
-    )
-
-
-def _arguments(data: Mapping[str, Any], words: str, env: str, where: str) -> tuple[list[str], dict[str, str]]:
-    """Return the list of arguments and the variables that stand under two keys."""
-    variables = {name: _text(value) for name, value in _mapping(data, env, where).items()}
-    return [_text(each) for each in _listed(data, words, where)], variables
 
 
 def command_of(recipe: Recipe) -> str:

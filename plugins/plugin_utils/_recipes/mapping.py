@@ -12,7 +12,7 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.command import CommandError, read_command
-from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import DEFAULTS, Recipe, command_of
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import DEFAULTS, command_of
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import (
     ImportedMod,
@@ -20,6 +20,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import 
     convert,
     mod_name,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.record import Recipe
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, model_checks, serve_files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError, in_order, show
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.version import parse

@@ -11,14 +11,15 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import loading
-from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import Recipe, read_recipe
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import read_recipe
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import NoRecipeError, RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import SCRIPT
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.record import Recipe
 
 MANIFEST = Path(".sparkrun") / "registry.yaml"
 #: Most YAML files that a directory of recipes may hold; vllm-project/recipes has 236.
@@ -36,12 +37,14 @@ class Source:
     :ivar files: the recipe files, in order.
     :ivar registries: name of a registry of the checkout -> its directory of recipes.
     :ivar several: whether a directory was asked for, rather than one recipe.
+    :ivar variant: of the one file; empty for its own default.
     """
 
     root: Path
     files: list[Path]
     registries: dict[str, Path] = field(default_factory=dict)
     several: bool = False
+    variant: str = ""
 
     def name(self, path: Path) -> str:
         """Return a file's name for messages."""
@@ -49,7 +52,7 @@ class Source:
 
     def read(self, path: Path) -> Recipe:
         """Return the recipe in a file of `files`."""
-        return read_recipe(_text(path, self.root), self.name(path), self._include)
+        return read_recipe(_text(path, self.root), self.name(path), self._include, self.variant)
 
     def mod_files(self, mod: str) -> dict[str, str]:
         """Return name -> text of the script and the patches in a mod of the checkout; none for a mod elsewhere.
@@ -118,7 +121,7 @@ def _text(path: Path, root: Path) -> str:
 def find(target: str) -> Source:
     """Return where the recipes lie that ``-e recipe=`` names.
 
-    :param target: a file, a directory, a checkout of a registry, or ``<directory>:<recipe>``.
+    :param target: a file, a directory, a checkout of a registry, ``<directory>:<recipe>``, or ``<file>:<variant>``.
     :raises RecipeError: there is no such file, directory or recipe.
     """
     path = Path(target).expanduser()
@@ -131,9 +134,11 @@ def find(target: str) -> Source:
     folder, colon, wanted = target.rpartition(":")
     if colon and Path(folder).expanduser().is_dir():
         return _select(_directory(Path(folder).expanduser()), wanted)
+    if colon and Path(folder).expanduser().is_file():
+        return replace(find(folder), variant=wanted)
     raise RecipeError(
-        f"There is no file and no directory {target}. A recipe is a file, a directory, or <directory>:<recipe>; a "
-        f"relative path counts from {Path.cwd()}."
+        f"There is no file and no directory {target}. A recipe is a file, a directory, <directory>:<recipe> or "
+        f"<file>:<variant>; a relative path counts from {Path.cwd()}."
     )
 
 

@@ -262,53 +262,6 @@ def test_includes_merge_below_the_file_that_names_them() -> None:
         read_recipe("include: a", "x.yaml")
 
 
-VLLM = """
-meta:
-  slug: some-model
-  hardware: {dgx_spark_gb10: verified}
-model:
-  model_id: org/some-model
-  base_args: ["--max-model-len", "65536", --trust-remote-code]
-  base_env: {VLLM_B: 1}
-features:
-  reasoning: {args: [--reasoning-parser, qwen3]}
-hardware_overrides:
-  dgx_spark_gb10: {extra_args: [--max-num-seqs, "4"], extra_env: {VLLM_C: x}}
-variants: {default: {precision: nvfp4}}
-"""
-
-
-def test_vllm_recipes() -> None:
-    recipe = read_recipe(VLLM, "x.yaml")
-    assert (recipe.name, recipe.container, recipe.env) == (
-        "some-model",
-        "vllm/vllm-openai:latest",
-        {"VLLM_B": "1", "VLLM_C": "x"},
-    )
-    assert read_command(command_of(recipe), OPTIONS).serve == {
-        "max-model-len": 65536,
-        "trust-remote-code": True,
-        "reasoning-parser": "qwen3",
-        "max-num-seqs": 4,
-    }
-    assert list(recipe.left) == ["variants"]
-    left = read_recipe(
-        VLLM.replace(
-            "hardware_overrides:", "opt_in_features: [reasoning]\nhardware_overrides:\n  h100: {extra_args: [--x]}"
-        ).replace("model_id:", "min_vllm_version: 1.0.0\n  architecture: moe\n  model_id:")
-        + "guide: read me",
-        "x.yaml",
-    ).left
-    assert left == {
-        "hardware_overrides.h100": "it is for another machine",
-        "model.min_vllm_version": "it says 1.0.0; whether the image is new enough shows in its own check",
-        "model.architecture, guide": "it describes the recipe to readers",
-        "opt_in_features": "every feature of the recipe is turned on",
-        "variants": "the default variant is taken; other variants are further model files",
-    }
-    assert "meta.hardware" in read_recipe(VLLM.replace("dgx_spark_gb10: verified", "h100: verified"), "x").left
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
