@@ -121,8 +121,8 @@ class Channel:
         self.peer.close()
 
 
-def _session(key: bytes, nonces: tuple[str, str]) -> bytes:
-    return _mac(key, b"session", *(nonce.encode() for nonce in nonces)).encode()
+def _session(key: bytes, nonces: tuple[bytes, bytes]) -> bytes:
+    return _mac(key, b"session", *nonces).encode()
 
 
 def accept(peer: socket.socket, key: bytes, silence_s: float) -> tuple[dict[str, Any], Channel]:
@@ -137,15 +137,14 @@ def accept(peer: socket.socket, key: bytes, silence_s: float) -> tuple[dict[str,
     peer.sendall(json.dumps({"nonce": nonce}).encode() + b"\n")
     try:
         answer = json.loads(_line(peer, until_s))
-        theirs, text, mac = str(answer["nonce"]), str(answer["hello"]), str(answer["mac"])
+        # Half of a surrogate pair is text in JSON, and no text that can be encoded.
+        theirs, text, mac = (str(answer[part]).encode() for part in ("nonce", "hello", "mac"))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UnprovenError("what it sent is no hello") from error
-    if not hmac.compare_digest(
-        mac.encode(), _mac(key, b"hello", nonce.encode(), theirs.encode(), text.encode()).encode()
-    ):
+    if not hmac.compare_digest(mac, _mac(key, b"hello", nonce.encode(), theirs, text).encode()):
         raise UnprovenError("its proof does not match the key of this node")
     hello = json.loads(text)
-    return hello, Channel(peer, _session(key, (nonce, theirs)), (b"head", b"rank"), silence_s)
+    return hello, Channel(peer, _session(key, (nonce.encode(), theirs)), (b"head", b"rank"), silence_s)
 
 
 def connect(peer: socket.socket, key: bytes, hello: Mapping[str, Any], silence_s: float) -> Channel:
@@ -155,10 +154,10 @@ def connect(peer: socket.socket, key: bytes, hello: Mapping[str, Any], silence_s
     :raises OSError: the connection is gone.
     """
     try:
-        theirs = str(json.loads(_line(peer, time.monotonic() + HANDSHAKE_SECONDS))["nonce"])
+        theirs = str(json.loads(_line(peer, time.monotonic() + HANDSHAKE_SECONDS))["nonce"]).encode()
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UnprovenError("what it sent is no nonce") from error
     nonce, text = secrets.token_hex(16), json.dumps(hello)
-    mac = _mac(key, b"hello", theirs.encode(), nonce.encode(), text.encode())
+    mac = _mac(key, b"hello", theirs, nonce.encode(), text.encode())
     peer.sendall(json.dumps({"nonce": nonce, "hello": text, "mac": mac}).encode() + b"\n")
-    return Channel(peer, _session(key, (theirs, nonce)), (b"rank", b"head"), silence_s)
+    return Channel(peer, _session(key, (theirs, nonce.encode())), (b"rank", b"head"), silence_s)

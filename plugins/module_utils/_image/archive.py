@@ -258,7 +258,16 @@ def read_archive(path: Path) -> Archive:
             for diff_id, layer in zip(diff_ids, manifest["layers"], strict=True)
         ]
         shared, record = json.loads(notes.get(SHARED, "{}")), json.loads(notes.get(RECORD, "{}"))
-    except (OSError, EOFError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (
+        OSError,
+        EOFError,
+        tarfile.TarError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as problem:
         raise ImageError(f"{path} is no complete OCI archive: {problem}.") from problem
     names = [*diff_ids, *(layer.digest for layer in blobs), *shared]
     if not all(_DIGEST.fullmatch(str(name)) for name in names) or not all(map(_FILE.fullmatch, shared.values())):

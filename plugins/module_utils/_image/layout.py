@@ -92,7 +92,7 @@ def manifest_from_json(text: str) -> Manifest:
         layers = [Layer(**layer) for layer in data["layers"]]
         manifest = Manifest(str(data["tag"]), str(data["config"]), layers)
         wanted = json.loads(manifest.config)["rootfs"]["diff_ids"]
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
         raise ImageError(f"The image's manifest cannot be read: {problem!r}. Export the image again.") from problem
     if [layer.diff_id for layer in layers] != wanted:
         raise ImageError(f"The manifest of {manifest.tag} names other layers than its configuration.")

@@ -120,7 +120,7 @@ def digest_of_tag(reference: Reference, config: Path) -> str:
             429: "it limits requests: log in, or try later",
         }.get(problem.code, f"status {problem.code}")
         raise ImageError(f"{registry} does not give {where}: {reason}.") from problem
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise ImageError(
             f"{registry} does not answer for {where}: {problem}. Check this node's way to the registry; an image whose "
             "digest is locked and that is built already needs none."

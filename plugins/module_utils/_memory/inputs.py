@@ -24,7 +24,7 @@ def read_config(path: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UnknownGeometryError([f"{file} cannot be read on this node: {error.strerror}."]) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"config_json: {file} is not JSON: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"config_json: {file} holds no JSON object.")  # noqa: TRY004

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import tether
 
@@ -71,6 +75,30 @@ def test_a_handshake_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None
     head, rank = socket.socketpair()
     with head, rank, pytest.raises((tether.UnprovenError, TimeoutError)):
         tether.accept(head, KEY, 5.0)
+
+
+NONCES = st.text(max_size=20) | st.characters(categories=["Cs"]) | st.none() | st.integers()
+HELLOS = st.binary(max_size=200) | st.fixed_dictionaries(
+    {}, optional={"nonce": NONCES, "hello": NONCES, "mac": NONCES, "more": st.lists(NONCES, max_size=3)}
+).map(lambda hello: json.dumps(hello).encode())
+
+
+@pytest.mark.parametrize("side", ["head", "rank"])
+@settings(deadline=None, max_examples=100, derandomize=True, database=None)
+@given(HELLOS)
+def test_whatever_comes_without_the_key_is_unproven(side: str, data: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data.replace(b"\n", b"") + b"\n")
+        theirs.shutdown(socket.SHUT_WR)
+        if side == "head":
+            with pytest.raises(tether.UnprovenError):
+                tether.accept(ours, KEY, 5.0)
+            return
+        # A rank answers any nonce; what the head sends after it has to hold the proof.
+        with suppress(tether.UnprovenError):
+            channel = tether.connect(ours, KEY, {"rank": 1}, 5.0)
+            assert list(channel.messages()) == []
 
 
 def test_the_key_is_read_or_named(tmp_path: Path) -> None:

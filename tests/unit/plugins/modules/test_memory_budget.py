@@ -175,7 +175,9 @@ def test_an_unknown_architecture_is_honestly_unknown(capsys: pytest.CaptureFixtu
     [
         ("{", "config_json: {file} is not JSON: Expecting property name"),
         ("[]", "config_json: {file} holds no JSON object."),
+        ("[" * 100_000, "config_json: {file} is not JSON: maximum recursion depth exceeded"),
     ],
+    ids=["broken", "list", "deep"],
 )
 def test_a_file_that_is_no_config(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, sentence: str) -> None:
     file = tmp_path / "config.json"

@@ -141,6 +141,7 @@ def test_a_changed_byte_of_a_layer_is_found(written: Path) -> None:
         (lambda path: path.write_bytes(tar_of("manifest.json", b"[]")), "it has no index.json"),
         (lambda path: path.write_bytes(tar_of("index.json", b'{"manifests": []}')), "holds 0 images"),
         (lambda path: path.write_bytes(tar_of("index.json", b"{}")), "is no complete OCI archive"),
+        (lambda path: path.write_bytes(tar_of("index.json", b"[" * 100_000)), "is no complete OCI archive"),
     ],
 )
 def test_something_else_is_no_archive(written: Path, make: Callable[[Path], object], sentence: str) -> None:

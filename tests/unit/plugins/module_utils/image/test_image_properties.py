@@ -47,3 +47,10 @@ def test_any_description_of_a_layer(diff_id: str, size: int, file_size: int, sha
 def test_any_manifest_of_an_image(document: Any) -> None:
     with suppress(layout.ImageError):
         layout.manifest_from_json(json.dumps(document))
+
+
+@given(st.text())
+@example("[" * 100_000)
+def test_any_text_for_the_manifest_of_an_image(text: str) -> None:
+    with pytest.raises(layout.ImageError):
+        layout.manifest_from_json(text)

@@ -64,13 +64,15 @@ class Registry(BaseHTTPRequestHandler):
     digest = DIGEST
     private = False
     scheme = "Bearer"
+    #: In place of a token.
+    strange = b""
 
     def do_GET(self) -> None:
         login = base64.b64encode(b"user:word").decode()
         if self.private and self.headers.get("Authorization") != f"Basic {login}":
             self.send_error(401)
             return
-        body = json.dumps({"token": f"for {self.path.partition('?')[2]}"}).encode()
+        body = self.strange or json.dumps({"token": f"for {self.path.partition('?')[2]}"}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -135,6 +137,17 @@ def test_a_tag_that_does_not_exist_is_named(registry: str) -> None:
 def test_a_registry_without_an_answer_is_named() -> None:
     with pytest.raises(ImageError, match=r"127.0.0.1:9 does not answer for a/b:1: .*way to the registry"):
         ask("127.0.0.1:9/a/b:1")
+
+
+@pytest.mark.parametrize(
+    "strange", [b"[]", b"{}", b"3", b"\xff", b"[" * 100_000], ids=lambda strange: repr(strange[:4])
+)
+def test_a_registry_that_gives_no_token_is_named(
+    registry: str, monkeypatch: pytest.MonkeyPatch, strange: bytes
+) -> None:
+    monkeypatch.setattr(Registry, "strange", strange)
+    with pytest.raises(ImageError, match=r"127.0.0.1:\d+ does not answer for a/b:1: "):
+        ask(f"{registry}/a/b:1")
 
 
 def test_a_registry_without_a_digest_is_named(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
