@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -42,20 +42,23 @@ _WEIGHTS = re.compile(r"\.(?:safetensors|bin|pth|pt|gguf|ggml|msgpack|h5|onnx|ot
 #: What vLLM itself leaves out (weight_utils.py, filter_files_not_needed_for_inference).
 _TRAINING = re.compile(r"(?:^|/)(?:training_args|optimizer|scheduler|scaler|rng_state\w*)\.(?:bin|pt|pth)$")
 _PARTIAL = re.compile(r"\.(?:incomplete|part|lock|tmp|aria2|crdownload)$")
-_TEXT = re.compile(r"\.(?:json|txt|model|tiktoken|py|jinja|vocab)$|^tokenizer\.model\.v\d+$")
+_TEXT = re.compile(r"\.(?:json|txt|model|tiktoken|py|jinja|vocab)$|^tokenizer(?:\.mm)?\.model\.v[\w@]+$")
 _UNREAD = re.compile(
-    r"\.(?:md|png|jpe?g|gif|svg|webp|pdf|mp4|mp3|wav|parquet|ipynb)$|(?:^|/)\.git|(?:^|/)(?:LICENSE|NOTICE)[^/]*$", re.I
+    r"\.(?:md|png|jpe?g|gif|svg|webp|pdf|mp4|mp3|wav|parquet|ipynb)$|(?:^|/)\.\w|(?:^|/)(?:LICENSE|NOTICE)[^/]*$", re.I
 )
 #: Directories with the model in another form.
 _OTHER_FORMS = re.compile(r"^(?:original|metal|onnx|openvino|coreml|runs|logs|checkpoint-\d+)/")
 #: The modules of sentence-transformers (modules.json): pooling, projections with weights of their own.
 _MODULE = re.compile(r"^\d+_\w+/")
 _NUMBERED = re.compile(r"^(.*?)-?(\d{5})-of-(\d{5})\.(safetensors|bin|gguf)$")
+#: An adapter (LoRA): its weights stand beside its description, also in a directory of their own.
+_ADAPTER = re.compile(r"^(?P<directory>(?:[^/]+/)*)adapter_model\.(?:safetensors|bin|pt)$")
+_RANK = re.compile(r"^model-rank-(\d+)-part-\d+\.safetensors$")
 _TOKENIZER = re.compile(
-    r"^(?:tokenizer\.json|tokenizer\.model(?:\.v\d+)?|tekken\.json|vocab\.(?:json|txt)|tokenizer\.tok\.json"
+    r"^(?:tokenizer\.json|tokenizer(?:\.mm)?\.model(?:\.v[\w@]+)?|tekken\.json|vocab\.(?:json|txt)|tokenizer\.tok\.json"
     r"|[\w.-]*\.model|[\w.-]*\.tiktoken|rwkv_vocab\w*\.txt)$"
 )
-_MISTRAL_TOKENIZER = re.compile(r"^(?:tekken\.json|tokenizer\.model(?:\.v\d+)?)$")
+_MISTRAL_TOKENIZER = re.compile(r"^(?:tekken\.json|tokenizer(?:\.mm)?\.model(?:\.v[\w@]+)?)$")
 
 
 def is_weights(name: str) -> bool:
@@ -70,14 +73,19 @@ def choose(
 
     :param files: size in bytes by relative path of all files in the source directory.
     :param indexes: the parsed files of `INDEXES` that are there.
-    :param serve: vLLM's options of the model; load-format, tokenizer-mode, config-format and tokenizer are read.
+    :param serve: vLLM's options of the model; load-format, tensor-parallel-size, tokenizer-mode, config-format,
+        hf-config-path and tokenizer are read.
     """
     serve = serve or {}
     names = sorted(name for name in files if name not in OWN_FILES)
-    weights, errors = choose_weights(names, indexes, str(serve.get("load-format", "auto")))
+    adapters = set(filter(lambda name: is_adapter(name, files), names))
+    load_format = str(serve.get("load-format", "auto"))
+    weights, errors = choose_weights([name for name in names if name not in adapters], indexes, load_format)
+    if "sharded" in load_format:
+        errors += rank_errors(weights, serve.get("tensor-parallel-size"))
     needed, left = [], {}
     for name in names:
-        reason = None if name in weights else why_left(name, files[name], "modules.json" in files)
+        reason = None if name in weights | adapters else why_left(name, files[name], "modules.json" in files)
         if reason:
             left[name] = reason
         else:
@@ -87,9 +95,36 @@ def choose(
     )
     config = "params.json" if mistral else "config.json"
     if config not in needed and not serve.get("hf-config-path"):
-        errors.append(f"{config} is missing.")
+        adapter = (
+            " adapter_config.json is there: this is an adapter, which vLLM serves on its base model (lora-modules)."
+            if "adapter_config.json" in files
+            else ""
+        )
+        errors.append(f"{config} is missing.{adapter}")
     errors += tokenizer_errors(needed, serve, mistral)
     return needed, left, errors
+
+
+def is_adapter(name: str, files: Iterable[str]) -> bool:
+    """Tell whether a file holds the weights of an adapter, which is described beside it."""
+    found = _ADAPTER.match(name)
+    return found is not None and not _OTHER_FORMS.search(name) and f"{found['directory']}adapter_config.json" in files
+
+
+def rank_errors(names: Iterable[str], ranks: Any) -> list[str]:
+    """Return a sentence when the weights that were saved rank by rank are not those of this many ranks.
+
+    :param ranks: vLLM's tensor-parallel-size; what is no number counts as the ranks that are there.
+    """
+    there = {int(found[1]) for found in map(_RANK.match, names) if found}
+    wanted = ranks if type(ranks) is int else max(there, default=-1) + 1
+    if there == set(range(wanted)):
+        return []
+    missing = next((rank for rank in range(wanted) if rank not in there), None)
+    return [
+        f"the weights are saved for {max(there, default=-1) + 1} ranks, and the model is served by {wanted}"
+        + (f": there is no model-rank-{missing}-part-*.safetensors." if missing is not None else ".")
+    ]
 
 
 def choose_weights(names: Iterable[str], indexes: Mapping[str, Any], load_format: str) -> tuple[set[str], list[str]]:
@@ -152,7 +187,7 @@ def why_left(name: str, size: int, modules: bool) -> str | None:
     return "nothing that vLLM reads"
 
 
-def tokenizer_errors(needed: Iterable[str], serve: Mapping[str, Any], mistral: bool) -> list[str]:
+def tokenizer_errors(needed: Collection[str], serve: Mapping[str, Any], mistral: bool) -> list[str]:
     """Return a sentence when no file is there from which vLLM can make the tokenizer.
 
     tokenizer_config.json describes one and is none.
@@ -163,7 +198,10 @@ def tokenizer_errors(needed: Iterable[str], serve: Mapping[str, Any], mistral: b
         if not any(_MISTRAL_TOKENIZER.match(name) for name in needed):
             return ["no tokenizer file is there for tokenizer-mode mistral (tekken.json or tokenizer.model.v*)."]
         return []
-    if not any(_TOKENIZER.match(name) for name in needed):
+    found = {name for name in needed if _TOKENIZER.match(name)}
+    if found == {"vocab.json"} and "merges.txt" not in needed:
+        return ["merges.txt is missing, without which vocab.json is no tokenizer."]
+    if not found:
         return ["no tokenizer file is there (tokenizer.json, *.model, tekken.json, *.tiktoken or vocab.*)."]
     return []
 

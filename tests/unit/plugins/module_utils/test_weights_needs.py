@@ -51,6 +51,10 @@ def test_everything_that_vllm_reads_is_needed() -> None:
         ("LICENSE", "nothing that vLLM reads"),
         (".gitattributes", "nothing that vLLM reads"),
         ("assets/picture.png", "nothing that vLLM reads"),
+        (".cache/huggingface/download/config.json.metadata", "nothing that vLLM reads"),
+        (".huggingface/trees/x.json", "nothing that vLLM reads"),
+        ("original/adapter_model.safetensors", "in a directory that vLLM does not read"),
+        ("lora/adapter_model.safetensors", "in a directory that vLLM does not read"),
     ],
 )
 def test_what_does_not_belong_stays_behind(stray: str, why: str) -> None:
@@ -93,6 +97,55 @@ MISTRAL = [
     "config.json", "params.json", "tekken.json", "tokenizer.json", "tokenizer_config.json", "consolidated.safetensors",
     "model.safetensors.index.json", *SHARDS,
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model.v3", "tokenizer.model.v7m1", "tokenizer.mm.model.v7"])
+def test_each_kind_of_mistrals_tokenizer_counts(name: str) -> None:
+    names = ["params.json", "consolidated.safetensors", name]
+    needed, left, errors = choose(names, serve={"load-format": "mistral", "tokenizer-mode": "mistral"})
+    assert (sorted(needed), left, errors) == (sorted(names), {}, [])
+
+
+@pytest.mark.parametrize("directory", ["", "lora/", "adapters/speech-lora/"])
+def test_an_adapter_comes_with_its_weights(directory: str) -> None:
+    adapter = [f"{directory}adapter_config.json", f"{directory}adapter_model.safetensors"]
+    needed, left, errors = choose([*GOOD, *adapter], INDEX)
+    assert set(adapter) <= set(needed)
+    assert (left, errors) == ({}, [])
+
+
+def test_an_adapter_alone_is_no_model() -> None:
+    names = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]
+    errors = choose(names)[2]
+    assert "there is no file with weights" in errors[0]
+    assert "this is an adapter, which vLLM serves on its base model (lora-modules)" in errors[1]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "sentence"),
+    [
+        ([0, 1], 2, None),
+        ([0, 1], None, None),
+        ([1], 2, "there is no model-rank-0-part-*.safetensors"),
+        ([0, 1], 4, "are saved for 2 ranks, and the model is served by 4: there is no model-rank-2-part"),
+        ([0, 1, 2, 3], 2, "are saved for 4 ranks, and the model is served by 2."),
+        ([0], "x", None),
+    ],
+)
+@pytest.mark.parametrize("load_format", ["sharded_state", "runai_streamer_sharded"])
+def test_weights_saved_by_rank_are_those_of_every_rank(
+    load_format: str, ranks: list[int], size: Any, sentence: str | None
+) -> None:
+    names = ["config.json", "tokenizer.json", *(f"model-rank-{rank}-part-0.safetensors" for rank in ranks)]
+    errors = choose(names, serve={"load-format": load_format, "tensor-parallel-size": size})[2]
+    assert len(errors) == bool(sentence)
+    assert (sentence or "") in "".join(errors)
+
+
+def test_a_vocabulary_without_its_merges_is_no_tokenizer() -> None:
+    names = ["config.json", "model.safetensors", "vocab.json"]
+    assert choose(names)[2] == ["merges.txt is missing, without which vocab.json is no tokenizer."]
+    assert choose([*names, "merges.txt"])[2] == []
 
 
 def test_load_format_mistral_takes_the_consolidated_weights() -> None:
