@@ -24,6 +24,8 @@ _CLASS_PATH = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
 # Not a method, but a ModelOpt NVFP4 checkpoint overrides whatever word is given
 # (vllm/model_executor/layers/quantization/modelopt.py; tried on 0.22.1 and 0.33.0).
 _OVERRIDDEN = {("quantization", "fp4"): "modelopt_fp4"}
+#: What formats of weights are called, and vLLM's quantization methods are not.
+_FORMAT = re.compile(r"nvfp4|^(?:int[48]|w\d+a\d+|bnb)", re.IGNORECASE)
 _SECRETS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
 
 
@@ -253,6 +255,12 @@ def _chosen(check: Check, key: str, name: str, text: str) -> bool:
     sentence = f"serve.{key}: vLLM {check.version.text} knows no {show(text)}{later}."
     elsewhere = check.elsewhere(lambda table: text in _values_in(table, name) and table is not check.tables[check.name])
     near = difflib.get_close_matches(text.lower(), [each.lower() for each in values], n=1)
+    if name == "quantization" and _FORMAT.search(text):
+        # nvfp4 is not mxfp4, which is the nearest word.
+        which = " (modelopt_fp4 or compressed-tensors)" if "nvfp4" in text.lower() else ""
+        return check.unknown(
+            f"{sentence} Leave it out: vLLM reads the format from the checkpoint's own configuration{which}.{elsewhere}"
+        )
     if near:
         right = next(each for each in values if each.lower() == near[0])
         sentence += f" Did you mean '{right}'?"

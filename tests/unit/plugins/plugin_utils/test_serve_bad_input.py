@@ -110,6 +110,11 @@ NAMES = [
         "'compilation-config: {pass_config: {fuse_allreduce_rms: ...}}'.",
     ),
     serve(
+        {"speculative_config.num_speculative_tokens": 3},
+        "serve.speculative_config.num_speculative_tokens must be a dictionary: "
+        "'speculative-config: {num_speculative_tokens: ...}'.",
+    ),
+    serve(
         {"hf-overrides.rope-x": 1},
         "serve.hf-overrides.rope-x must be a dictionary: 'hf-overrides: {rope-x: ...}'.",
     ),
@@ -129,6 +134,21 @@ NAMES = [
         "serve.disable-log-requests: vLLM 0.22.1 has no --disable-log-requests, it is gone: "
         "write enable-log-requests: false.",
     ),
+    serve(
+        {"num-scheduler-steps": 8},
+        "serve.num-scheduler-steps: vLLM 0.22.1 has no --num-scheduler-steps, it is gone: "
+        "vLLM no longer schedules several steps at once; leave it out.",
+    ),
+    serve(
+        {"device": "cuda"},
+        "serve.device: vLLM 0.22.1 has no --device, it is gone: vLLM finds the GPU itself; leave it out.",
+    ),
+    # of another program
+    serve(
+        {"mem-fraction-static": 0.8},
+        "serve.mem-fraction-static: vLLM 0.22.1 has no --mem-fraction-static. In vLLM it is 'gpu-memory-utilization'.",
+    ),
+    serve({"tp_size": 2}, "serve.tp_size: vLLM 0.22.1 has no --tp_size. In vLLM it is 'tensor-parallel-size'."),
     # set elsewhere
     serve({"model": "a/b"}, "serve.model: the model is model_spec.repo; leave it out here."),
     serve(
@@ -256,7 +276,17 @@ VALUES = [
     ),
     serve(
         {"quantization": "nvfp4"},
-        f"serve.quantization: vLLM 0.22.1 knows no 'nvfp4' {LATER}. Did you mean 'mxfp4'?",
+        f"serve.quantization: vLLM 0.22.1 knows no 'nvfp4' {LATER}. Leave it out: vLLM reads the format from the "
+        "checkpoint's own configuration (modelopt_fp4 or compressed-tensors).",
+    ),
+    serve(
+        {"quantization": "w4a16"},
+        f"serve.quantization: vLLM 0.22.1 knows no 'w4a16' {LATER}. Leave it out: vLLM reads the format from the "
+        "checkpoint's own configuration.",
+    ),
+    serve(
+        {"quantization": "modelopt-fp4"},
+        f"serve.quantization: vLLM 0.22.1 knows no 'modelopt-fp4' {LATER}. Did you mean 'modelopt_fp4'?",
     ),
     serve(
         {"kv-cache-dtype": "fp9"},

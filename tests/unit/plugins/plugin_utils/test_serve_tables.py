@@ -92,6 +92,14 @@ def test_what_is_called_gone_is_gone_and_its_replacement_exists() -> None:
             assert word in TABLES["0.33.0"]["options"], (name, word)
 
 
+def test_what_others_call_an_option_is_none_of_vllms_and_means_one() -> None:
+    for version in VERSIONS:
+        known = serve_names.spellings(TABLES[version]["options"])
+        for name, meant in serve_names.MEANT.items():
+            assert name not in known, (name, version)
+            assert meant in known or vllm_version.parse(version).release < (0, 22, 1), (meant, version)
+
+
 def test_options_of_shipped_mods_are_in_no_table() -> None:
     """Otherwise a mod has become superfluous, and its option would shadow vLLM's own."""
     for name in mods.providers_of(mod_files.load_mods()):
