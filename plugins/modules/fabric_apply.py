@@ -196,7 +196,7 @@ def refuse_foreign_definitions(module: AnsibleModule, links: list[dict[str, Any]
         if not path.name.startswith("90-gb10-"):
             both[path] = defines(read(path) or "", netdevs, macs)
     for path in sorted(Path("/etc/NetworkManager/system-connections").glob("*.nmconnection")):
-        both[path] = keyfile_defines(read(path) or "", by_nm)
+        both[path] = keyfile_defines(read(path) or "", by_nm, macs)
     for path, names in both.items():
         if names and str(path) not in disabled:
             module.fail_json(

@@ -232,31 +232,50 @@ def rollback_commands(backend: str, before: Mapping[str, Device], ours: Sequence
     ]
 
 
-_MATCH = re.compile(r"(?m)(?:^|[\s{,])(name|macaddress|driver)\s*:\s*(\[[^\]]*\]|[^\s#,}\[][^#,}\n]*)")
+#: A key of netplan's that names devices, with its value in brackets, on the lines below it, or alone.
+_MATCH = re.compile(
+    r"(?m)(?:^|[\s{,])(name|macaddress|driver|interfaces|connection\.interface-name)\s*:"
+    r"(?:[ \t]*(\[[^\]]*\]|[^\s#,}\[][^#,}\n]*)|[ \t]*((?:\n\s*-[ \t]+\S+)+))"
+)
+_COMMENT = re.compile(r"(?m)(?:^|(?<=\s))#.*$")
+#: A key of a NetworkManager keyfile that binds a profile to devices.
+_BOUND = re.compile(r"(?m)^(interface-name|mac-address)\s*=\s*(\S+)\s*$")
+
+
+def _matches(name: str, mac: str, patterns: Sequence[tuple[str, str]]) -> bool:
+    """Whether a device is among those that (key, pattern) name: by MAC address, by driver, or by its name."""
+    mine = {"macaddress": mac.lower(), "mac-address": mac.lower(), "driver": "mlx5_core"}
+    return any(
+        bool(own) and fnmatch.fnmatchcase(own, word.lower() if key in mine else word)
+        for key, word in patterns
+        for own in [mine.get(key, name)]
+    )
 
 
 def defines(text: str, netdevs: Sequence[str], macs: Mapping[str, str] | None = None) -> list[str]:
-    """Return those devices that a netplan file configures: by a section of their name, or by `match:`.
+    """Return those devices that a netplan file configures: by a section of their name, by `match:`, or in a bond.
 
-    Files that NetworkManager writes call their sections NM-<uuid> and name the device in `match:` alone.
+    Files that NetworkManager writes call their sections NM-<uuid> and name the device in `match:` or in what is passed
+    through to it.
 
     :param macs: MAC address by device, for sections that match by it.
     """
+    text = _COMMENT.sub("", text)
     patterns: list[tuple[str, str]] = [
-        (key, word.strip(" \t\"'")) for key, value in _MATCH.findall(text) for word in value.strip("[] ").split(",")
+        (key, word.strip(" \t\n\"'-" if lines else " \t\"'"))
+        for key, value, lines in _MATCH.findall(text)
+        for word in (lines.split("\n") if lines else value.strip("[] ").split(","))
+        if word.strip()
+    ]
+    return [
+        name
+        for name in netdevs
+        if re.search(rf"(?m)(?:^\s+|[{{,]\s*)[\"']?{re.escape(name)}[\"']?\s*:", text)
+        or _matches(name, (macs or {}).get(name, ""), patterns)
     ]
 
-    def matched(name: str) -> bool:
-        mine = {"name": name, "macaddress": (macs or {}).get(name, "").lower(), "driver": "mlx5_core"}
-        return any(
-            mine[key] and fnmatch.fnmatchcase(mine[key], word if key == "name" else word.lower())
-            for key, word in patterns
-        )
 
-    return [name for name in netdevs if re.search(rf"(?m)^\s+[\"']?{re.escape(name)}[\"']?\s*:", text) or matched(name)]
-
-
-def keyfile_defines(text: str, netdevs: Sequence[str]) -> list[str]:
-    """Return those devices that a NetworkManager keyfile is bound to."""
-    bound = set(re.findall(r"(?m)^interface-name\s*=\s*(\S+)\s*$", text))
-    return [name for name in netdevs if name in bound]
+def keyfile_defines(text: str, netdevs: Sequence[str], macs: Mapping[str, str] | None = None) -> list[str]:
+    """Return those devices that a NetworkManager keyfile is bound to: by name, by pattern, or by MAC address."""
+    bound = [(key, word) for key, value in _BOUND.findall(text) for word in value.split(";") if word]
+    return [name for name in netdevs if _matches(name, (macs or {}).get(name, ""), bound)]

@@ -221,6 +221,43 @@ def test_a_match_in_one_line_ends_with_its_brace() -> None:
     assert defines("  ethernets: {a: {match: {name: enp1*}, mtu: 9}}\n", ["enp1s0f0np0", "other"]) == ["enp1s0f0np0"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "  ethernets:\n    cx7:\n      match:\n        driver:\n          - mlx5_core\n",
+            ["enp1s0f0np0", "enp1s0f1np1"],
+        ),
+        ("{network: {ethernets: {enp1s0f1np1: {addresses: [10.0.0.1/24]}}}}\n", ["enp1s0f1np1"]),
+        ("  bonds:\n    bond0:\n      interfaces: [enp1s0f0np0, 'enp1s0f1np1']\n", ["enp1s0f0np0", "enp1s0f1np1"]),
+        ("  bridges:\n    br0:\n      interfaces:\n        - eth7\n        - enp1s0f0np0\n", ["enp1s0f0np0"]),
+        (
+            '      networkmanager:\n        passthrough:\n          connection.interface-name: "enp1s0f0np0"\n',
+            ["enp1s0f0np0"],
+        ),
+        ("  vlans:\n    vlan50:\n      link: enp1s0f0np0\n      id: 50\n", []),
+        ("  ethernets:\n    enP7s7:  # not {enp1s0f0np0: no}\n      dhcp4: true\n", []),
+        ("  bonds:\n    bond0:\n      # interfaces: [enp1s0f0np0]\n      interfaces: [eth7]\n", []),
+    ],
+)
+def test_definitions_in_other_shapes(text: str, expected: list[str]) -> None:
+    assert defines("network:\n  version: 2\n" + text, ["enp1s0f0np0", "enp1s0f1np1"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[ethernet]\nmac-address=4C:BB:47:2B:10:50\n", ["enp1s0f0np0"]),
+        ("[match]\ninterface-name=enp1s0f1*;eth7;\n", ["enp1s0f1np1"]),
+        ("[connection]\ninterface-name=enp1s0f0\n", []),
+        ("[ethernet]\nmac-address=4C:BB:47:2B:10:51\n", []),
+    ],
+)
+def test_keyfiles_by_pattern_and_by_address(text: str, expected: list[str]) -> None:
+    macs = {"enp1s0f0np0": "4c:bb:47:2b:10:50", "enp1s0f1np1": ""}
+    assert keyfile_defines(text, list(macs), macs) == expected
+
+
 def test_keyfiles() -> None:
     text = "[connection]\nid=cx7\ntype=ethernet\ninterface-name=enp1s0f1np1\n"
     assert keyfile_defines(text, ["enp1s0f0np0", "enp1s0f1np1"]) == ["enp1s0f1np1"]
