@@ -49,6 +49,7 @@ _NCCL_WARNING = re.compile(r"NCCL WARN (?P<words>.+)")
 _RAY_TASK = re.compile(r"\bRayTaskError(?:\(\w+\))?: ray::.*?\bip=(?P<ip>[\da-fA-F.:]+)")
 _TERMINATE = re.compile(r"^terminate called after throwing an instance of '(?P<class>[^']+)'")
 _WHAT = re.compile(r"^\s*what\(\):\s+(?P<words>\S.*)$")
+_FRAME = re.compile(r'^\s+File "(?P<file>[^"]+)", line (?P<number>\d+), in (?P<function>\S+)')
 _VALIDATION = re.compile(r"\d+ validation errors? for \w+$")
 #: Exceptions of a process that is being ended.
 _AFTERMATH = frozenset(
@@ -187,8 +188,11 @@ def _exceptions(lines: Sequence[_Line]) -> Iterator[tuple[str, _Line, str]]:
     """
     inside: set[str] = set()
     terminated: dict[str, str] = {}
+    frames: dict[str, list[str]] = {}
     pending: dict[str, tuple[_Line, str]] = {}
     for line in lines:
+        if line.process in pending and _TRACEBACK in line.body:
+            del pending[line.process]  # its message is the traceback of another process
         if line.process in pending:
             _first, words = pending.pop(line.process)
             more = line.body.strip()
@@ -204,12 +208,20 @@ def _exceptions(lines: Sequence[_Line]) -> Iterator[tuple[str, _Line, str]]:
             yield line.process, line, f"{terminated.pop(line.process)}: {said['words']}"
             continue
         if line.process not in inside or line.body[:1] in (" ", "\t", "|", "+", ""):
+            frame = _FRAME.match(line.body)
+            if frame:
+                frames[line.process] = [f"{frame['function']} ({frame['file'].rsplit('/', 1)[-1]}:{frame['number']})"]
+            elif line.process in frames and line.body.strip(" ~^|+\t"):
+                frames[line.process].append(line.body.strip())
             continue
         inside.discard(line.process)
         found = _EXCEPTION.match(line.body)
         if not found:
             continue
-        if _VALIDATION.search(line.body) or line.body.endswith(":"):
+        if not found["words"] and line.body[-1:] != ":" and line.process in frames:
+            # An assertion without a message says nothing; the line that failed does.
+            yield line.process, line, f"{line.body} in {': '.join(frames[line.process][:2])}"
+        elif _VALIDATION.search(line.body) or line.body.endswith(":"):
             pending[line.process] = (line, line.body)
         else:
             yield line.process, line, line.body

@@ -90,7 +90,9 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "library_missing",
         CAUSE,
-        r"ImportError: (?P<library>lib(?!torch_cuda)[\w.+-]+\.so[\w.]*): cannot open shared object file",
+        # Without libcuda and libnvidia-*: these come from the node, with the GPU.
+        r"ImportError: (?P<library>lib(?!torch_cuda|cuda\.so|nvidia-)[\w.+-]+\.so[\w.]*): cannot open shared "
+        r"object file",
         cause="The shared library is missing from the image: {library}.",
         remedy="Rebuild the image so that torch, vLLM and CUDA are of the same major version.",
         origin="vllm-project/vllm#52300",
@@ -98,8 +100,9 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "binary_mismatch",
         CAUSE,
-        r"(?:ImportError|OSError): .*undefined symbol: (?P<symbol>\w+)",
-        cause="A compiled extension was built against another torch: symbol {symbol} is missing.",
+        r"(?:ImportError|OSError): .*(?:undefined symbol: (?P<symbol>\w+)|"
+        r"version `(?P<version>\w+[\d.]+)' not found)",
+        cause="A compiled extension was built against another torch or C library: {symbol|version} is missing.",
         remedy="Rebuild the image with the torch version that the vLLM wheel was built against; "
         "compare image identities on all nodes.",
         origin="dynamic linker",
@@ -130,11 +133,12 @@ SIGNATURES: tuple[Signature, ...] = (
         r"requirement error: unsatisfied condition: (?P<wanted>cuda ?>= ?[\d.]+)|"
         r"(?P<words>CUDA driver version is insufficient for CUDA runtime version|"
         r"The NVIDIA driver on your system is too old \(found version \d+\)|"
-        r"system has unsupported display driver / cuda driver combination)",
+        r"system has unsupported display driver / cuda driver combination|"
+        r"the provided PTX was compiled with an unsupported toolchain)",
         cause="The image needs a newer GPU driver than this node has: {wanted|words}.",
         remedy="Compare the CUDA version at the top of `nvidia-smi` with the image's: update the driver of every node, "
         "or use an image for that version. An LD_LIBRARY_PATH that puts the image's cuda/compat first shows this too.",
-        origin="libnvidia-container; CUDA runtime, error 35 and 803; torch 2.13 _C/_cuda",
+        origin="libnvidia-container; CUDA runtime, errors 35, 222 and 803; torch 2.13 _C/_cuda",
         rank=SPECIFIC,
     ),
     _signature(
@@ -181,7 +185,8 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "no_accelerator",
         CAUSE,
-        r"Failed to infer device type|No CUDA GPUs are available|no CUDA-capable device is detected|"
+        r"Failed to infer device type|lib(?:cuda|nvidia-\w+)\.so\.1: cannot open shared object file|"
+        r"No CUDA GPUs are available|no CUDA-capable device is detected|"
         r"CUDA unknown error - this may be due to|CUDA driver initialization failed|"
         r"nvidia-container-cli: .*(?:driver not loaded|no devices)|could not select device driver|"
         r"unknown or invalid runtime name: nvidia|Unknown runtime specified nvidia|"
@@ -363,7 +368,8 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "tokenizer_missing",
         CAUSE,
-        r"Couldn't instantiate the backend tokenizer from one of",
+        r"Couldn't instantiate the backend tokenizer from one of|"
+        r"Found 0 files matching the pattern: `\^tokenizer",
         cause="The tokenizer's files are missing or the image's Transformers cannot read them.",
         remedy="Verify the weights on this node (`ansible-playbook playbooks/weights.yml`); a tokenizer.model alone "
         "needs sentencepiece or tiktoken in the image.",
@@ -475,6 +481,18 @@ SIGNATURES: tuple[Signature, ...] = (
         cause="The cache holds the Mamba state of {most} sequences, and max-num-seqs asks for {asked}.",
         remedy="Set max-num-seqs to {most} or less.",
         origin="vLLM config/compilation.py; vllm-project/vllm#49064",
+        rank=SPECIFIC,
+    ),
+    _signature(
+        "batched_tokens_too_few",
+        CAUSE,
+        r"block_size \((?P<least>\d+)\) must be <= max_num_batched_tokens \((?P<asked>\d+)\)|"
+        r"max_num_batched_tokens \((?P<asked2>\d+)\) (?:is smaller than max_model_len|must be greater than or equal to "
+        r"max_num_seqs) \((?P<least2>\d+)\)",
+        cause="max-num-batched-tokens is {asked|asked2}, and this model's settings need {least|least2} or more.",
+        remedy="Set max-num-batched-tokens to {least|least2} or more; with enable-chunked-prefill a context may be "
+        "longer than it.",
+        origin="vLLM config/scheduler.py, config/vllm.py; vllm-project/vllm#36734",
         rank=SPECIFIC,
     ),
     _signature(
@@ -726,8 +744,8 @@ SIGNATURES: tuple[Signature, ...] = (
         r"bind on address \('(?P<host>[^']*)', (?P<port>\d+)\).*address already in use|"
         r"failed to listen on any local network address\. port: (?P<port2>\d+).*EADDRINUSE|"
         r"(?:OSError|RuntimeError): .*\[?Errno 98\]?.*[Aa]ddress already in use|"
-        r"zmq\.error\.ZMQError: Address already in use",
-        cause="Another process holds a port of the engine: {port|port2}.",
+        r"zmq\.error\.ZMQError: Address already in use(?: \(addr='[^']*:(?P<port3>\d+)')?",
+        cause="Another process holds a port of the engine: {port|port2|port3}.",
         remedy="Name the holder with `ss -ltnp`; stop a stale container by its exact name, or move the "
         "model to another port.",
         origin="uvicorn; torch c10d; zmq",
@@ -736,8 +754,8 @@ SIGNATURES: tuple[Signature, ...] = (
         "interface_missing",
         CAUSE,
         r"Unable to find address for:? (?P<interface>\S+)|Bootstrap : no socket interface found|"
-        r"no socket interface found",
-        cause="The network interface that the ranks use has no address on this node: {interface}.",
+        r"no socket interface found|Cannot assign requested address(?: \(addr='tcp://(?P<address>[^':]+))?",
+        cause="An interface or address that the ranks use is not on this node: {interface|address}.",
         remedy="Compare the fabric's interface names on this node with the unit's environment; names "
         "differ between GB10 boxes.",
         origin="gloo; NCCL bootstrap",
@@ -851,7 +869,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "collective_timeout",
         CAUSE,
         r"Watchdog caught collective operation timeout|RPC call to (?P<method>\w+) timed out|"
-        r"RayChannelTimeoutError: ",
+        r"RayChannelTimeoutError: |ProcessGroupNCCL watchdog hang",
         cause="A collective never finished: a rank hangs or is gone.",
         remedy="See which rank fell silent first; check its fabric link and the node's free memory.",
         origin="torch ProcessGroupNCCL; vLLM 0.32.0 v1/executor/multiproc_executor.py; Ray 2.60.0",
@@ -997,15 +1015,17 @@ SIGNATURES: tuple[Signature, ...] = (
         r"Connection closed by peer \[(?P<address>[\d.a-fA-F:]+)\]:\d+|"
         r"Connection reset by peer \[(?P<address2>[\d.a-fA-F:]+)\]|"
         r"Read error \[(?P<address3>[\d.a-fA-F:]+)\]:\d+: Connection reset by peer|"
-        r"NCCL WARN .*Connection closed by remote peer (?P<address4>[^\s<]+)",
-        cause="The peer rank at {address|address2|address3|address4} closed its connection.",
+        r"NCCL WARN .*Connection closed by remote peer (?P<address4>[^\s<]+)|"
+        r"recvValue failed on SocketImpl\(.*remote=\[(?P<address5>[^\]]+)\]|"
+        r"DistNetworkError: failed to recv, got 0 bytes",
+        cause="The peer rank at {address|address2|address3|address4|address5} closed its connection.",
         remedy="Look at the log of the node at the address in the line.",
         origin="torch gloo transport/tcp/pair.cc; NCCL src/misc/socket.cc",
     ),
     _signature(
         "nccl_peer_gone",
         CONSEQUENCE,
-        r"NCCL error in: .*remote process exited or there was a network error|"
+        r"NCCL error(?: in)?: .*remote process exited or there was a network error|"
         r"NET/IB ?: .*Got completion .*with (?:status=|error )(?:IBV_WC_WR_FLUSH_ERR|5\b)",
         cause="NCCL lost another rank: its process ended, or the network failed.",
         remedy="Look at the logs of the other ranks; where none ended before this one, compare the nodes' fabric "
@@ -1031,6 +1051,7 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "engine_start_failed",
         CONSEQUENCE,
+        r"Model architectures \[[^\]]*\] failed to be inspected|"
         r"EngineCore failed to start|Engine core initialization failed|WorkerProc failed to start|"
         r"Ray workers have not started successfully",
         cause="The engine's core did not come up.",

@@ -346,6 +346,55 @@ REPORTS = {
         "(EngineCore pid=97) Fatal Python error: Segmentation fault\nSegmentation fault (core dumped)",
         "process_crashed", "Segmentation fault", "frames below",
     ),
+    # CUDA runtime, error 222
+    "kernels that are newer than the driver": Report(
+        traceback("torch.AcceleratorError: CUDA error: the provided PTX was compiled with an unsupported toolchain."),
+        "driver_too_old", "unsupported toolchain", "driver of every node",
+    ),
+    # dynamic linker, in a container that was given no driver
+    "a container without the driver's library": Report(
+        traceback("ImportError: libcuda.so.1: cannot open shared object file: No such file or directory"),
+        "no_accelerator", "sees no GPU", "container toolkit",
+    ),
+    "an extension of a newer system": Report(
+        traceback("ImportError: /lib/aarch64-linux-gnu/libc.so.6: version `GLIBC_2.38' not found (required by _C.so)"),
+        "binary_mismatch", "GLIBC_2.38", "Rebuild the image",
+    ),
+    # mistral_common
+    "a tokenizer that is not Mistral's": Report(
+        traceback("OSError: Found 0 files matching the pattern: `^tokenizer\\.model\\.v.*$|^tekken\\.json$`."),
+        "tokenizer_missing", "tokenizer's files", "playbooks/weights.yml",
+    ),
+    # zmq
+    "an address of another node": Report(
+        traceback("zmq.error.ZMQError: Cannot assign requested address (addr='tcp://10.77.0.99:29550')"),
+        "interface_missing", "10.77.0.99", "unit's environment",
+    ),
+    "a port that is held": Report(
+        traceback("zmq.error.ZMQError: Address already in use (addr='tcp://10.77.0.2:29550')"),
+        "port_in_use", "29550", "ss -ltnp",
+    ),
+    # vllm/config/scheduler.py
+    "a batch shorter than the context": Report(
+        traceback("pydantic_core._pydantic_core.ValidationError: 1 validation error for SchedulerConfig",
+                  "  Value error, max_num_batched_tokens (2048) is smaller than max_model_len (131072). [type=x]"),
+        "batched_tokens_too_few", "need 131072 or more", "enable-chunked-prefill",
+    ),
+    # torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp
+    "a watchdog that hangs": Report(
+        "[rank0]:[F1030 21:14:05.743 ProcessGroupNCCL.cpp:1523] [PG ID 0 Rank 0] Terminating the process after "
+        "attempting to dump debug info, due to ProcessGroupNCCL watchdog hang.",
+        "collective_timeout", "never finished", "which rank",
+    ),
+    # vllm/model_executor/models/registry.py
+    "a model that cannot be inspected, and why": Report(
+        traceback("RuntimeError: Error raised in subprocess:", TRACE, "ImportError: cannot import name 'X' from 'y'")
+        + "\n" + traceback(
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+            "  Value error, Model architectures ['XForCausalLM'] failed to be inspected. Please check the logs."
+        ),
+        "unrecognised", "cannot import name 'X' from 'y'", "full log",
+    ),
     # triton/backends/nvidia/compiler.py
     "an assembler that does not know the GPU": Report(
         traceback(
@@ -445,47 +494,3 @@ def test_each_option_that_a_remedy_names_is_one_of_every_release_in_use() -> Non
     named = words - OTHER_WORDS
     assert {"attention-backend", "moe-backend", "kv-cache-dtype"} <= named
     assert [(word, version) for word in sorted(named) for version, known in in_use.items() if word not in known] == []
-
-
-def ray_task(process: str = CORE) -> list[str]:
-    """An exception of a rank on another node, as Ray prints it where the head gets it."""
-    lines = (
-        TRACE,
-        '  File "/opt/vllm/v1/executor/ray_executor.py", line 466, in execute_model',
-        "ray.exceptions.RayTaskError(KeyError): ray::RayWorkerWrapper.execute_method() (pid=1672, ip=10.77.0.3, "
-        "actor_id=978db54f, repr=<vllm.v1.executor.ray_utils.RayWorkerWrapper object at 0x7f68cc454ef0>)",
-        '  File "/opt/vllm/model_executor/models/granite.py", line 371, in load_weights',
-        "    param = params_dict[name]",
-        "            ~~~~~~~~~~~^^^^^^",
-    )
-    return [process + line for line in lines]
-
-
-@pytest.mark.parametrize(
-    ("exception", "name", "cause"),
-    [
-        ("KeyError: 'layers.0.moe.input_linear.weight_scale'", "unrecognised", "weight_scale'"),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "cuda_out_of_memory", "ran out"),
-    ],
-)
-def test_the_exception_inside_rays_own_is_the_cause_and_its_node_is_named(
-    exception: str, name: str, cause: str
-) -> None:
-    lines = [LogLine(text, float(number)) for number, text in enumerate([*ray_task(), CORE + exception], 1)]
-    (first,) = diagnose(lines)
-    assert (first.name, first.address) == (name, "10.77.0.3")
-    assert cause in first.cause
-
-
-def test_a_closed_channel_is_no_cause_beside_the_exception_that_closed_it() -> None:
-    closed = traceback("ray.exceptions.RayChannelError: System error: Channel closed.")
-    rank = "\n".join(f"(RayWorkerProc pid=5) {line}" for line in (TRACE, "my.Fatal: this one"))
-    lines = [LogLine(text, float(number)) for number, text in enumerate(f"{closed}\n{rank}".splitlines(), 1)]
-    assert diagnose(lines)[0].cause == "The engine ended with my.Fatal: this one."
-
-
-def test_an_exception_of_cpp_stands_in() -> None:
-    text = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc"
-    (first,) = diagnose([LogLine(line) for line in text.splitlines()])
-    assert first.cause == "The engine ended with std::bad_alloc: std::bad_alloc."
-    assert diagnose([LogLine("  what():  nothing was thrown")]) == []

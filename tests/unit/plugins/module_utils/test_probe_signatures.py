@@ -303,7 +303,7 @@ def test_an_incident_long_before_the_end_is_no_cause() -> None:
     [
         ("triton.compiler.errors.CompileTimeAssertionFailure: at 12:4", "CompileTimeAssertionFailure: at 12:4"),
         ("torch._dynamo.exc.Unsupported: call_function", "torch._dynamo.exc.Unsupported: call_function"),
-        ("StopIteration", "The engine ended with StopIteration."),
+        ("StopIteration", "The engine ended with StopIteration in f (x.py:1)."),
     ],
 )
 def test_an_exception_of_any_class_stands_in(exception: str, cause: str) -> None:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which exception of a log is reported: inside another one's message, without a message, of C++, of a peer's end."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import diagnose
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
+
+TRACE = "Traceback (most recent call last):"
+CORE = "(EngineCore pid=77) ERROR 10-30 21:14:05 [core.py:1165] "
+
+
+def traceback(*lines: str) -> str:
+    return "\n".join(CORE + line for line in (TRACE, *lines))
+
+
+def ray_task(process: str = CORE) -> list[str]:
+    """An exception of a rank on another node, as Ray prints it where the head gets it."""
+    lines = (
+        TRACE,
+        '  File "/opt/vllm/v1/executor/ray_executor.py", line 466, in execute_model',
+        "ray.exceptions.RayTaskError(KeyError): ray::RayWorkerWrapper.execute_method() (pid=1672, ip=10.77.0.3, "
+        "actor_id=978db54f, repr=<vllm.v1.executor.ray_utils.RayWorkerWrapper object at 0x7f68cc454ef0>)",
+        '  File "/opt/vllm/model_executor/models/granite.py", line 371, in load_weights',
+        "    param = params_dict[name]",
+        "            ~~~~~~~~~~~^^^^^^",
+    )
+    return [process + line for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("exception", "name", "cause"),
+    [
+        ("KeyError: 'layers.0.moe.input_linear.weight_scale'", "unrecognised", "weight_scale'"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "cuda_out_of_memory", "ran out"),
+    ],
+)
+def test_the_exception_inside_rays_own_is_the_cause_and_its_node_is_named(
+    exception: str, name: str, cause: str
+) -> None:
+    lines = [LogLine(text, float(number)) for number, text in enumerate([*ray_task(), CORE + exception], 1)]
+    (first,) = diagnose(lines)
+    assert (first.name, first.address) == (name, "10.77.0.3")
+    assert cause in first.cause
+
+
+def test_a_closed_channel_is_no_cause_beside_the_exception_that_closed_it() -> None:
+    closed = traceback("ray.exceptions.RayChannelError: System error: Channel closed.")
+    rank = "\n".join(f"(RayWorkerProc pid=5) {line}" for line in (TRACE, "my.Fatal: this one"))
+    lines = [LogLine(text, float(number)) for number, text in enumerate(f"{closed}\n{rank}".splitlines(), 1)]
+    assert diagnose(lines)[0].cause == "The engine ended with my.Fatal: this one."
+
+
+def test_an_assertion_without_a_message_is_reported_with_its_line() -> None:
+    frames = (
+        '  File "/opt/vllm/v1/worker/gpu/model_runner.py", line 901, in capture_model',
+        "    self.capture()",
+        '  File "/opt/vllm/v1/worker/gpu/cudagraph_utils.py", line 326, in capture',
+        "    assert prev_last_scheduled_idx is not None",
+        "           ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^",
+    )
+    (first,) = diagnose([LogLine(line) for line in traceback(*frames, "AssertionError").splitlines()])
+    assert first.cause == (
+        "The engine ended with AssertionError in capture (cudagraph_utils.py:326): assert prev_last_scheduled_idx is "
+        "not None."
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.distributed.DistNetworkError: failed to recv, got 0 bytes",
+        "RuntimeError: NCCL error: remote process exited or there was a network error",
+        "[rank1]:[W1030 21:14:05.74 TCPStore.cpp:125] [c10d] recvValue failed on SocketImpl(fd=84, addr=[gx10-2]:4192, "
+        "remote=[gx10-1]:29501): Connection reset by peer",
+    ],
+)
+def test_what_the_end_of_a_peer_leaves_behind_is_no_cause(line: str) -> None:
+    found = diagnose([LogLine(text) for text in traceback(line).splitlines()])
+    assert [each.kind for each in found] == ["consequence"]
+
+
+def test_an_exception_of_cpp_stands_in() -> None:
+    text = "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc"
+    (first,) = diagnose([LogLine(line) for line in text.splitlines()])
+    assert first.cause == "The engine ended with std::bad_alloc: std::bad_alloc."
+    assert diagnose([LogLine("  what():  nothing was thrown")]) == []
