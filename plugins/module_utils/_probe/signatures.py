@@ -216,7 +216,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"No supported CUDA architectures found for .*|FlashInfer kernels unavailable for .*|"
         r"nvrtc: error: invalid value for --gpu-architecture.*|Assertion error \(\S+\): Unsupported architecture.*|"
         r"expects arch to be one of .*|only supported on Hopper.*|FlashAttention only supports \w+ GPUs.*|"
-        r"'sm_1\d\d\w?' is not a recognized processor.*|type \w+ not supported in this architecture.*|"
+        r"type \w+ not supported in this architecture.*|"
         r"Failed to open: \S*sm_?12\d\w*\.cuh?)",
         cause="A CUDA kernel in the image is not built for the GB10's architecture (SM121): {words}.",
         remedy="Use an image whose wheels are built for sm_121 and CUDA 13, or choose another backend "

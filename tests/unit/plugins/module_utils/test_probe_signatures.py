@@ -92,6 +92,27 @@ def test_every_signature_has_a_counter_example() -> None:
     assert {name for name, _source, _text in COUNTER_EXAMPLES} == set(BY_NAME)
 
 
+HARMLESS = [
+    LogLine(text, 1.0, source)
+    for source, text in (
+        line.split("|", 1)
+        for line in (FIXTURES / "harmless-lines.txt").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    )
+]
+
+
+@pytest.mark.parametrize("line", HARMLESS, ids=lambda line: line.text[:40])
+def test_a_line_that_only_looks_bad_is_no_cause(line: LogLine) -> None:
+    assert [finding.name for finding in ps.diagnose([line]) if finding.kind == "cause"] == []
+
+
+def test_what_only_looks_bad_hides_no_cause() -> None:
+    assert len(HARMLESS) > 40
+    lines = [*HARMLESS, LogLine("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", 2.0)]
+    assert ps.diagnose(lines)[0].name == "cuda_out_of_memory"
+
+
 def test_names_are_unique() -> None:
     assert len(BY_NAME) == len(SIGNATURES)
 
