@@ -35,7 +35,7 @@ def gpu_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
     """Return the checks of driver, containers, clocks, the next boot and the system's firmware."""
     gpu = node["gpu"]
     if not gpu["present"]:
-        checks = [Check("GPU driver", "none", FAIL, "Install it; without one nothing is served.")] if limits.gpu else []
+        checks = [_no_driver(node)] if limits.gpu else []
     else:
         checks = [_driver(node), _containers(node), *_clock(node), *_next_boot(node)]
     if node.get("reboot_required"):
@@ -46,6 +46,19 @@ def gpu_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
     if node.get("bios"):
         checks.append(_bios(str(node["bios"]), str(node["os"]["arch"])))
     return checks
+
+
+def _no_driver(node: Mapping[str, Any]) -> Check:
+    library, kernel = str(node.get("gpu_library") or ""), str(node["os"]["kernel"])
+    if not library:
+        return Check("GPU driver", "none", FAIL, "Install it; without one nothing is served.")
+    return Check(
+        "GPU driver",
+        f"the libraries are {library}, and no module is loaded in kernel {kernel}",
+        FAIL,
+        f"`modprobe nvidia` says why. Mostly the kernel was updated without the driver's modules: install them "
+        f"(linux-modules-nvidia-…-{kernel}, or `dkms autoinstall -k {kernel}`), or boot the kernel before.",
+    )
 
 
 def _driver(node: Mapping[str, Any]) -> Check:

@@ -86,6 +86,18 @@ def bad(found: Report, name: str = "") -> list[tuple[str, str]]:
     return [(check.name, check.level) for where, check in found.checks() if check.level != OK and where == name]
 
 
+def test_a_kernel_without_the_drivers_modules_differs_from_a_node_without_a_driver() -> None:
+    data = reports()
+    data["n1"]["node"]["gpu"].update(present=False, driver="")
+    data["n2"]["node"]["gpu"].update(present=False, driver="")
+    data["n2"]["node"]["gpu_library"] = ""
+    checks = {name: check for name, check in report(data, gpu=True).checks() if check.name == "GPU driver"}
+    assert [checks[name].level for name in ("n1", "n2")] == [FAIL, FAIL]
+    assert "no module is loaded in kernel 6.17.0-1008-nvidia" in checks["n1"].value
+    assert "linux-modules-nvidia-…-6.17.0-1008-nvidia" in checks["n1"].remedy
+    assert checks["n2"].remedy.startswith("Install it")
+
+
 def test_a_sound_cluster() -> None:
     found = report(reports())
     assert found.level == OK, [check for _name, check in found.checks() if check.level != OK]
