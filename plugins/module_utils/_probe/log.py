@@ -46,6 +46,8 @@ PHASE_WORDS: dict[str, str] = {
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _STAMP = re.compile(r"\b\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?\b")
+#: How far a progress bar is; vLLM's own have no bar, only the numbers.
+_PERCENT = re.compile(r"(\d+)%(?: Completed)? ?\|")
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+(?:\.\d+)?", re.IGNORECASE)
 _RAY_PREFIX = re.compile(r"\(\w[\w.:]* pid=\d+, ip=(?P<ip>[0-9a-fA-F.:]+)\)")
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b|(?<=['\"]api_key['\"]: )(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\")")
@@ -68,7 +70,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Marker:
-    """A line that shows that a phase was reached; groups `done` and `total` carry progress."""
+    """A line that shows that a phase was reached; groups `done` and `total`, or `percent`, carry progress."""
 
     phase: str
     pattern: re.Pattern[str]
@@ -104,9 +106,11 @@ MARKERS: tuple[Marker, ...] = (
     # vLLM model_executor/model_loader/weight_utils.py and its streaming loaders.
     _marker(
         "load",
-        r"Loading (?:safetensors|pt) (?:checkpoint shards|using [\w ]+?)[^:]*:\s+\d+% (?:Completed )?\|.*?"
-        r"(?P<done>\d+)/(?P<total>\d+) \[",
+        r"(?:Loading (?:safetensors|pt) (?:checkpoint shards|using [\w ]+?)|Multi-thread loading shards)[^:]*:\s+\d+% "
+        r"(?:Completed )?\|.*?(?P<done>\d+)/(?P<total>\d+) \[",
     ),
+    # InstantTensor counts bytes (13.3G/155G).
+    _marker("load", r"Loading safetensors using [\w ]+?[^:]*:\s+(?P<percent>\d+)% (?:Completed )?\|.*?\d[kMGT]B?/"),
     _marker("load", r"Loading weights took "),
     _marker("profile", r"Model loading took "),
     # vLLM compilation/backends.py, compilation/monitor.py.
@@ -215,8 +219,9 @@ def clean(text: str) -> str:
 
 
 def fingerprint(text: str) -> str:
-    """The line without what changes from one repetition to the next: times and numbers."""
-    return _NUMBER.sub("#", _STAMP.sub("", text)).strip()
+    """The line without what changes from one repetition to the next: times and numbers, but for a progress bar's."""
+    percent = _PERCENT.search(text)
+    return _NUMBER.sub("#", _STAMP.sub("", text)).strip() + (f" {percent[1]} %" if percent else "")
 
 
 def origin_address(text: str) -> str:
@@ -260,8 +265,9 @@ def read_engine_log(lines: Iterable[LogLine]) -> EngineLog:
             groups = found.groupdict()
             if position > order:
                 order, done, total, detail, phase_time_s = position, 0, 0, text, line.time_s
-            if groups.get("total"):
-                done, total, detail = int(groups["done"]), int(groups["total"]), text
+            if groups.get("total") or groups.get("percent"):
+                done, total = int(groups.get("done") or groups["percent"]), int(groups.get("total") or 100)
+                detail = text
         for name, pattern in _FACTS:
             match = pattern.search(text)
             if match:

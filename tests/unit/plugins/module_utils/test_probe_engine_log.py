@@ -182,3 +182,26 @@ def test_the_phases_of_the_second_model_runner() -> None:
     reached = [el.read_engine_log([LogLine(line) for line in lines[:count]]) for count in range(1, 6)]
     assert [each.phase for each in reached] == ["image_start", "load", "profile", "profile", "graph_capture"]
     assert (reached[-1].facts["model_gib"], reached[-1].facts["graph_gib"]) == (15.27, 0.23)
+
+
+@pytest.mark.parametrize(
+    ("text", "done", "total"),
+    [
+        ("Loading safetensors checkpoint shards:  37% Completed | 35/94 [01:10<01:58,  2.01s/it]", 35, 94),
+        ("Loading pt checkpoint shards:  10% Completed | 3/31 [00:10<01:00,  1.20s/it]", 3, 31),
+        ("Multi-thread loading shards:  50% Completed | 57/113 [03:03<02:41,  3.93s/it]", 57, 113),
+        ("Loading safetensors using Fastsafetensor loader:   2% Completed | 1/42 [00:03<02:41,  3.93s/it]", 1, 42),
+        ("Loading safetensors using Runai Model Streamer:  10% Completed | 3/31 [00:10<01:00,  1.2s/it]", 3, 31),
+        ("Loading safetensors using InstantTensor loader:   9% Completed | 13.3G/155G [00:01<00:10, 14.3GB/s]", 9, 100),
+    ],
+)
+def test_each_loader_shows_its_progress(text: str, done: int, total: int) -> None:
+    found = el.read_engine_log([LogLine(f"(Worker_TP0 pid=31) {text}")])
+    assert (found.phase, found.done, found.total) == ("load", done, total)
+
+
+def test_a_progress_bar_of_any_kind_is_progress_and_a_heartbeat_is_none() -> None:
+    bar = "(EngineCore pid=22) DeepGEMM warmup:  {}%|####5     | {}/2000 [10:00<20:00]"
+    beat = "(EngineCore pid=22) INFO 11-20 20:2{}:00 [shm.py:8] Running: 1 reqs, GPU KV cache usage: {}%, hit rate: 4%"
+    assert len({el.fingerprint(bar.format(45, 900)), el.fingerprint(bar.format(46, 920))}) == 2
+    assert len({el.fingerprint(beat.format(1, 10)), el.fingerprint(beat.format(2, 12))}) == 1
