@@ -302,30 +302,38 @@ def _phases(lines: Sequence[_Line]) -> dict[int, int]:
 
 @dataclass
 class _Hit:
-    """A finding, the place of its signature in the table, the number of filled groups, and how often it was seen."""
+    """A finding, the place of its signature in the table, the number of filled groups, and how often it was seen.
+
+    passed: whether the start went on to a later phase after it.
+    """
 
     finding: Finding
     index: int
     place: int
     filled: int
+    passed: bool
     count: int = 1
 
 
 def _fuller(hit: _Hit, other: _Hit, signature: Signature) -> _Hit:
     """Return the better of two hits of one signature, with both counts; the first unless the later one says more."""
     better = other if signature.newest or other.filled > hit.filled else hit
-    return _Hit(better.finding, hit.index, hit.place, better.filled, hit.count + other.count)
+    count = hit.count + other.count
+    return _Hit(better.finding, hit.index, hit.place, better.filled, hit.passed and other.passed, count)
 
 
 def diagnose(lines: Iterable[LogLine]) -> list[Finding]:
     """Return every known failure in the lines, the likeliest cause first.
 
     Lines are given oldest first, of one run of the engine plus the kernel's and earlyoom's of the same time. Causes
-    are ordered by rank and then by time: of two of one rank the first usually caused the other. When the lines show no
+    are ordered by rank and then by time: of two of one rank the first usually caused the other; one after which the
+    start went on to a later phase comes after all others. When the lines show no
     known cause, the exception that ended the engine stands in.
     """
     parsed = _parsed(lines)
     harmless = _harmless(parsed)
+    phases = _phases(parsed)
+    final = max(phases.values(), default=0)
     hits: dict[tuple[str, str], _Hit] = {}
     before: dict[str, list[str]] = {}
     for line in parsed:
@@ -338,7 +346,9 @@ def diagnose(lines: Iterable[LogLine]) -> list[Finding]:
             if not match or (signature.after and not any(map(signature.after.search, earlier))):
                 continue
             claimed = claimed or signature.kind == CAUSE
-            hit = _Hit(_finding(signature, match, line), line.index, place, sum(map(bool, match.groupdict().values())))
+            filled = sum(map(bool, match.groupdict().values()))
+            passed = signature.kind == CAUSE and line.source == "engine" and phases[line.index] < final
+            hit = _Hit(_finding(signature, match, line), line.index, place, filled, passed)
             key = (signature.name, hit.finding.address)
             bare = (signature.name, "")
             if key not in hits and bare in hits and key != bare:
@@ -349,7 +359,13 @@ def diagnose(lines: Iterable[LogLine]) -> list[Finding]:
         del earlier[:-TRACEBACK_LINES]
     found = sorted(
         hits.values(),
-        key=lambda hit: (_RANK_OF_KIND[hit.finding.kind], SIGNATURES[hit.place].rank, hit.index, hit.place),
+        key=lambda hit: (
+            _RANK_OF_KIND[hit.finding.kind],
+            hit.passed,
+            SIGNATURES[hit.place].rank,
+            hit.index,
+            hit.place,
+        ),
     )
     names = {hit.finding.name for hit in found}
     findings = [

@@ -92,7 +92,7 @@ MARKERS: tuple[Marker, ...] = (
     _marker("ray_join", r"\bRay runtime started\."),
     _marker("ray_join", r"Local node IP: "),
     # vLLM entrypoints/serve/utils/api_utils.py and config/model.py.
-    _marker("configure", r"vLLM (?:API )?server version |\bversion +\d+\.\d+\.\d+\S*$"),
+    _marker("configure", r"vLLM (?:API )?server version |(?<!NCCL )\bversion +\d+\.\d+\.\d+\S*$"),
     _marker("configure", r"\bnon-default args: |Resolved architecture: |Using max model len "),
     # vLLM entrypoints/cli/serve.py, run_headless.
     _marker("configure", r"Launching vLLM \(v[^)]*\) headless "),

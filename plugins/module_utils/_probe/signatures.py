@@ -732,10 +732,22 @@ SIGNATURES: tuple[Signature, ...] = (
     _signature(
         "ray_head_unreachable",
         CAUSE,
-        r"Unable to connect to GCS \(ray head\) at (?P<address>\S+?)\.(?: |$)|Failed to connect to GCS",
+        # Ray says it of each try, too (below); as an exception it has given up.
+        r"Unable to connect to GCS \(ray head\) at (?P<address>\S+?)\.(?: |$)|Failed to connect to GCS(?! at address)",
         cause="This node cannot reach the Ray head.",
         remedy="Check the head's unit, the fabric link, and that no firewall closes the Ray port on the fabric.",
         origin="Ray 2.60.0 _private/utils.py",
+    ),
+    _signature(
+        "ray_head_wait",
+        CONTEXT,
+        r"Failed to connect to GCS at address (?P<address>\S+) within (?P<seconds>\d+) seconds",
+        cause="This node tried to reach the Ray head at {address}, {seconds} s at a time.",
+        remedy="Where it did not join later: check the head's unit, the fabric link, and that no firewall closes the "
+        "Ray port on the fabric.",
+        origin="Ray 2.60.0 gcs_rpc_client.h; vllm-project/vllm#15385",
+        newest=True,
+        unless=("ray_head_unreachable",),
     ),
     # --- network --------------------------------------------------------------------------------
     _signature(
@@ -1004,7 +1016,8 @@ SIGNATURES: tuple[Signature, ...] = (
         CONSEQUENCE,
         r"Worker proc (?P<process>\S+) died unexpectedly(?: \(exit code: (?P<code>-?\w+)\))?|"
         r"RayWorkerProc rank=(?P<rank>\S+) died unexpectedly|"
-        r"ActorDiedError|The actor died unexpectedly|has been marked dead because the detector has missed",
+        r"ActorDiedError|The actor died unexpectedly|A worker died or was killed while executing a task|"
+        r"has been marked dead because the detector has missed",
         cause="A worker process of the engine died.",
         remedy="Look at the rank that died first: its own log, its kernel log, its power.",
         origin="vLLM 0.32.0 v1/executor; Ray 2.60.0",

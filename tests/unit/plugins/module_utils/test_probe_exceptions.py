@@ -87,3 +87,28 @@ def test_an_exception_of_cpp_stands_in() -> None:
     (first,) = diagnose([LogLine(line) for line in text.splitlines()])
     assert first.cause == "The engine ended with std::bad_alloc: std::bad_alloc."
     assert diagnose([LogLine("  what():  nothing was thrown")]) == []
+
+
+def test_a_failure_that_the_start_outlived_does_not_come_first() -> None:
+    lines = [
+        "gx10-2:411:502 [0] misc/ibvwrap.cc:301 NCCL WARN Call to ibv_modify_qp failed with 110 Connection timed out",
+        "(Worker pid=31) INFO 11-20 20:24:19 [gpu_model_runner.py:5039] Starting to load model /models/x...",
+        "(Worker pid=31) ERROR 11-20 20:25:19 [x.py:1] torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB",
+    ]
+    found = diagnose([LogLine(text, float(number)) for number, text in enumerate(lines, 1)])
+    assert [each.name for each in found] == ["cuda_out_of_memory", "rdma_connect_failed"]
+    found = diagnose([LogLine(text, float(number)) for number, text in enumerate([lines[0], lines[2]], 1)])
+    assert found[0].name == "rdma_connect_failed"
+
+
+def test_waiting_for_the_head_does_not_explain_a_node_that_joined() -> None:
+    lines = [
+        LogLine(
+            "[2026-10-30 21:14:05 E 1 1] x.h:1: Failed to connect to GCS at address 10.77.0.1:6379 within 5 seconds."
+        ),
+        LogLine("Ray runtime started."),
+        LogLine("Out of memory: Killed process 7 (ray::RayWorkerP) total-vm:1kB", 2.0, "kernel"),
+    ]
+    assert diagnose(lines)[0].name == "oom_killer"
+    ended = LogLine("RuntimeError: Failed to connect to GCS.")
+    assert [each.name for each in diagnose([lines[0], ended])] == ["ray_head_unreachable"]
