@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import (
@@ -65,7 +65,8 @@ class Finding:
     """One known failure found in a log.
 
     line: the line that shows it; count: how many lines do; time_s: of that line, seconds since the epoch; address: of
-    the node concerned where the line names one, else empty.
+    the node concerned where the line names one, else empty; passed: whether the start went on to a later phase after
+    it, so that it is not what ended it.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Finding:
     time_s: float = 0.0
     count: int = 1
     address: str = ""
+    passed: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain data for a module's result."""
@@ -369,7 +371,7 @@ def diagnose(lines: Iterable[LogLine]) -> list[Finding]:
     )
     names = {hit.finding.name for hit in found}
     findings = [
-        Finding(**{**hit.finding.as_dict(), "count": hit.count})
+        replace(hit.finding, count=hit.count, passed=hit.passed)
         for hit in found
         if names.isdisjoint(SIGNATURES[hit.place].unless)
     ]

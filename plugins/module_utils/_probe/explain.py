@@ -40,8 +40,9 @@ def _unit_words(report: Mapping[str, Any]) -> str:
 
 
 def rank_diagnoses(reports: Sequence[Mapping[str, Any]], nodes_by_address: Mapping[str, str]) -> list[Diagnosis]:
-    """The findings of all ranks: causes first, those that another rank's absence explains after the
-    others, those of gone ranks before living ones', then by the rank of their signature, then by time."""
+    """The findings of all ranks: causes first, those that another rank's absence explains and those
+    that the start outlived after the others, those of gone ranks before living ones', then by the rank
+    of their signature, then by time."""
     keyed: list[tuple[tuple[int, int, int, int, float], Diagnosis]] = []
     seen: set[tuple[str, str]] = set()
     unreachable = {str(report.get("node", "")) for report in reports if report.get("state") == UNREACHABLE}
@@ -64,7 +65,7 @@ def rank_diagnoses(reports: Sequence[Mapping[str, Any]], nodes_by_address: Mappi
             )
             order = (
                 _KIND_ORDER.get(diagnosis.kind, 3),
-                1 if name in TRANSIENT_CAUSES and node not in unreachable else 0,
+                1 if finding.get("passed") or (name in TRANSIENT_CAUSES and node not in unreachable) else 0,
                 0 if gone else 1,
                 BY_NAME[name].rank if name in BY_NAME else USUAL,
                 float(finding.get("time_s", 0.0)) or float(place),

@@ -37,5 +37,7 @@ class Diagnosis:
         return f"{self.node}: {self.cause} {self.remedy}{shown}"
 
 
-TRANSIENT_CAUSES = frozenset({"rendezvous_timeout", "ray_head_unreachable", "node_unreachable"})
-"""Causes that a restart may fix, because another rank was merely not there yet."""
+TRANSIENT_CAUSES = frozenset(
+    {"rendezvous_timeout", "ray_head_unreachable", "node_unreachable", "memory_freed_while_profiling"}
+)
+"""Causes that a restart may fix, because another rank was merely not there yet, or memory is free by then."""

@@ -6,7 +6,9 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import diagnose
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.explain import rank_diagnoses
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.state import DEAD, STARTING, state_with_restarts
 
 TRACE = "Traceback (most recent call last):"
 CORE = "(EngineCore pid=77) ERROR 10-30 21:14:05 [core.py:1165] "
@@ -97,6 +99,8 @@ def test_a_failure_that_the_start_outlived_does_not_come_first() -> None:
     ]
     found = diagnose([LogLine(text, float(number)) for number, text in enumerate(lines, 1)])
     assert [each.name for each in found] == ["cuda_out_of_memory", "rdma_connect_failed"]
+    ranked = rank_diagnoses([{"node": "n1", "state": DEAD, "findings": [each.as_dict() for each in found]}], {})
+    assert [each.name for each in ranked] == ["cuda_out_of_memory", "rdma_connect_failed"]
     found = diagnose([LogLine(text, float(number)) for number, text in enumerate([lines[0], lines[2]], 1)])
     assert found[0].name == "rdma_connect_failed"
 
@@ -112,3 +116,19 @@ def test_waiting_for_the_head_does_not_explain_a_node_that_joined() -> None:
     assert diagnose(lines)[0].name == "oom_killer"
     ended = LogLine("RuntimeError: Failed to connect to GCS.")
     assert [each.name for each in diagnose([lines[0], ended])] == ["ray_head_unreachable"]
+
+
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [
+        (
+            "AssertionError: Error in memory profiling. Initial free memory 91.4 GiB, current free memory 97.0 GiB.",
+            STARTING,
+        ),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB", DEAD),
+    ],
+)
+def test_a_restart_is_allowed_where_it_helps(line: str, state: str) -> None:
+    findings = [each.as_dict() for each in diagnose([LogLine(line)])]
+    report = {"state": DEAD, "unit": {"active_state": "activating"}, "findings": findings}
+    assert state_with_restarts(report, 0, allowed=1) == state
