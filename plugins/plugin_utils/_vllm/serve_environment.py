@@ -22,6 +22,27 @@ GONE_ENV: dict[str, Gone] = {
     "VLLM_USE_FLASHINFER_MOE_FP8": Gone(_MOE),
     "VLLM_USE_V1": Gone("the V1 engine is the only one; leave it out"),
 }
+#: What every node sets from its own fabric at each start (module_utils/_fabric/environment.py), over the model's value.
+OF_THE_NODE = (
+    "GLOO_SOCKET_IFNAME",
+    "NCCL_IB_HCA",
+    "NCCL_SOCKET_IFNAME",
+    "OMPI_MCA_btl_tcp_if_include",
+    "TP_SOCKET_IFNAME",
+    "UCX_NET_DEVICES",
+    "VLLM_HOST_IP",
+)
+#: Variables that are set by habit from another machine's recipe: (name, value or None for any) → what they do here.
+_UNWISE: dict[tuple[str, str | None], str] = {
+    ("HF_TOKEN", None): "is a secret, and no node needs it: weights come from the control node (gb10_hf_token)",
+    ("HUGGING_FACE_HUB_TOKEN", None): "is a secret, and no node needs it (gb10_hf_token)",
+    ("NCCL_IB_DISABLE", "1"): "switches RDMA off: the collectives go over TCP",
+    (
+        "NCCL_IB_GID_INDEX",
+        None,
+    ): "is another one on each node and changes; without it NCCL finds the RoCE v2 GID itself",
+    ("NCCL_NET", "Socket"): "switches RDMA off: the collectives go over TCP",
+}
 _TRUTHY = ("1", "true", "yes", "on", "y", "t")
 
 
@@ -37,6 +58,16 @@ def environment(check: Check, env: Mapping[str, Any], extra: set[str]) -> dict[s
             )
             continue
         found[name] = str(value)
+        if name in OF_THE_NODE:
+            check.notes.append(f"env.{name} has no effect: each node sets it from its own fabric. Leave it out.")
+        why = _UNWISE.get((name, found[name])) or _UNWISE.get((name, None))
+        if why:
+            check.notes.append(f"env.{name} {why}. Leave it out.")
+        elif name == "RAY_memory_monitor_refresh_ms" and found[name] != "0":
+            check.notes.append(
+                f"env.{name} switches Ray's memory monitor on, which kills ranks that use unified memory as "
+                "they should. Leave it out."
+            )
         gone = GONE_ENV.get(name)
         if name in extra:
             continue

@@ -17,6 +17,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._fabric.environment i
     ring_environment,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import Machine, parse_capture
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_environment import OF_THE_NODE
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "fabric"
 RING = Record("ring", 3, ("enp1s0f0np0", "enP2p1s0f0np0", "enp1s0f1np1", "enP2p1s0f1np1"))
@@ -42,6 +43,10 @@ def test_names_and_never_a_gid_index() -> None:
     assert env["VLLM_HOST_IP"] == "192.168.100.11"
     assert "NCCL_IB_GID_INDEX" not in env
     assert not any(name in env for name in ring_environment(RING))
+
+
+def test_what_a_model_may_leave_out_is_what_a_node_sets() -> None:
+    assert set(network_environment(load("switch"), Record(), "192.168.100.11", "enp1s0f0np0")) == set(OF_THE_NODE)
 
 
 def test_without_rdma_nothing_names_it() -> None:

@@ -359,3 +359,26 @@ def test_ultra_moves_to_newer_versions_as_it_is(version: str) -> None:
 )
 def test_notes(serve: dict[str, Any], env: dict[str, str], note: str) -> None:
     assert render(serve, env=env).notes == [note]
+
+
+# --- the environment of another machine ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"NCCL_IB_HCA": "mlx5_0,mlx5_2"}, "each node sets it from its own fabric"),
+        ({"VLLM_HOST_IP": "192.168.177.11"}, "each node sets it from its own fabric"),
+        ({"NCCL_IB_GID_INDEX": "3"}, "is another one on each node"),
+        ({"NCCL_IB_DISABLE": "1"}, "switches RDMA off"),
+        ({"NCCL_NET": "Socket"}, "switches RDMA off"),
+        ({"HF_TOKEN": "hf_x"}, "is a secret"),
+        ({"RAY_memory_monitor_refresh_ms": "250"}, "memory monitor on"),
+        ({"NCCL_IB_DISABLE": "0", "NCCL_NET": "IB", "RAY_memory_monitor_refresh_ms": 0, "NCCL_DEBUG": "INFO"}, ""),
+    ],
+)
+def test_what_another_machines_recipe_sets_gets_a_note(env: dict[str, Any], words: str) -> None:
+    notes = render({}, env=env).notes
+    assert len(notes) == bool(words)
+    assert words in "".join(notes)
+    assert "hf_x" not in "".join(notes)
