@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape of a model, as far as its memory depends on it.
 
-A geometry comes either from a catalogue file (``geometry_from_dict``) or from the
-``config.json`` of a Hugging Face repository (``geometry_from_hf_config``).  Everything here
-is pure: dictionaries in, records or sentences out.  ``docs/memory.md`` lists the keys.
+A geometry comes from a catalogue file (``geometry_from_dict``) or from the ``config.json`` of a repository
+(``geometry_from_hf_config``).  Pure: dictionaries in, records or sentences out.  ``docs/memory.md`` lists the keys.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.parts import missing_parts
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import nearest
 
 #: Bytes of one element, for the dtypes in which vLLM keeps activations and recurrent states.
@@ -37,7 +37,7 @@ class GeometryError(ValueError):
 
 
 class UnknownGeometryError(Exception):
-    """A ``config.json`` does not say enough; ``missing`` holds one sentence for each gap.
+    """A ``config.json``, or a description, does not say enough; ``missing`` holds one sentence for each gap.
 
     Not an error of the user's: the honest answer is that nothing is known of this model.
     """
@@ -141,6 +141,8 @@ class Compressed:
     pooled_layers: int = 0
     pair_sources: int = 0
     token_sources: int = 0
+    #: States of a page, where an image's kernels want so many (DeepSeek-V4.1's form alone).
+    page_states: int | None = None
 
     @property
     def has_sources(self) -> bool:
@@ -215,10 +217,6 @@ class Geometry:
     dtype: str = "bfloat16"
 
 
-# --------------------------------------------------------------------------------------
-# From a catalogue file
-# --------------------------------------------------------------------------------------
-
 WHOLE = "a whole number above zero"
 _FLOAT = "a number above zero"
 _TEXT = "a text"
@@ -285,6 +283,7 @@ _COMPRESSED_KEYS: _Keys = {
     "pooled_layers": (WHOLE, False),
     "pair_sources": (WHOLE, False),
     "token_sources": (WHOLE, False),
+    "page_states": (WHOLE, False),
 }
 _INDEXER_KEYS: _Keys = {
     "kind": (ONE_INDEXER, True),
@@ -390,6 +389,8 @@ def _check_compressed(compressed: Compressed) -> list[str]:
             "geometry.compressed needs indexed_layers and pooled_layers (DeepSeek-V4), or pair_sources and "
             "token_sources (DeepSeek-V4.1)."
         ]
+    if compressed.page_states and not compressed.has_sources:
+        return ["geometry.compressed.page_states is for DeepSeek-V4.1 alone, with pair_sources and token_sources."]
     keeping += compressed.pair_sources + compressed.token_sources
     if keeping > compressed.layers:
         return [f"geometry.compressed.layers is {compressed.layers}, but {keeping} layers keep states."]
@@ -441,6 +442,7 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
 
     :param values: the dictionary documented in docs/memory.md
     :raises GeometryError: with every problem at once, one sentence each
+    :raises UnknownGeometryError: a part that the model's class always has is not described
     """
     problems = _check_keys("geometry", values, _TOP_KEYS, [*_SECTIONS, "windows"])
     windows = values.get("windows") or []
@@ -467,11 +469,7 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     recurrent: Recurrent | None = None
     if values.get("recurrent"):
         fields = {key: value for key, value in values["recurrent"].items() if key != "kind"}
-        kinds: Mapping[str, type[Mamba2 | GatedDeltaNet | Kda]] = {
-            MAMBA2: Mamba2,
-            GATED_DELTA_NET: GatedDeltaNet,
-            KDA: Kda,
-        }
+        kinds: Mapping[str, type[Recurrent]] = {MAMBA2: Mamba2, GATED_DELTA_NET: GatedDeltaNet, KDA: Kda}
         recurrent = kinds[values["recurrent"]["kind"]](**fields)
     mtp = None
     if values.get("mtp"):
@@ -494,7 +492,8 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
         vocab_size=values.get("vocab_size"),
         dtype=values.get("dtype", "bfloat16"),
     )
-    problems = check_consistency(geometry)
-    if problems:
+    if problems := check_consistency(geometry):
         raise GeometryError(problems)
+    if missing := missing_parts(values):
+        raise UnknownGeometryError(missing)
     return geometry

@@ -64,13 +64,22 @@ def source_buckets(
     def page(states: int, size: int) -> int:
         return _ceil_to(states * size, alignment)
 
-    sources = (2, compressed.pair_sources), (1, compressed.token_sources)
-    pages = tuple((page(block_tokens // ratio, size), layers) for size in (state, key) for ratio, layers in sources)
-    window = page(_SOURCES_WINDOW_BLOCK, state), compressed.layers + draft_layers
-    buckets = [
-        Bucket(tuple(each for each in pages if each[1]), block_tokens),
-        Bucket((window,), _SOURCES_WINDOW_BLOCK, compressed.window_tokens - 1 + in_flight_tokens),
+    sources = [
+        (ratio, layers) for ratio, layers in ((2, compressed.pair_sources), (1, compressed.token_sources)) if layers
     ]
+    states = compressed.page_states
+    if states:
+        # Kernels for pages of so many states: each kind of source is in blocks of its own.
+        whole = [
+            Bucket(((page(states, state), layers), (page(states, key), layers)), states * ratio)
+            for ratio, layers in sources
+        ]
+    else:
+        pages = tuple((page(block_tokens // ratio, size), layers) for size in (state, key) for ratio, layers in sources)
+        whole = [Bucket(pages, block_tokens)]
+    block = states or _SOURCES_WINDOW_BLOCK
+    window = page(block, state), compressed.layers + draft_layers
+    buckets = [*whole, Bucket((window,), block, compressed.window_tokens - 1 + in_flight_tokens)]
     if compressed.pair_sources:
         # Drafts, the next token and the row before, as a power of two; a row is a state and its score in float32.
         rows = max(_SMALLEST_RING, 1 << (speculative_tokens + 1).bit_length())

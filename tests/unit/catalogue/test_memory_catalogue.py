@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import geometry_from_dict
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Geometry, geometry_from_dict
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import Budget
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
@@ -65,8 +66,13 @@ MEASURED = yaml.safe_load((REPO / "benchmarks" / "memory_points.yml").read_text(
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_what_is_compared_with_measurements_is_the_shape_of_the_catalogue(name: str) -> None:
-    shapes = [geometry_from_dict(spec["geometry"]) for spec in SPECS.values() if spec.get("geometry")]
-    measured = geometry_from_dict(MEASURED[name]["geometry"])
+    def shape_of(geometry: dict[str, Any]) -> Geometry:
+        shape = geometry_from_dict(geometry)
+        # The size of a page is the launch's, not the model's.
+        return replace(shape, compressed=shape.compressed and replace(shape.compressed, page_states=None))
+
+    shapes = [shape_of(spec["geometry"]) for spec in SPECS.values() if spec.get("geometry")]
+    measured = shape_of(MEASURED[name]["geometry"])
     same = [
         shape for shape in shapes if shape.architecture == measured.architecture and shape.layers == measured.layers
     ]

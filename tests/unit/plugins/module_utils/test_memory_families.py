@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import (
+    KNOWN_ARCHITECTURES,
     checkpoint_kv_dtype,
     geometry_from_hf_config,
 )
@@ -25,6 +28,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, rules_for
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.layout import Asked, fill_pool, plan_layout
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.parts import ALWAYS
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "memory"
 #: Made by scripts/kv_layouts.py with vLLM's CPU build of the version in the name.
@@ -63,6 +67,26 @@ def test_the_layout_is_the_one_that_vllm_plans(case: dict[str, Any]) -> None:
     assert layout.sequence_bytes(case["max_model_len"]) == planned["sequence_bytes"]
     assert pool.blocks == planned["blocks"]
     assert pool.max_concurrency == pytest.approx(planned["concurrency"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("page_states", "groups"), [(None, 6), (64, 18)])
+def test_pages_of_so_many_states_put_each_kind_of_source_in_blocks_of_its_own(
+    page_states: int | None, groups: int
+) -> None:
+    case = copy.deepcopy(next(each for each in CASES if each["name"].endswith("draft heads, 300000 tokens")))
+    if page_states:
+        case["geometry"]["compressed"]["page_states"] = page_states
+    asked = Asked(
+        tensor_parallel_size=4, kv_cache_dtype="fp8", ssm_dtype="auto", speculative_tokens=5, block_granularity=128,
+        prefix_caching=None, cache_mode=None, rules=rules_for((0, 32, 0)), in_flight_tokens=2 * 8192,
+    )  # fmt: skip
+    layout = plan_layout(geometry_of(case), asked)
+    assert layout.groups == groups
+    # 64 states of 584 bytes and 64 keys of 132, each filled up to whole strides of 576 bytes; three layers of pairs.
+    block = 3 * (37440 + 8640)
+    grown = layout.sequence_bytes(600_064) - layout.sequence_bytes(300_032)
+    if page_states:
+        assert (layout.block_bytes, grown) == (block, (300_032 // 128 + 300_032 // 64) * block)
 
 
 def test_without_the_hybrid_manager_a_window_keeps_everything() -> None:
@@ -287,6 +311,44 @@ def test_a_repository_is_read_from_its_config(name: str) -> None:
     assert EXPECTED[name]["source"]
 
 
+def described(name: str) -> dict[str, Any]:
+    """Return the shape of a repository as a model's file says it."""
+    found = geometry_from_hf_config(config_of(name))
+    shape = {key: value for key, value in asdict(found).items() if value not in (None, ())}
+    for key, value in shape.items():
+        if isinstance(value, dict):
+            shape[key] = {each: kept for each, kept in value.items() if kept not in (None, 0, False)}
+    if found.recurrent:
+        shape["recurrent"]["kind"] = found.recurrent.kind
+    shape["windows"] = [{key: value for key, value in asdict(each).items() if value} for each in found.windows]
+    return shape
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_shape_without_what_its_class_always_keeps_is_unknown(name: str) -> None:
+    shape = described(name)
+    assert geometry_from_dict(shape) == geometry_from_hf_config(config_of(name))
+    for path, (what, classes) in ALWAYS.items():
+        if shape["architecture"] not in classes:
+            continue
+        without = copy.deepcopy(shape)
+        *above, last = path
+        del (without[above[0]] if above else without)[last]
+        if path == ("attention", "latent_dim"):
+            without.pop("indexer", None)
+        with pytest.raises(UnknownGeometryError) as caught:
+            geometry_from_dict(without)
+        assert any(
+            f"geometry.{'.'.join(path)} is missing: {shape['architecture']} keeps {what}" in sentence
+            for sentence in caught.value.missing
+        )
+
+
+def test_the_classes_that_always_keep_more_are_ones_that_are_read() -> None:
+    named = {each for _what, classes in ALWAYS.values() for each in classes}
+    assert named <= set(KNOWN_ARCHITECTURES)
+
+
 def test_every_config_has_an_expectation() -> None:
     assert {path.stem for path in CONFIGS.glob("*.json")} == set(EXPECTED)
     assert len(EXPECTED) >= 10
@@ -386,6 +448,8 @@ def test_gemma_4_without_layer_types_follows_the_default_of_its_class() -> None:
         ({"indexed_layers": 2},
          "geometry.compressed needs indexed_layers and pooled_layers (DeepSeek-V4), or pair_sources and token_sources "
          "(DeepSeek-V4.1)."),
+        ({"indexed_layers": 1, "pooled_layers": 1, "page_states": 64},
+         "geometry.compressed.page_states is for DeepSeek-V4.1 alone, with pair_sources and token_sources."),
         ({"pair_sources": 9}, "geometry.compressed.layers is 4, but 9 layers keep states."),
     ],
 )  # fmt: skip

@@ -298,6 +298,29 @@ def test_a_known_shape_goes_before_a_measured_cache(capsys: pytest.CaptureFixtur
     assert (with_point["verdict"], with_point["reasons"]) == (without["verdict"], without["reasons"])
 
 
+def test_compressed_attention_described_as_plain_is_unknown_and_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = {
+        "architecture": "DeepseekV4ForCausalLM", "layers": 30, "hidden_size": 3072, "max_position_embeddings": 524288,
+        "attention": {"layers": 30, "heads": 48, "kv_heads": 1, "head_dim": 512},
+    }  # fmt: skip
+    sentence = "geometry.compressed is missing: DeepseekV4ForCausalLM keeps a compressed cache"
+    result = measured(capsys, geometry=plain)
+    assert result["verdict"] == "tight"
+    assert "holds about 1306505 tokens" in result["reasons"][0]
+    assert result["missing"][0].startswith(sentence)
+    result = measured(capsys, geometry=plain, measured=[])
+    assert result["verdict"] == "unknown"
+    assert result["missing"][0].startswith(sentence)
+    compressed = {
+        "layers": 30, "window_tokens": 128, "indexed_layers": 14, "pooled_layers": 14, "head_dim": 512,
+        "index_head_dim": 128,
+    }  # fmt: skip
+    asked = {"geometry": {**plain, "compressed": compressed}, "kv_cache_dtype": "fp8", "max_model_len": 524288}
+    result = measured(capsys, **asked, measured=[])
+    assert result["verdict"] in ("fits", "tight")
+    assert result["kv_cache_tokens"] > 524288
+
+
 def test_stages_share_the_layers(capsys: pytest.CaptureFixture[str]) -> None:
     one, two = (call(capsys, **{**NANO, "kv_cache_memory_gib": 2, "gpu_memory_utilization": None,
                                 "pipeline_parallel_size": stages}) for stages in (1, 2))  # fmt: skip

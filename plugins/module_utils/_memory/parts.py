@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of a shape that a model's class always has; without them its cache would be sized as plain attention.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_DELTA = (
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration",
+)
+_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+_INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Glm5NextForConditionalGeneration")
+_BLOCK_SPARSE = ("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration")
+_SHARED = ("Glm5NextForConditionalGeneration", "Qwen4ExpForConditionalGeneration", "KimiLinearForCausalLM")
+
+#: Section of a geometry, and a key of it where that alone decides -> (what the class keeps, the classes in vLLM).
+ALWAYS: Mapping[tuple[str, ...], tuple[str, tuple[str, ...]]] = {
+    ("compressed",): ("a compressed cache", ("DeepseekV4ForCausalLM", "DeepseekV41ForCausalLM")),
+    ("attention", "latent_dim"): (
+        "one latent vector of a token instead of keys and values",
+        (*_LATENT, *_INDEXED, "KimiLinearForCausalLM"),
+    ),
+    ("indexer",): ("an indexer's keys", (*_INDEXED, *_BLOCK_SPARSE, "Qwen4ExpForConditionalGeneration")),
+    ("recurrent",): ("recurrent states", (*_DELTA, *_SHARED)),
+    ("windows",): ("windows", ("GptOssForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")),
+}
+
+
+def missing_parts(values: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each part that a described shape lacks and its class always has.
+
+    :param values: a checked dictionary as of docs/memory.md
+    """
+    found = []
+    for path, (what, classes) in ALWAYS.items():
+        part: Any = values
+        for key in path:
+            part = part.get(key)
+        if values["architecture"] in classes and not part:
+            found.append(
+                f"geometry.{'.'.join(path)} is missing: {values['architecture']} keeps {what}, so its cache is not "
+                "that of the attention described. Add it (docs/memory.md), or leave geometry out: config.json is read."
+            )
+    return found
