@@ -200,6 +200,12 @@ def ended(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def note_end(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Record an end that nobody requested; return the transition, empty when there is none."""
+    found = ended(config, record)
+    return note(config, found, round(time.time(), 3)) if found else {}
+
+
 def report(config: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     """Write a transition to the journal and run the hook; an empty one is none."""
     if not entry:
@@ -227,6 +233,11 @@ def main(argv: Sequence[str]) -> None:
             print("another check is running", flush=True)
             return
         record = files.read_json(Path(config["record"]))
-        found = in_time(config, record)
-        for each in filter(None, (ended(config, record), found)):
-            report(config, note(config, each, round(time.time(), 3)))
+        found: dict[str, Any] = {}
+        while not found:
+            # On record already, while a check takes seconds.
+            report(config, note_end(config, record))
+            found = in_time(config, record)
+            if ended(config, record):
+                found = {}  # It ended during the check.
+        report(config, note(config, found, round(time.time(), 3)))

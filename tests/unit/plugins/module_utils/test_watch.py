@@ -218,6 +218,33 @@ def test_an_end_is_recorded_though_the_engine_runs_again(
     assert states() == ["ready", "dead", "ready", "dead"]
 
 
+def test_an_end_is_reported_before_the_check_and_one_during_it_before_its_result(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "watch.json").write_text(json.dumps(config), encoding="utf-8")
+    Path(config["record"]).write_text(json.dumps({"model": "a", "members": ["n1"]}), encoding="utf-8")
+    ends = [30.0]
+    seen: list[list[str]] = []
+
+    def check(*_given: object) -> dict[str, Any]:
+        seen.append([line["summary"] for line in lines(config)][1:])
+        if ends:
+            epoch_s = ends.pop()
+            text = json.dumps({"epoch_s": epoch_s, "model": "a", "reason": f"rank 2, n3 is gone at {epoch_s}"})
+            Path(config["failures"]).write_text(text, encoding="utf-8")
+        return READY
+
+    monkeypatch.setattr(watch, "check", check)
+    watch.note(config, READY, 10.0)
+    watch.main([str(tmp_path / "watch.json")])
+    dead = "The engine ended: rank 2, n3 is gone at 30.0"
+    assert seen == [[], [dead]]
+    assert [(line["state"], line["summary"]) for line in lines(config)[1:]] == [
+        ("dead", dead),
+        ("ready", READY["summary"]),
+    ]
+
+
 def test_the_first_end_of_all_is_new(config: dict[str, Any]) -> None:
     assert watch.ended(config, {"model": "a"}) == {}
     watch.note(config, READY, 10.0)
