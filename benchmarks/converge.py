@@ -4,6 +4,10 @@
     make bench-converge                                        # site.yml on a converged lab
     make bench-converge ARGS='--playbook playbooks/status.yml'
     make bench-converge ARGS='--playbook swap-model.yml -e model=tiny-nemotronh --may-change'
+    make bench-converge ARGS='--stand-in 1 --stand-in 4 --stand-in 8'
+
+With --stand-in a lab of that many nodes is brought up, in which the stand-in engine serves (lab/standin): its first
+site.yml, one that changes nothing, status.yml, and a swap up to the engines' own start are measured there.
 
 A ping round is one ``ansible -m ping`` over all nodes, measured before and after each run: it contains what every run
 pays on this machine at this time (start of Ansible, SSH, one module), so that figures of a busy and of a quiet machine
@@ -28,6 +32,7 @@ REPO = Path(__file__).resolve().parents[1]
 if str(REPO) not in sys.path:
     sys.path.insert(0, str(REPO))
 
+from benchmarks import stand_in, swap  # noqa: E402
 from benchmarks.swap import BenchError, Site  # noqa: E402
 from lab.runs import RunResult, run_playbook  # noqa: E402
 
@@ -124,6 +129,47 @@ def measure(site: Site, inventories: Sequence[str], playbook: str, extra: dict[s
     return figures(result, timeline, statistics.median(pings))
 
 
+def on_stand_in(nodes: int) -> dict[str, dict[str, Any]]:
+    """Return the figures of the four runs on a lab of this many nodes with the stand-in engine; print each at once.
+
+    :raises BenchError: when a run fails, or one that should change nothing changes something.
+    """
+    inventory = str(stand_in.bring_up(nodes))
+    site = Site([inventory], "gx10")
+    found: dict[str, dict[str, Any]] = {}
+    for name, playbook in (
+        ("fresh", "site.yml"),
+        ("unchanged", "site.yml"),
+        ("status", "playbooks/status.yml"),
+    ):
+        found[name] = measure(site, [inventory], playbook, {})
+        print(render(f"{nodes} nodes, {name}: {playbook}", found[name]), end="\n\n", flush=True)
+        if name != "fresh" and found[name]["changed"]:
+            raise BenchError(f"{playbook} changed {', '.join(found[name]['changed'])} in a run after the first")
+    swapped = swap.measure(
+        site, "playbooks/status.yml", f"swap-model.yml -e model={stand_in.SECOND}", "swap-model.yml -e model=inventory"
+    )
+    seconds = swapped["ours_until_engine_starts_s"]
+    found["swap"] = {
+        "seconds": round(seconds, 1),
+        "ping_round_seconds": round(swapped["ping_round_s"], 2),
+        "ping_rounds": round(seconds / swapped["ping_round_s"], 1),
+    }
+    return found
+
+
+def render_sizes(found: dict[int, dict[str, dict[str, Any]]]) -> str:
+    """Return the runs of every size as one Markdown table."""
+    rows = [
+        f"| {nodes} | {name} | {run['seconds']:.1f} | {run.get('tasks', '')} | {run['ping_round_seconds']} "
+        f"| {run['ping_rounds']} |"
+        for nodes, runs in found.items()
+        for name, run in runs.items()
+    ]
+    head = ["| nodes | run | seconds | tasks | seconds of a ping round | ping rounds |", "|--:|---|--:|--:|--:|--:|"]
+    return "\n".join([*head, *rows])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the tables, and write the figures to a file if one is named; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,13 +180,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-e", dest="extra", action="append", default=[], metavar="KEY=VALUE", help="a variable of all runs"
     )
     parser.add_argument("--may-change", action="store_true", help="accept runs that change something")
+    parser.add_argument(
+        "--stand-in", action="append", type=int, metavar="NODES", help="measure on labs of these sizes instead"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the labs of --stand-in running")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
     inventories = args.inventory or ["inventories/lab"]
     extra = dict(word.split("=", 1) for word in args.extra)
     found: dict[str, Any] = {}
+    sizes: dict[int, dict[str, dict[str, Any]]] = {}
     try:
-        for playbook in args.playbook or ["site.yml"]:
+        for nodes in args.stand_in or []:
+            sizes[nodes] = on_stand_in(nodes)
+            if not args.keep:
+                stand_in.take_down(nodes)
+        if sizes:
+            print(render_sizes(sizes))
+        for playbook in args.playbook or ([] if sizes else ["site.yml"]):
             found[playbook] = measure(Site(inventories, args.group), inventories, playbook, extra)
             print(render(playbook, found[playbook]), end="\n\n", flush=True)
             if found[playbook]["changed"] and not args.may_change:
@@ -150,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench-converge: {error}", file=sys.stderr)
         return 1
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(sizes or found, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

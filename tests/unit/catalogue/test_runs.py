@@ -106,7 +106,8 @@ def test_every_playbook_checks_the_addresses_first() -> None:
         first = plays[0]
         imported = first.get("ansible.builtin.import_playbook")
         kinds = ("ansible.builtin.import_role", "ansible.builtin.include_role")
-        roles = [task[kind] for task in first.get("tasks", [])[:1] for kind in kinds if kind in task]
+        done = [task for task in first.get("tasks", []) if "ansible.builtin.meta" not in task]
+        roles = [task[kind] for task in done[:1] for kind in kinds if kind in task]
         if first.get("tasks") and all("gb10.cluster.placeholders" in str(each.get("when")) for each in first["tasks"]):
             continue  # it goes on without the nodes
         if first.get("tasks") and all(ON_THE_CONTROL_NODE & set(task) for task in first["tasks"]):

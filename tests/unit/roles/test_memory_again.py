@@ -38,4 +38,11 @@ def test_both_playbooks_ask_it_after_the_weights(playbook: str) -> None:
     plays = yaml.safe_load((PLAYBOOKS / playbook).read_text(encoding="utf-8"))
     imported = [play["ansible.builtin.import_playbook"] for play in plays]
     assert imported.index("weights.yml") < imported.index("memory.yml") < imported.index("serve.yml")
-    assert plays[imported.index("memory.yml")]["when"] == f"{NAME} | bool"
+    assert plays[imported.index("memory.yml")]["vars"] == {"memory_again": True}
+
+
+def test_that_play_ends_at_once_where_the_first_check_knew_all() -> None:
+    plays = yaml.safe_load((PLAYBOOKS / "memory.yml").read_text(encoding="utf-8"))
+    first = plays[-1]["tasks"][0]
+    assert first["ansible.builtin.meta"] == "end_play"
+    assert first["when"] == f"memory_again | default(false) and not {NAME} | bool"
