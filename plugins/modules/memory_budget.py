@@ -190,6 +190,12 @@ options:
       model while another one serves.
     type: float
     default: 0
+  engine_units:
+    description: Patterns of units of engines. While one is active, the node is judged by its size, as that one will stop.
+    type: list
+    elements: str
+    default: []
+    version_added: 0.2.0
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
 attributes:
@@ -206,15 +212,11 @@ EXAMPLES = r"""
     weights_gib: 329
     vllm_version: 0.22.1
     tensor_parallel_size: 4
-    expert_parallel: true
     kv_cache_dtype: fp8
-    ssm_dtype: float16
     max_model_len: 262144
     max_num_seqs: 6
     max_num_batched_tokens: 8192
     speculative_tokens: 3
-    enable_prefix_caching: true
-    fp4_backend: flashinfer
     budget_gib: 108
     firm_cap_gib: 110
   register: budget
@@ -383,6 +385,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.answer import answer
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.inputs import (
+    ACTIVE_UNITS,
     MEMINFO,
     node_memory,
     not_moved_yet,
@@ -443,6 +446,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "mem_total_gib": {"type": "float"},
     "mem_available_gib": {"type": "float"},
     "reclaim_gib": {"type": "float", "default": 0},
+    "engine_units": {"type": "list", "elements": "str", "default": []},
 }
 
 
@@ -476,6 +480,8 @@ def main() -> None:
     )
     try:
         params = dict(module.params)
+        patterns = params.pop("engine_units")
+        params["serving"] = bool(patterns and module.run_command([*ACTIVE_UNITS, *patterns])[1].strip())
         budget = run(params)
         weights_gib = params["weights_gib"]
     except (GeometryError, MemoryModelError) as error:

@@ -11,6 +11,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import available_on_idle_node, meminfo_gib
 
 MEMINFO = Path("/proc/meminfo")
+#: Lists units that are active and match the patterns that follow, one a line.
+ACTIVE_UNITS = ("systemctl", "list-units", "--plain", "--no-legend", "--state=active")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -39,8 +41,11 @@ def not_moved_yet(folder: Path) -> bool:
 def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float, float | None]:
     """Return the node's total and what the engine will find free; None for what its size suggests.
 
+    On a node that serves (``serving``, which is taken out), what is free now is not what will be free.
+
     :raises ValueError: ``/proc/meminfo`` was needed and cannot be read
     """
+    serving = params.pop("serving", False)
     total, available = params["mem_total_gib"], params["mem_available_gib"]
     if total is not None:
         return total, available
@@ -48,7 +53,7 @@ def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float,
         total, free = meminfo_gib(meminfo.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{meminfo} cannot be read on this node: {error.strerror}. Give mem_total_gib.") from error
-    if available is None:
+    if available is None and not serving:
         available = min(total, available_on_idle_node(free, params["reclaim_gib"], params["device"]))
     return total, available
 

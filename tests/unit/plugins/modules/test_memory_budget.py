@@ -102,6 +102,32 @@ def test_memory_that_the_running_engine_will_give_back(capsys: pytest.CaptureFix
     assert call(capsys, **arguments, reclaim_gib=500)["mem_available_gib"] == pytest.approx(121.69, abs=0.002)
 
 
+@pytest.mark.parametrize(
+    ("active", "available_gib", "verdict"),
+    [("", 10 - 2.9, "refused"), ("vllm-nano.service loaded active running vLLM\n", 111.27, "fits")],
+)
+def test_a_node_that_serves_is_judged_by_its_size(
+    capsys: pytest.CaptureFixture[str],
+    meminfo: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    active: str,
+    available_gib: float,
+    verdict: str,
+) -> None:
+    asked: list[list[str]] = []
+
+    def systemctl(_module: Any, words: list[str], **_options: Any) -> tuple[int, str, str]:
+        asked.append(words)
+        return 0, active, ""
+
+    monkeypatch.setattr(basic.AnsibleModule, "run_command", systemctl)
+    meminfo.write_text(MEMINFO.replace("119714304", "10485760"), encoding="utf-8")
+    arguments = {**NANO, "mem_total_gib": None, "mem_available_gib": None, "engine_units": ["vllm-*.service"]}
+    result = call(capsys, **arguments)
+    assert (result["verdict"], result["mem_available_gib"]) == (verdict, pytest.approx(available_gib))
+    assert asked == [["systemctl", "list-units", "--plain", "--no-legend", "--state=active", "vllm-*.service"]]
+
+
 def test_a_given_total_needs_no_node(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
     meminfo.unlink()
     result = call(capsys, **{**NANO, "mem_available_gib": None})
