@@ -21,6 +21,7 @@ import requests
 from rich.console import Console
 from rich.rule import Rule
 
+from lab.engine_wheels import BASE_TAR
 from lab.runs import REPO, RunResult, run_playbook
 
 INVENTORY = "inventories/lab"
@@ -43,19 +44,42 @@ class Answer:
     seconds: float
 
 
+def start_module(*words: str) -> subprocess.Popen[bytes]:
+    """Start a module of the lab with its output on the terminal."""
+    return subprocess.Popen([sys.executable, "-m", *words], cwd=REPO)
+
+
+def end_module(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a module of the lab; raise DemoError when it fails."""
+    if status := process.wait():
+        words = list(process.args)[1:] if isinstance(process.args, list) else []
+        raise DemoError(f"`python {' '.join(map(str, words))}` ended with exit status {status}; see above.")
+
+
 def run_module(*words: str) -> None:
     """Run a module of the lab with its output on the terminal; raise DemoError when it fails."""
-    done = subprocess.run([sys.executable, "-m", *words], cwd=REPO, check=False)
-    if done.returncode != 0:
-        raise DemoError(f"`python -m {' '.join(words)}` ended with exit status {done.returncode}; see above.")
+    end_module(start_module(*words))
 
 
-def prepare_lab(nodes: int) -> None:
-    """Bring up the lab and provide what the engine's image and the models are made of."""
+def prepare_lab(nodes: int, *, with_docker: bool = False) -> None:
+    """Bring up the lab and, beside it, provide what the engine's image and the models are made of.
+
+    :param with_docker: whether nodes have Docker from the start, as DGX OS has.
+    :raises DemoError: when a part of it fails.
+    """
     # Measurements need the proportion of the two networks; at the default of 50 Mbit/s the wheels alone take 80 s.
-    run_module("lab", "up", "--nodes", str(nodes), "--fabric-rate", "10gbit", "--mgmt-rate", "1gbit")
-    run_module("lab.engine_wheels")
-    run_module("lab.models")
+    rates = ("--fabric-rate", "10gbit", "--mgmt-rate", "1gbit")
+    up = start_module("lab", "up", "--nodes", str(nodes), *rates, *(["--with-docker"] if with_docker else []))
+    try:
+        # The wheels are those for the Python of the image's base, which is made before the nodes.
+        while up.poll() is None and not BASE_TAR.exists():
+            time.sleep(0.2)
+        if not up.poll():
+            run_module("lab.engine_wheels")
+            run_module("lab.models")
+    finally:
+        up.wait()
+    end_module(up)
 
 
 def served_models(session: requests.Session, api: str = API) -> list[str]:
@@ -115,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         step(1, f"A lab of {args.nodes} nodes, the engine's wheels and two tiny models")
-        prepare_lab(args.nodes)
+        prepare_lab(args.nodes, with_docker=True)
         # A demo before this one may have left the second model.
         step(2, f"ansible-playbook site.yml -i {INVENTORY} -e model=inventory")
         play(console, "site.yml", {"model": "inventory"})

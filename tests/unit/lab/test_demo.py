@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +113,61 @@ def test_a_refusal_is_shown_in_the_servers_words(api: Api, session: requests.Ses
 def test_a_step_that_fails_is_named() -> None:
     with pytest.raises(demo.DemoError, match=r"`python -m lab.models --no-such-option` ended with exit status 2"):
         demo.run_module("lab.models", "--no-such-option")
+
+
+class Parts:
+    """Stands in for the processes of the lab's modules; `up` goes on until the base is there and the wheels are."""
+
+    def __init__(self, base: Path, up_status: int = 0) -> None:
+        self.base = base
+        self.up_status = up_status
+        self.started: list[tuple[str, ...]] = []
+
+    def start(self, *words: str) -> Any:
+        self.started.append(words)
+        return Part(self, words)
+
+
+class Part:
+    """One process."""
+
+    def __init__(self, parts: Parts, words: tuple[str, ...]) -> None:
+        self.parts = parts
+        self.args = ["python", "-m", *words]
+        self.polled = 0
+
+    def poll(self) -> int | None:
+        self.polled += 1
+        if self.parts.up_status:
+            return self.parts.up_status
+        if self.polled == 3:
+            self.parts.base.touch()
+        return None
+
+    def wait(self) -> int:
+        return self.parts.up_status if self.args[2] == "lab" else 0
+
+
+@pytest.mark.parametrize(("with_docker", "more"), [(False, ()), (True, ("--with-docker",))])
+def test_the_wheels_are_fetched_while_the_nodes_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, with_docker: bool, more: tuple[str, ...]
+) -> None:
+    parts = Parts(tmp_path / "base.tar")
+    monkeypatch.setattr(demo, "BASE_TAR", parts.base)
+    monkeypatch.setattr(demo, "start_module", parts.start)
+    demo.prepare_lab(2, with_docker=with_docker)
+    up, *beside = parts.started
+    assert up == ("lab", "up", "--nodes", "2", "--fabric-rate", "10gbit", "--mgmt-rate", "1gbit", *more)
+    assert beside == [("lab.engine_wheels",), ("lab.models",)]
+    assert parts.base.exists(), "not before the base is there"
+
+
+def test_a_lab_that_does_not_come_up_is_named_and_nothing_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parts = Parts(tmp_path / "base.tar", up_status=3)
+    monkeypatch.setattr(demo, "BASE_TAR", parts.base)
+    monkeypatch.setattr(demo, "start_module", parts.start)
+    with pytest.raises(demo.DemoError, match=r"`python -m lab up .*` ended with exit status 3; see above"):
+        demo.prepare_lab(2)
+    assert len(parts.started) == 1
