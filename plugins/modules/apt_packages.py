@@ -16,6 +16,7 @@ description:
     M(gb10.cluster.owner_state) to remove exactly those.
   - The package lists are fetched only when something is missing and they are older than
     O(cache_valid_s), or when a missing package is not in them.
+  - A node is asked for its packages until every one of O(names) has been seen there in this run.
 options:
   names:
     description: >-
@@ -155,6 +156,8 @@ def main() -> None:
         "missing": missing,
         "marked": marked,
         "cache_updated": False,
+        # For the action plugin alone, which takes it out.
+        "installed": sorted(present),
         "diff": {
             "before": "",
             "after": "".join(f"{name}\n" for name in missing)
@@ -193,6 +196,7 @@ def main() -> None:
     for name in sorted(after - present):
         files.keep("packages", name, None)
     still = [name for name in missing if name not in after]
+    result["installed"] = sorted(after)
     if still:
         module.fail_json(
             msg=f"apt-get reported success, but these packages are not installed: {', '.join(still)}",
