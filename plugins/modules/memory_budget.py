@@ -191,7 +191,7 @@ options:
     type: float
     default: 0
   engine_units:
-    description: Patterns of units of engines. While one is active, the node is judged by its size, as that one will stop.
+    description: Patterns of units of engines, which will stop; while one is active, the node is judged by its size.
     type: list
     elements: str
     default: []
