@@ -7,10 +7,13 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
+
+from benchmarks.swap import BenchError
 
 REPO: Final = Path(__file__).resolve().parents[1]
 #: The two models of the lab whose files the stand-in serves, and how: a run swaps between them.
@@ -97,21 +100,31 @@ def write_site(lab_dir: Path, nodes: int, repo: Path = REPO) -> Path:
     return site
 
 
+def run_module(words: Sequence[str]) -> None:
+    """Run a module of the lab with its output on the terminal.
+
+    :raises BenchError: when it fails.
+    """
+    done = subprocess.run([sys.executable, "-m", *words], cwd=REPO, check=False)
+    if done.returncode:
+        raise BenchError(f"`python -m {' '.join(words)}` ended with {done.returncode}; see above")
+
+
 def bring_up(nodes: int) -> Path:
     """Bring up the lab with what the image and the models are made of, and return its inventory.
 
-    :raises subprocess.CalledProcessError: when a part of it fails; its output is on the terminal.
+    :raises BenchError: when a part of it fails.
     """
     name = lab_name(nodes)
     rates = ("--fabric-rate", "10gbit", "--mgmt-rate", "1gbit")
     for words in (("lab", "up", "--name", name, "--nodes", str(nodes), *rates), ("lab.standin",), ("lab.models",)):
-        subprocess.run([sys.executable, "-m", *words], cwd=REPO, check=True)
+        run_module(words)
     return write_site(REPO / ".lab" / name, nodes)
 
 
 def take_down(nodes: int) -> None:
     """Remove the lab.
 
-    :raises subprocess.CalledProcessError: when that fails.
+    :raises BenchError: when that fails.
     """
-    subprocess.run([sys.executable, "-m", "lab", "down", "--name", lab_name(nodes)], cwd=REPO, check=True)
+    run_module(("lab", "down", "--name", lab_name(nodes)))
