@@ -22,7 +22,7 @@ import json
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,7 @@ class Timeline:
 def figures(result: RunResult, timeline: Timeline, ping_seconds: float) -> dict[str, Any]:
     """Return what one run gave, in seconds and ping rounds."""
     plays: dict[str, list[float]] = defaultdict(list)
+    started: Counter[str] = Counter()
     tasks: list[dict[str, Any]] = []
     on_hosts: dict[str, float] = defaultdict(float)
     by_host: dict[str, float] = defaultdict(float)
@@ -79,6 +80,7 @@ def figures(result: RunResult, timeline: Timeline, ping_seconds: float) -> dict[
     for play, task, seconds in timeline.spans():
         plays[play].append(seconds)
         if task:
+            started[play] += 1
             tasks.append({"task": task, "seconds": round(seconds, 2), "on_hosts": round(on_hosts[task], 2)})
     return {
         "seconds": round(result.seconds, 1),
@@ -86,7 +88,7 @@ def figures(result: RunResult, timeline: Timeline, ping_seconds: float) -> dict[
         "ping_rounds": round(result.seconds / ping_seconds, 1),
         "tasks": len(tasks),
         "changed": result.changed_tasks(),
-        "by_play": {play: [len(each) - 1, round(sum(each), 1)] for play, each in plays.items()},
+        "by_play": {play: [started[play], round(sum(each), 1)] for play, each in plays.items()},
         "by_host": {host: round(seconds, 1) for host, seconds in sorted(by_host.items())},
         "longest": sorted(tasks, key=lambda task: -float(task["seconds"]))[:LONGEST],
     }

@@ -31,6 +31,7 @@ EVENTS: Sequence[tuple[float, dict[str, Any]]] = [
     (3.0, {"event": "runner_on_ok", "event_data": {}}),
     (6.0, {"event": "playbook_on_task_start", "event_data": {"task": "Two", "role": "host"}}),
     (8.0, {"event": "playbook_on_play_start", "event_data": {"name": "Q"}}),
+    (8.5, {"event": "playbook_on_play_start", "event_data": {"name": "Q"}}),
     (9.0, {"event": "playbook_on_stats", "event_data": {}}),
 ]
 
@@ -44,7 +45,13 @@ def timeline() -> converge.Timeline:
 
 
 def test_a_task_lasts_until_the_next_begins() -> None:
-    assert timeline().spans() == [("P", "", 1.0), ("P", "host : One", 4.0), ("P", "host : Two", 2.0), ("Q", "", 1.0)]
+    assert timeline().spans() == [
+        ("P", "", 1.0),
+        ("P", "host : One", 4.0),
+        ("P", "host : Two", 2.0),
+        ("Q", "", 0.5),
+        ("Q", "", 0.5),
+    ]
 
 
 def test_figures_by_play_task_and_host() -> None:
