@@ -201,7 +201,7 @@ def test_each_loader_shows_its_progress(text: str, done: int, total: int) -> Non
 
 
 def test_a_progress_bar_of_any_kind_is_progress_and_a_heartbeat_is_none() -> None:
-    bar = "(EngineCore pid=22) DeepGEMM warmup:  {}%|####5     | {}/2000 [10:00<20:00]"
+    shown = "(EngineCore pid=22) DeepGEMM warmup:  {}%|####5     | {}/2000 [10:00<20:00]"
     beat = "(EngineCore pid=22) INFO 11-20 20:2{}:00 [shm.py:8] Running: 1 reqs, GPU KV cache usage: {}%, hit rate: 4%"
-    assert len({el.fingerprint(bar.format(45, 900)), el.fingerprint(bar.format(46, 920))}) == 2
+    assert len({el.fingerprint(shown.format(45, 900)), el.fingerprint(shown.format(46, 920))}) == 2
     assert len({el.fingerprint(beat.format(1, 10)), el.fingerprint(beat.format(2, 12))}) == 1
