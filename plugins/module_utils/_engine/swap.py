@@ -98,8 +98,14 @@ def describe(
 
 
 def outcome(swap: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return (unit, record) that a decided swap leaves on its node; both empty where it serves nothing."""
-    record: Mapping[str, Any] = swap["after"] if swap["state"] == COMMITTED else swap["before"]
+    """Return (unit, record) that a decided swap leaves on its node; both empty where it serves nothing.
+
+    A model that was to be restarted with other files has those alone: its engine listens where they say.
+    """
+    after: Mapping[str, Any] = swap["after"]
+    record: Mapping[str, Any] = after if swap["state"] == COMMITTED else swap["before"]
+    if record.get("unit") == after.get("unit"):
+        record = {**record, **{port: after[port] for port in ("api_port", "proxy_port") if port in after}}
     unit = unit_of(record, swap["node"])
     return unit, dict(record) if unit else {}
 

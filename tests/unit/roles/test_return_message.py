@@ -25,12 +25,9 @@ def message(returns: bool, **more: Any) -> list[str]:
         "__engine_failure": "new: no module named x",
     }
     # As Ansible renders: the newline after a block is no part of the text.
-    return (
-        jinja2.Environment(trim_blocks=True, autoescape=False)
-        .from_string(template)
-        .render(**known, **more)
-        .splitlines()
-    )
+    environment = jinja2.Environment(trim_blocks=True, autoescape=False)
+    environment.filters["bool"] = bool
+    return environment.from_string(template).render(**{**known, **more}).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -59,3 +56,35 @@ def test_the_return_failed(returns: bool, first: str) -> None:
         "The return failed: old: rank 2 is gone",
         "Nothing is served now.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("behind", "ports", "sentence"),
+    [
+        (
+            True,
+            (8000, 0, 29602, 8000),
+            "It was to listen on port 29602 of loopback, behind the proxy, for the first time (edge_proxy); "
+            "-e edge_proxy=false starts it as before.",
+        ),
+        (
+            False,
+            (29602, 8000, 8000, 0),
+            "It was to listen on port 8000 itself, without the proxy, for the first time (edge_proxy: false); "
+            "-e edge_proxy=true starts it as before.",
+        ),
+        (True, (29602, 8000, 29602, 8000), ""),
+    ],
+)
+def test_a_failed_restart_on_another_port_says_how_to_start_it_as_before(
+    behind: bool, ports: tuple[int, int, int, int], sentence: str
+) -> None:
+    before_api, before_proxy, api, proxy = ports
+    lines = message(
+        False,
+        _engine_before={"model": "new", "api_port": before_api, "proxy_port": before_proxy},
+        _engine_api_port=api,
+        _engine_proxy_port=proxy,
+        engine_behind_proxy=behind,
+    )
+    assert lines[2:] == ([sentence] if sentence else [])

@@ -336,3 +336,19 @@ def test_the_guard_ends_when_the_swap_does(cluster: Cluster) -> None:
     cluster.nodes["n1"].swap.disarm()
     cluster.guards["n1"].run()
     assert guard.main([str(cluster.nodes["n1"].folder / "state" / "swap.json")]) == 0
+
+
+@pytest.mark.parametrize("state", ["rolled_back", "committed"])
+def test_a_model_that_was_restarted_on_another_port_is_recorded_where_its_unit_listens(state: str) -> None:
+    """Its unit has been written anew: there is no former one to return to."""
+    direct = {**BEFORE, "api_port": 8000, "proxy_port": 0, "image": "old"}
+    behind = {**BEFORE, "api_port": 29602, "proxy_port": 8000, "image": "new"}
+    unit, record = swap.outcome({"state": state, "node": "n1", "before": direct, "after": behind})
+    assert unit == A
+    assert record == {**behind, "image": "new" if state == "committed" else "old"}
+
+
+def test_another_model_returns_to_the_port_of_its_record() -> None:
+    before = {**BEFORE, "api_port": 8000, "proxy_port": 0}
+    after = {**AFTER, "api_port": 29602, "proxy_port": 8000}
+    assert swap.outcome({"state": "rolled_back", "node": "n3", "before": before, "after": after}) == (A, before)
