@@ -15,6 +15,8 @@ CONTAINER_ROOT = "/root/.cache/huggingface"
 PREPARED = "gb10-prepared"
 #: Where the container that makes data writes (_weights/prepared.py).
 PREPARED_OUTPUT = "/gb10-output"
+#: Addresses to listen on that 127.0.0.1 leads to, where status, doctor, watch and the proof of a start ask the API.
+ON_LOOPBACK = ("0.0.0.0", "::", "127.0.0.1", "localhost")
 #: What a model needs of the weights root.
 KINDS = ("model", "drafter", "prepared")
 
@@ -53,9 +55,8 @@ def rank_options(
         )
         if name in spec["serve"]
     ]
-    if api_port:
-        errors += _behind_proxy_errors(spec, api_port)
     options = {**own, **spec["serve"]}
+    errors += _behind_proxy_errors(spec, api_port) if api_port else _direct_errors(str(options["host"]))
     speculation, draft_errors = speculative_config(plan)
     errors += draft_errors
     if speculation is not None:
@@ -96,9 +97,20 @@ def _behind_proxy_errors(spec: Mapping[str, Any], api_port: int) -> list[str]:
     ]
     if "host" in spec["serve"]:
         errors.append(
-            "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback."
+            "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback, and "
+            "engine_api_host says where clients reach it. Remove it, or set edge_proxy: false."
         )
     return errors
+
+
+def _direct_errors(address: str) -> list[str]:
+    if address in ON_LOOPBACK:
+        return []
+    return [
+        f"engine_api_host (or 'host' in model_spec.serve) is {address}: without the proxy the engine listens there "
+        "alone, and the checks of its node, which ask on 127.0.0.1, do not reach it. With edge_proxy: true the proxy "
+        "listens on that address and on 127.0.0.1."
+    ]
 
 
 def model_path(plan: Mapping[str, Any]) -> str:

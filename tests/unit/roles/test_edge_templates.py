@@ -140,3 +140,55 @@ def test_the_proxy_follows_the_engine_that_serves(
     given = {"edge_proxy": True, "edge_api_port": 8000, "__edge_engine": {"record": record}, **changes}
     assert [each["port"] for each in role_variable("_edge_listeners", **given)] == listeners
     assert role_variable("_edge_upstream", **given) == {"address": "127.0.0.1", "port": upstream}
+
+
+@pytest.mark.parametrize(
+    ("given", "addresses"),
+    [
+        ({}, ["0.0.0.0"]),
+        ({"engine_api_host": "127.0.0.1"}, ["127.0.0.1"]),
+        ({"engine_api_host": "localhost"}, ["127.0.0.1"]),
+        ({"engine_api_host": "192.168.1.20"}, ["192.168.1.20", "127.0.0.1"]),
+        ({"engine_api_host": "::"}, ["::", "0.0.0.0"]),
+        ({"engine_api_host": "fd00::20"}, ["fd00::20", "127.0.0.1"]),
+    ],
+)
+def test_the_proxy_listens_where_the_engine_would_without_it_and_on_loopback(
+    given: dict[str, str], addresses: list[str]
+) -> None:
+    """An inventory that keeps the API off some addresses keeps it off them behind the proxy as well."""
+    found = role_variable("_edge_listeners", edge_proxy=True, edge_api_port=8000, __edge_engine={"record": {}}, **given)
+    assert found == [{"address": address, "port": 8000, "tls": False} for address in addresses]
+
+
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    found = servers(render(_edge_listeners=[{"address": "fd00::20", "port": 8000, "tls": False}]))
+    assert list(found) == ["[fd00::20]:8000"]
+
+
+@pytest.mark.parametrize(
+    ("tls", "off"), [(False, "edge_proxy: false in"), (True, "edge_proxy: false and edge_tls: false in")]
+)
+def test_a_head_that_cannot_install_the_proxy_names_what_does_without_it(tls: bool, off: str) -> None:
+    tasks = yaml.safe_load((ROLE / "tasks/proxy_install.yml").read_text(encoding="utf-8"))
+    refusal = tasks[-1]["rescue"][-1]["ansible.builtin.fail"]["msg"]
+    known = {
+        "edge_packages": ["nginx-light"],
+        "edge_tls": tls,
+        "inventory_hostname": "gx10-1",
+        "ansible_failed_result": {"msg": "apt-get update failed: Could not resolve 'ports.ubuntu.com'"},
+    }
+    assert Templar(loader=DataLoader(), variables=known).template(trust_as_template(refusal)) == (
+        "The proxy of the API needs nginx-light on gx10-1, which cannot be installed: apt-get update failed: Could not "
+        f"resolve 'ports.ubuntu.com' No engine was touched. Install it by hand, or set {off} the inventory: the engine "
+        "then has the API's port itself."
+    )
+
+
+def test_the_engine_stands_behind_the_proxy_that_the_role_has_by_default() -> None:
+    """Two defaults of one decision: that of the role, and that of the playbooks for the engine."""
+    ours = yaml.safe_load((ROLE / "defaults/main.yml").read_text(encoding="utf-8"))["edge_proxy"]
+    playbooks = yaml.safe_load((REPO / "playbooks/group_vars/all/cluster.yml").read_text(encoding="utf-8"))
+    behind = trust_as_template(playbooks["engine_behind_proxy"])
+    for given, expected in (({}, ours), ({"edge_proxy": "false"}, False), ({"edge_proxy": True}, True)):
+        assert Templar(loader=DataLoader(), variables=given).template(behind) is expected

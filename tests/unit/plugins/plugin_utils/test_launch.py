@@ -94,12 +94,27 @@ def test_behind_a_proxy_the_engine_has_a_port_of_its_own() -> None:
 def test_what_would_bypass_the_proxy_or_collide_with_it_is_refused() -> None:
     exposed = plan(serve={"host": "0.0.0.0"})
     assert launch.rank_options(exposed, "a", "127.0.0.1", 29602)[1] == [
-        "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback."
+        "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback, and "
+        "engine_api_host says where clients reach it. Remove it, or set edge_proxy: false."
     ]
     assert launch.rank_options(exposed, "a", "0.0.0.0")[1] == []
     assert launch.rank_options(plan(), "a", "127.0.0.1", 29510)[1] == [
         "edge_engine_port is 29510, and so is model_spec.ports.master: behind the proxy the engine needs its own."
     ]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "127.0.0.1", "localhost"])
+def test_an_address_that_loopback_leads_to_is_taken_without_the_proxy(address: str) -> None:
+    assert launch.rank_options(plan(), "a", address)[1] == []
+
+
+@pytest.mark.parametrize(("api_host", "serve"), [("10.1.0.5", {}), ("0.0.0.0", {"host": "10.1.0.5"})])
+def test_one_address_without_the_proxy_is_refused_since_no_check_would_reach_it(
+    api_host: str, serve: dict[str, Any]
+) -> None:
+    (error,) = launch.rank_options(plan(serve=serve), "a", api_host)[1]
+    assert error.startswith("engine_api_host (or 'host' in model_spec.serve) is 10.1.0.5: without the proxy")
+    assert "edge_proxy: true" in error
 
 
 WATCH = {
