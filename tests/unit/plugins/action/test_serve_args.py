@@ -29,7 +29,7 @@ PLAY = """
         vllm_version: 0.33.0
         model: /models/a b
         mods: [gpu-mem-util-gb]
-        env: {VLLM_HOST_IP: 10.0.0.1}
+        env: {NCCL_DEBUG: WARN}
     - name: Bad
       gb10.cluster.serve_args:
         serve: {gpu-memory-util: 0.9, headless: true}
@@ -68,7 +68,7 @@ def test_in_a_play(tmp_path: Path) -> None:
         "--disable-prefix-caching",
         *("--port", "8000"),
     ]
-    assert good["env"] == {"VLLM_HOST_IP": "10.0.0.1"}
+    assert good["env"] == {"NCCL_DEBUG": "WARN"}
     assert good["command"].startswith("vllm serve '/models/a b' --tensor-parallel-size 4 --speculative-config '{")
     assert (good["notes"], good["table"]) == ([], "0.33.0")
     bad = results["Bad"]
