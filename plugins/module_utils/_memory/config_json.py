@@ -36,6 +36,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Window,
     check_consistency,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import MOST
 
 #: Full attention in every layer, or windows where `layer_types` says so; with or without experts.
 _PLAIN = (
@@ -166,7 +167,9 @@ def _kinds(config: Config, architecture: str, layers: int) -> list[str]:
     if kinds is None and every and architecture.startswith("Gemma"):
         kinds = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
     if kinds is None:
-        if config.has("sliding_window") and config.values.get("use_sliding_window", True) is not False:
+        # A window as long as the context never cuts anything off.
+        whole = (config.optional("sliding_window") or 0) >= (config.optional("max_position_embeddings") or MOST)
+        if config.has("sliding_window") and not whole and config.values.get("use_sliding_window", True) is not False:
             config.missing.append(
                 f"config.json has sliding_window {config.values['sliding_window']} and does not list which layers have "
                 "it (layer_types), so their cache cannot be sized."
@@ -245,7 +248,7 @@ def _from_gemma_4(config: Config, architecture: str, dtype: str) -> Geometry:
         config.missing.append(
             "config.json attends in both directions everywhere, which the memory model has no rule for."
         )
-    own = kinds[: layers - (config.optional("num_kv_shared_layers") or 0)]
+    own = kinds[: max(0, layers - (config.optional("num_kv_shared_layers") or 0))]
     if "full_attention" not in own:
         config.missing.append("config.json has no layer of full attention: the memory model needs one.")
     narrow = attention_from_config(config, max(1, own.count("full_attention")))

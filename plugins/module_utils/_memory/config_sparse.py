@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
@@ -130,13 +131,19 @@ def _windowed(config: Config, architecture: str, dtype: str, listed: int, **stat
     return replace(geometry, compressed=compressed)
 
 
+def _ratios(value: object, layers: int, known: tuple[int, ...]) -> bool:
+    """Tell whether a value has a known ratio for each layer."""
+    return isinstance(value, list) and len(value) >= layers and all(each in known for each in value)
+
+
 def from_compressed(config: Config, architecture: str, dtype: str) -> Geometry:
     """Read DeepSeek-V4 (vllm/models/deepseek_v4/attention.py).
 
     ``compress_ratios`` has a ratio for each layer and zeros for the draft layers after them; 0 is a window alone.
     """
-    layers, ratios = config.integer("num_hidden_layers"), config.values.get("compress_ratios")
-    if not (isinstance(ratios, list) and len(ratios) >= layers and {4, 128} <= set(ratios) <= {0, 1, 4, 128}):
+    layers = config.integer("num_hidden_layers")
+    ratios: Any = config.values.get("compress_ratios")
+    if not (_ratios(ratios, layers, (0, 1, 4, 128)) and 4 in ratios and 128 in ratios):
         config.missing.append(f"config.json has no compress_ratios of 4 and 128 (and 0) for its {layers} layers.")
         ratios = [0] * layers
     indexed, pooled = max(1, ratios[:layers].count(4)), max(1, ratios[:layers].count(128))
@@ -148,11 +155,10 @@ def from_sources(config: Config, architecture: str, dtype: str) -> Geometry:
 
     ``compress_ratios`` has a ratio of 2 or 1 for each layer that reads them, 0 for a window alone.
     """
-    layers, ratios = config.integer("num_hidden_layers"), config.values.get("compress_ratios")
-    sources = config.values.get("kv_source_layer_ids")
-    if not (
-        isinstance(ratios, list) and len(ratios) >= layers and set(ratios) <= {0, 1, 2} and isinstance(sources, list)
-    ):
+    layers = config.integer("num_hidden_layers")
+    ratios: Any = config.values.get("compress_ratios")
+    sources: Any = config.values.get("kv_source_layer_ids")
+    if not (_ratios(ratios, layers, (0, 1, 2)) and isinstance(sources, list)):
         config.missing.append(f"config.json has no compress_ratios of 2 and 1 (and 0) for its {layers} layers.")
         ratios, sources = [0] * layers, []
     kept = [ratios[each] for each in sources if isinstance(each, int) and 0 <= each < layers]

@@ -15,6 +15,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Mtp,
     Window,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import is_whole, most
 
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 
@@ -33,14 +34,17 @@ class Config:
         """Return the first of the keys that is there as a whole number; note their absence otherwise."""
         for key in keys:
             value = self.values.get(key)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            if is_whole(value, key):
                 return value
+            if isinstance(value, int) and value > most(key):
+                self.missing.append(f"config.json has a {key} that is larger than any model's: {most(key)} at most.")
+                return 1
         self.missing.append(f"config.json has no {' or '.join(keys)} that is {WHOLE}.")
         return 1
 
     def optional(self, key: str) -> int | None:
         value = self.values.get(key)
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+        return value if is_whole(value, key) else None
 
     def texts(self, key: str) -> list[str] | None:
         value = self.values.get(key)
@@ -76,6 +80,9 @@ def moe_of(config: Config, layers: int) -> Moe | None:
     dense = dense if isinstance(dense, list) else []
     first = config.optional("first_k_dense_replace") or 0
     sparse = sum(1 for index in range(first, layers) if index not in dense and (index + 1) % step == 0)
+    each = config.values.get("moe_layer_freq")
+    if isinstance(each, list) and len(each) == layers and all(item in (0, 1) for item in each):
+        sparse = sum(each)  # MiMo-V2: which layers have experts, one by one
     return Moe(
         layers=max(1, sparse),
         experts=config.integer(*EXPERTS),

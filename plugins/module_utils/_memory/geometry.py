@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.parts import missing_parts
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import MOST, is_whole, most
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import nearest
 
 #: Bytes of one element, for the dtypes in which vLLM keeps activations and recurrent states.
@@ -334,7 +335,7 @@ _SECTION_KEYS: Mapping[str, _Keys] = {
 }
 
 
-def _is_kind(value: object, kind: str) -> bool:
+def _is_kind(value: object, kind: str, key: str) -> bool:
     if kind == _TEXT:
         return isinstance(value, str) and value != ""
     if kind == ONE_DTYPE:
@@ -343,11 +344,9 @@ def _is_kind(value: object, kind: str) -> bool:
         return isinstance(value, str) and value in INDEXERS
     if kind == _SWITCH:
         return isinstance(value, bool)
-    if isinstance(value, bool):
-        return False
     if kind == WHOLE:
-        return isinstance(value, int) and value > 0
-    return isinstance(value, int | float) and value > 0
+        return is_whole(value, key)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST
 
 
 def _check_keys(path: str, values: Mapping[str, Any], keys: _Keys, also_known: Iterable[str] = ()) -> list[str]:
@@ -363,7 +362,9 @@ def _check_keys(path: str, values: Mapping[str, Any], keys: _Keys, also_known: I
         if key not in values:
             if required:
                 problems.append(f"{path}.{key} is missing: it must be {kind}.")
-        elif not _is_kind(values[key], kind):
+        elif isinstance(values[key], int) and values[key] > most(key):
+            problems.append(f"{path}.{key} is larger than any model's: {most(key)} at most.")
+        elif not _is_kind(values[key], kind, key):
             problems.append(f"{path}.{key} is {values[key]!r}, but it must be {kind}.")
     return problems
 

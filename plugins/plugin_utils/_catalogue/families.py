@@ -81,7 +81,11 @@ FAMILIES: tuple[tuple[tuple[str, ...], tuple[Row, ...]], ...] = (
     ),
     (
         ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM"),
-        _parsers("qwen3", "hermes", "docs: reasoning outputs, and tool calling for the Qwen3 series [V 0.26.0]"),
+        (
+            *_parsers("qwen3", "hermes", "docs: reasoning outputs, and tool calling for the Qwen3 series [V 0.26.0]"),
+            # Coders of the same classes write calls in another form, which their template shows.
+            Row("tool-call-parser", "qwen3_coder", "docs: this parser reads <function=…> [V 0.22.1]", "<function="),
+        ),
     ),
     (("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"), _parsers("", "hermes", "docs: tool calling, Qwen2.5 [V 0.26.0]")),
     (

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import is_whole
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import Path
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.families import Architecture
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.images import ProposalError
@@ -103,6 +104,6 @@ def _dimensions(repository: Repository) -> tuple[int, str]:
     text = repository.config.get("text_config")
     hidden = (text if isinstance(text, Mapping) else repository.config).get("hidden_size")
     for width, source in ((said, _POOLING), (hidden, "config.json, hidden_size")):
-        if isinstance(width, int) and not isinstance(width, bool) and width > 0:
+        if is_whole(width, "hidden_size"):
             return width, source
     return 0, "neither 1_Pooling/config.json nor config.json says it"

@@ -14,6 +14,7 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Geometry, UnknownGeometryError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import UNKNOWN, MemoryModelError
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import is_whole
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import budget, drafts, families, pooling
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.budget import Fit
@@ -131,10 +132,11 @@ class _Maker:
                 continue
             (self.env if row.place == families.ENV else self.serve)[row.key] = row.value
             self.because(row.source, row.place, row.key)
-        for option, what in (("reasoning-parser", "thinking"), ("tool-call-parser", "tool calls")):
+        left = {key: shown for key, shown in left.items() if key not in self.serve and key not in self.env}
+        for option, what in (("reasoning-parser", "thinking is"), ("tool-call-parser", "tool calls are")):
             if option not in left and option not in self.serve:
                 self.because(
-                    f"no source here says how {what} of {architecture} are parsed; see the model's card",
+                    f"no source here says how {what} parsed of {architecture}; see the model's card",
                     families.SERVE,
                     option,
                 )
@@ -267,7 +269,7 @@ def _longest(config: Mapping[str, Any]) -> int:
     """Return the model's own context in tokens; 0 when config.json does not say."""
     text = config.get("text_config")
     value = (text if isinstance(text, Mapping) else config).get("max_position_embeddings")
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if is_whole(value, "max_position_embeddings") else 0
 
 
 def _check_size(repository: Repository, make: _Maker) -> None:

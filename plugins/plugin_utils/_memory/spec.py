@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, NEWEST_READ, version_text
@@ -63,10 +64,16 @@ def parse_number(value: object) -> float | None:
     """Return a number as vLLM's command line reads it (``256k`` is 256000), or None."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
-        return float(value)
-    match = _NUMBER.fullmatch(str(value).strip())
-    return float(match[1]) * _SUFFIXES.get(match[2], 1) if match else None
+    try:
+        if isinstance(value, int | float):
+            number = float(value)
+        elif match := _NUMBER.fullmatch(str(value).strip()):
+            number = float(match[1]) * _SUFFIXES.get(match[2], 1)
+        else:
+            return None
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None
 
 
 def _fp4_backend(spec: Mapping[str, Any]) -> str:

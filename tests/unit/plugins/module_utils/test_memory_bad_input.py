@@ -62,6 +62,10 @@ GEOMETRY: list[tuple[dict[str, Any], str]] = [
         {"recurrent.conv_kernel": None},
         "geometry.recurrent.conv_kernel is missing: it must be a whole number above zero.",
     ),
+    ({"layers": 10_001}, "geometry.layers is larger than any model's: 10000 at most."),
+    ({"attention.layers": 10**400}, "geometry.attention.layers is larger than any model's: 10000 at most."),
+    ({"hidden_size": 10**400}, "geometry.hidden_size is larger than any model's: 2147483647 at most."),
+    ({"mtp.weights_gib": float("inf")}, "geometry.mtp.weights_gib is inf, but it must be a number above zero."),
     ({"moe": [512, 22]}, "geometry.moe is [512, 22], but it must be a dictionary."),
     ({"moe.experts_per_token": 600}, "geometry.moe.experts_per_token is 600, but there are only 512 experts."),
     (

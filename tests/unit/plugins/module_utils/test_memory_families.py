@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from dataclasses import asdict
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import (
     KNOWN_ARCHITECTURES,
@@ -162,9 +165,10 @@ GQA = {"num_hidden_layers": 62, "num_attention_heads": 48, "num_key_value_heads"
             config(
                 "MiMoV2ForCausalLM", num_hidden_layers=6, num_attention_heads=64, num_key_value_heads=4, head_dim=192,
                 v_head_dim=128, swa_num_key_value_heads=8, swa_head_dim=192, swa_v_head_dim=128,
-                sliding_window_size=128, hybrid_layer_pattern=[0, 1, 1, 1, 1, 0],
+                sliding_window_size=128, hybrid_layer_pattern=[0, 1, 1, 1, 1, 0], n_routed_experts=256,
+                num_experts_per_tok=8, moe_intermediate_size=2048, moe_layer_freq=[0, 1, 1, 1, 1, 1],
             ),
-            Attention(2, 64, 4, 192, 128), (Window(4, 128, 8, 192, 128),), None, id="mimo-v2",
+            Attention(2, 64, 4, 192, 128), (Window(4, 128, 8, 192, 128),), Moe(5, 256, 8, 2048), id="mimo-v2",
         ),
         pytest.param(
             config(
@@ -361,6 +365,8 @@ def test_every_config_has_an_expectation() -> None:
          "config.json has an index_topk_pattern that leaves no layer an indexer."),
         ("deepseek-v4-flash-0731", {"compress_ratios": [2] * 46},
          "config.json has no compress_ratios of 4 and 128 (and 0) for its 43 layers."),
+        ("deepseek-v4-flash-0731", {"compress_ratios": [[4]] * 46},
+         "config.json has no compress_ratios of 4 and 128 (and 0) for its 43 layers."),
         ("kimi-linear-48b-a3b", {"linear_attn_config": None},
          "config.json has no linear_attn_config with kda_layers and full_attn_layers."),
     ],
@@ -432,6 +438,29 @@ def test_a_text_config_without_a_rule_is_unknown(name: str, change: dict[str, An
     with pytest.raises(UnknownGeometryError) as caught:
         geometry_from_hf_config(values | {"text_config": values["text_config"] | change})
     assert sentence in caught.value.missing
+
+
+def test_gemma_4_whose_layers_all_share_a_cache_is_unknown() -> None:
+    values = config_of("gemma-4-31b-it")
+    shared = values["text_config"] | {"num_kv_shared_layers": values["text_config"]["num_hidden_layers"] + 2}
+    with pytest.raises(UnknownGeometryError) as caught:
+        geometry_from_hf_config(values | {"text_config": shared})
+    assert "config.json has no layer of full attention: the memory model needs one." in caught.value.missing
+
+
+NUMBERS = st.integers(-2, 2**70) | st.floats() | st.booleans() | st.none() | st.text(max_size=3)
+VALUES = st.recursive(NUMBERS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(EXPECTED)), st.data())
+def test_a_damaged_config_is_a_geometry_or_unknown(name: str, data: st.DataObject) -> None:
+    """Whatever stands in place of a value: never another exception, and never minutes of work."""
+    values = config_of(name)
+    inner = values["text_config"] if "text_config" in values and data.draw(st.booleans()) else values
+    inner[data.draw(st.sampled_from(sorted(inner)))] = data.draw(VALUES)
+    with contextlib.suppress(UnknownGeometryError):
+        assert geometry_from_hf_config(values).layers > 0
 
 
 def test_gemma_4_without_layer_types_follows_the_default_of_its_class() -> None:

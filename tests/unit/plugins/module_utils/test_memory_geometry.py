@@ -271,6 +271,13 @@ def test_a_sliding_window_that_is_off_does_not_matter() -> None:
     assert geometry_from_hf_config(config).attention.layers == 32
 
 
+def test_a_window_as_long_as_the_context_is_full_attention() -> None:
+    longest = LLAMA_CONFIG["max_position_embeddings"]
+    assert geometry_from_hf_config({**LLAMA_CONFIG, "sliding_window": longest}).attention.layers == 32
+    with pytest.raises(UnknownGeometryError):
+        geometry_from_hf_config({**LLAMA_CONFIG, "sliding_window": longest - 1})
+
+
 def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in keys}
 
@@ -288,6 +295,14 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
         (
             without(LLAMA_CONFIG, "num_hidden_layers"),
             "config.json has no num_hidden_layers that is a whole number above zero.",
+        ),
+        (
+            {**LLAMA_CONFIG, "num_hidden_layers": 10**9},
+            "config.json has a num_hidden_layers that is larger than any model's: 10000 at most.",
+        ),
+        (
+            {**LLAMA_CONFIG, "hidden_size": 10**400},
+            "config.json has a hidden_size that is larger than any model's: 2147483647 at most.",
         ),
         (
             {**LLAMA_CONFIG, "torch_dtype": ["bfloat16"]},

@@ -33,6 +33,24 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.shape impo
 from tests.unit.proposals import FOUR, IMAGES, refused, repository, text_of
 from tests.unit.repositories import GIB, HYBRID, MOE, UNREAD
 
+# --- parsers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"),
+    [
+        ("{% if tools %}<tool_call>{json}</tool_call>{% endif %}<think>", "hermes"),
+        ("{% if tools %}<tool_call><function=name>{% endif %}", "qwen3_coder"),
+        ("no calls here", None),
+    ],
+)
+def test_the_chat_template_says_in_which_form_calls_are_written(template: str, parser: str | None) -> None:
+    made = propose(repository(MOE, template=template), FOUR, Wanted())
+    assert made.spec["serve"].get("tool-call-parser") == parser
+    left = made.reasons.get(("serve",), "")
+    assert ("tool-call-parser" in left) == (parser is None)
+
+
 # --- one of each kind -----------------------------------------------------------------------------------
 
 
