@@ -20,6 +20,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._weights import manif
 from ansible_collections.gb10.cluster.plugins.module_utils._weights.hub import Hub, HubError
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 #: Small files that are read where they are there; each is a JSON object.
 DOCUMENTS = (
     "generation_config.json",
@@ -163,6 +164,20 @@ def _repo_of(path: Path, root: Path) -> str:
     return repo
 
 
+def _without_config(sizes: Mapping[str, int]) -> str:
+    """Return what a repository without config.json is, as the end of a sentence."""
+    for name, what in (
+        (ADAPTER, "it is an adapter of another model; add that one, its base model"),
+        ("model_index.json", "it is a pipeline of diffusers, which vLLM does not serve"),
+        ("params.json", "it has Mistral's own form alone (params.json), which is not read here"),
+    ):
+        if name in sizes:
+            return what
+    if any(name.endswith(".gguf") for name in sizes):
+        return "its weights are .gguf files; take a repository with safetensors"
+    return "it is no model that vLLM's own classes can load"
+
+
 def _assemble(
     repo: str,
     revision: str,
@@ -183,8 +198,10 @@ def _assemble(
         return value
 
     if CONFIG not in sizes:
-        raise RepositoryError(f"{where} has no {CONFIG}: it is no model that vLLM's own classes can load.")
+        raise RepositoryError(f"{where} has no {CONFIG}: {_without_config(sizes)}.")
     config = object_of(CONFIG)
+    if isinstance(mlx := config.get("quantization"), Mapping) and {"bits", "group_size"} <= set(mlx):
+        raise RepositoryError(f"{where} is quantised for MLX (quantization in {CONFIG}), which vLLM does not read.")
     indexes = {name: object_of(name) for name in needs.INDEXES if name in sizes}
     needed, _left, errors = needs.choose(sizes, indexes)
     errors += [error for error in map(manifest.path_error, needed) if error]
@@ -194,6 +211,8 @@ def _assemble(
         kinds = sorted({Path(name).suffix for name in others or sizes if needs.is_weights(name)})
         what = f"its weights are {', '.join(kinds)} files" if kinds else "it has no file with weights"
         raise RepositoryError(f"{where} has no safetensors: {what}. Take a repository with safetensors.")
+    if ADAPTER in sizes and all(Path(name).name.startswith("adapter_") for name in weights):
+        raise RepositoryError(f"{where} has the weights of an adapter alone ({ADAPTER}): add its base model.")
     if errors:
         raise RepositoryError(f"{where}: {errors[0]}")
     index = indexes.get(needs.INDEX, {}).get("metadata")

@@ -31,6 +31,8 @@ SHORT = {
     "sc": "speculative-config",
     "tp": "tensor-parallel-size",
 }
+#: Most levels of a dotted option.
+_MOST_LEVELS = 20
 _OPTION = re.compile(r"^--?[A-Za-z]")
 _WHOLE = re.compile(r"^[+-]?\d+$")
 _DECIMAL = re.compile(r"^[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?$|^[+-]?\d+[eE][+-]?\d+$")
@@ -176,6 +178,8 @@ def _put(found: Command, name: str, path: str, value: Any) -> None:
         found.notes.append(f"--{name} is given as {place!r} and by its keys; the keys count.")
         place = found.serve[name] = {}
     keys = path.split(".")
+    if len(keys) > _MOST_LEVELS:
+        raise CommandError(f"--{name} has a key of {len(keys)} levels; {_MOST_LEVELS} is the most")
     for key in keys[:-1]:
         inner = place.get(key)
         place[key] = inner = inner if isinstance(inner, dict) else {}
@@ -192,7 +196,7 @@ def _json_value(text: str) -> Any:
     """Return what vLLM makes of a dotted option's value: JSON where it is JSON, text otherwise."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -203,7 +207,7 @@ def _value(text: str, entry: Mapping[str, Any]) -> Any:
         for form in (text, text.replace("{{", "{").replace("}}", "}")):
             try:
                 return json.loads(form)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
         return text
     if kind == "str":

@@ -13,7 +13,7 @@ import yaml
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import DocumentError, render
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import NoRecipeError, RecipeError
-from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mapping import Imported, Known, to_model
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mapping import Imported, Known, slug, to_model
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.source import Source, find
 
 #: The mods that the collection ships.
@@ -108,6 +108,10 @@ def read_all(target: str, known: Known, name: str = "", image: str = "") -> list
             rows.append(Row(file, None, str(problem)))
             continue
         group = ms.group_name(found.spec["name"])
+        own = slug(path.stem)
+        if group in taken and own and ms.group_name(own) not in taken:
+            found = _named(found, own, taken[group])
+            group = ms.group_name(own)
         if group in taken:
             rows.append(
                 Row(
@@ -123,6 +127,12 @@ def read_all(target: str, known: Known, name: str = "", image: str = "") -> list
     if not rows:
         raise RecipeError(f"{target} holds no recipe; its {len(source.files)} YAML files are something else.")
     return rows
+
+
+def _named(imported: Imported, name: str, other: str) -> Imported:
+    """Return a model under the name of its file, as another recipe has its own."""
+    line = f"name: {imported.spec['name']} is that of {other} too; the file's name is taken."
+    return replace(imported, spec={**imported.spec, "name": name}, left=[*imported.left, line])
 
 
 def document(row_file: str, imported: Imported) -> str:

@@ -27,8 +27,21 @@ MAX_INCLUDES = 8
 Include = Callable[[str, str], tuple[str, str]]
 
 
+#: Most characters of a message: it quotes the file of a stranger.
+MAX_MESSAGE = 800
+
+
+def one_line(text: str) -> str:
+    """Return a text for a message or a report: one line, printable, of bounded length."""
+    line = "".join(each if each.isprintable() else "?" for each in text[: MAX_MESSAGE + 1])
+    return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}…"
+
+
 class RecipeError(ValueError):
     """The file is no recipe that this project can run; the message says why, in one sentence."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class NoRecipeError(RecipeError):

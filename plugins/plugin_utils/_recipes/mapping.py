@@ -13,7 +13,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model import image_r
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.command import CommandError, read_command
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import DEFAULTS, command_of
-from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError, one_line
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import (
     ImportedMod,
     ModError,
@@ -50,6 +50,12 @@ _OF_THE_MACHINE = re.compile(
     r"VLLM_HOST_IP|(NCCL|GLOO|TP|UCX|OMPI_MCA)_\w*(IFNAME|NET_DEVICES|btl_tcp_if\w*)|NCCL_IB_(HCA|GID_INDEX)|MN_IF_NAME"
 )
 _SECRETS = ("VLLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+#: A revision of a repository in the cache of huggingface_hub.
+_SNAPSHOT = re.compile(
+    r"/.*/models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<commit>[0-9a-f]{40})/?", re.ASCII
+)
+#: Most ranks of a recipe; the largest known one has 16.
+MAX_RANKS = 1024
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: A path of keys below `spec`.
@@ -113,7 +119,7 @@ def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: st
     left = [f"{key}: {why}." for key, why in recipe.left.items()]
     reasons: dict[Keys, str] = {}
     chosen = image or _image(recipe, where, known, left)
-    version, upstream = _versions(known, chosen)
+    version, upstream = _versions(known, chosen, where)
     try:
         command = read_command(command_of(recipe), _options(version or upstream))
     except CommandError as problem:
@@ -121,16 +127,20 @@ def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: st
     left += command.notes
     serve = command.serve
     left += _unused(recipe, serve)
-    repo = command.model or recipe.model
+    repo, snapshot = _of_cache(command.model or recipe.model)
+    if snapshot:
+        left.append(
+            f"model: {command.model or recipe.model} is {repo} at {snapshot} in a cache of the hub; that is taken."
+        )
     if not _REPO.fullmatch(repo):
         raise RecipeError(
             f"{where} serves {repo or 'no model'}, a place on another machine; a model here is "
             "<organisation>/<repository>, whose weights are moved to every node."
         )
-    if recipe.model not in (repo, ""):
+    if recipe.model not in (repo, command.model, ""):
         left.append(f"model: it says {recipe.model}, the command serves {repo}; the command counts.")
     spec: dict[str, Any] = {"name": name or slug(recipe.name), "repo": repo}
-    revision = str(serve.pop("revision", "") or recipe.revision)
+    revision = str(serve.pop("revision", "") or snapshot or recipe.revision)
     if revision and revision != "main":
         spec["revision"] = revision
     else:
@@ -158,7 +168,14 @@ def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: st
     if made:
         reasons["mods",] = "made of the recipe's patches, which were read and not run"
     notes = _checked(spec, version, upstream, where, [each.name for each in made], left)
+    left, notes = [one_line(each) for each in left], [one_line(each) for each in notes]
     return Imported(recipe, spec, reasons, left, notes, tuple(made))
+
+
+def _of_cache(model: str) -> tuple[str, str]:
+    """Return (repository, commit) of a snapshot in a cache of the hub; (the text, nothing) of anything else."""
+    found = _SNAPSHOT.fullmatch(model)
+    return (f"{found['owner']}/{found['name']}", found["commit"]) if found else (model, "")
 
 
 def _options(version: str) -> dict[str, Any]:
@@ -198,11 +215,11 @@ def _image(recipe: Recipe, where: str, known: Known, left: list[str]) -> str:
     )
 
 
-def _versions(known: Known, image: str) -> tuple[str, str]:
+def _versions(known: Known, image: str, where: str) -> tuple[str, str]:
     """Return (version of vLLM in an image, release that a fork is based on); empty what is not known."""
     flat, errors = image_recipe.resolve(known.images, image)
     if errors:
-        raise RecipeError(" ".join(errors))
+        raise RecipeError(f"{where}: {' '.join(errors)}")
     return str(flat["vllm_version"] or ""), str(flat["vllm_upstream"] or "")
 
 
@@ -259,6 +276,8 @@ def _nodes(
             "parallel ranks."
         )
     world: int = sizes["tensor"] * sizes["pipeline"]
+    if world > MAX_RANKS:
+        raise RecipeError(f"{where} has {world} ranks, each of which is a node here; {MAX_RANKS} is the most.")
     fewest, most = recipe.nodes
     if world < fewest or (most is not None and world > most):
         asked = f"{fewest} or more" if most is None else f"{fewest} to {most}"
@@ -310,18 +329,18 @@ def _drafter(
     if isinstance(config, str):
         try:
             config = serve["speculative-config"] = json.loads(config)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
-    repo = config.get("model") if isinstance(config, dict) else None
+    repo, snapshot = _of_cache(str(config.get("model") or "")) if isinstance(config, dict) else ("", "")
     if isinstance(config, dict) and repo == spec["repo"] and "mtp" in str(config.get("method")):
         del config["model"]
         left.append("serve.speculative-config.model: it is the model itself, which drafts by itself with this method.")
         return
-    if not isinstance(config, dict) or not isinstance(repo, str) or repo == spec["repo"] or not _REPO.fullmatch(repo):
+    if not isinstance(config, dict) or repo == spec["repo"] or not _REPO.fullmatch(repo):
         return
     del config["model"]
     spec["drafter"] = {"repo": repo}
-    if revision := config.pop("revision", None):
+    if revision := config.pop("revision", None) or snapshot:
         spec["drafter"]["revision"] = str(revision)
     if size := known.size_gib(repo):
         spec["drafter"]["size_gib"] = size

@@ -128,7 +128,7 @@ def speculative_config(plan: Mapping[str, Any]) -> tuple[dict[str, Any] | None, 
     if isinstance(written, str):
         try:
             written = json.loads(written)
-        except ValueError:
+        except (ValueError, RecursionError):
             written = None
     if not isinstance(written, Mapping):
         if drafter:

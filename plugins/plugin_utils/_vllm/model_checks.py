@@ -47,7 +47,7 @@ def context_errors(spec: Mapping[str, Any]) -> list[str]:
     if isinstance(overrides, str):
         try:
             overrides = json.loads(overrides)
-        except ValueError:
+        except (ValueError, RecursionError):
             overrides = None
     if isinstance(overrides, Mapping) and any(key in overrides for key in _RESCALES):
         return []

@@ -131,5 +131,5 @@ def _variable_value(check: Check, name: str, text: str, entry: Mapping[str, Any]
     elif entry.get("kind") == "json":
         try:
             json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             check.unknown(f"env.{name} takes JSON, found {show(text)}.")

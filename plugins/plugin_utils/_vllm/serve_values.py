@@ -296,6 +296,9 @@ def _structured(check: Check, key: str, name: str, value: Any) -> list[str]:
                 f"({problem.msg} at column {problem.colno})."
             )
             return []
+        except (ValueError, RecursionError) as problem:
+            check.errors.append(f"serve.{key} takes a dictionary or JSON, found {show(value)} ({str(problem)[:80]}).")
+            return []
     else:
         parsed = value
     wants_dict = "keys" in entry or entry["kind"] == "str_or_json"
@@ -305,10 +308,13 @@ def _structured(check: Check, key: str, name: str, value: Any) -> list[str]:
         return []
     try:
         text = json.dumps(parsed, separators=(",", ":"), allow_nan=False)
-    except TypeError as problem:
-        check.errors.append(f"serve.{key} cannot be written as JSON: {problem}.")
+    except (TypeError, RecursionError) as problem:
+        check.errors.append(f"serve.{key} cannot be written as JSON: {str(problem)[:80]}.")
         return []
-    except ValueError:
+    except ValueError as problem:
+        if "ircular" in str(problem):
+            check.errors.append(f"serve.{key} contains itself, which JSON cannot.")
+            return []
         check.errors.append(f"serve.{key} holds an infinite number or no number at all, which JSON does not have.")
         return []
     keyed = isinstance(parsed, dict) and "keys" in entry

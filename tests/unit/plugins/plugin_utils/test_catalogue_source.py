@@ -162,6 +162,41 @@ def test_a_directory_elsewhere_is_refused(tmp_path: Path) -> None:
         source.read("./nowhere", "", "http://127.0.0.1:9", "", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "has no config.json: it is an adapter of another model"),
+        (["model_index.json", "unet/model.safetensors"], "has no config.json: it is a pipeline of diffusers"),
+        (["params.json", "consolidated.safetensors"], "has no config.json: it has Mistral's own form alone"),
+        (["model-q4.gguf"], "has no config.json: its weights are .gguf files"),
+        (["model.safetensors"], "has no config.json: it is no model that vLLM's own classes can load"),
+        (["config.json", "model-q4.gguf"], "has no safetensors: its weights are .gguf files"),
+        (["config.json", "adapter_config.json", "adapter_model.safetensors"], "has the weights of an adapter alone"),
+        (["config.json", "adapter_config.json", "model.safetensors"], ""),
+    ],
+)
+def test_a_directory_of_another_form_says_which(tmp_path: Path, files: list[str], said: str) -> None:
+    path = directory(tmp_path / "org" / "model")
+    for name in ("config.json", "model.safetensors"):
+        (path / name).unlink()
+    for name in files:
+        (path / name).parent.mkdir(exist_ok=True)
+        config = json.dumps(MOE if name == "config.json" else {})
+        (path / name).write_bytes(safetensors(100) if name.endswith(".safetensors") else config.encode())
+    if not said:
+        assert source.read(str(path), "", "", "", str(tmp_path)).weights == ("model.safetensors",)
+        return
+    with pytest.raises(source.RepositoryError) as problem:
+        source.read(str(path), "", "", "", str(tmp_path))
+    assert said in str(problem.value)
+
+
+def test_weights_quantised_for_mlx_are_refused(tmp_path: Path) -> None:
+    path = directory(tmp_path / "org" / "model", MOE | {"quantization": {"bits": 4, "group_size": 64}})
+    with pytest.raises(source.RepositoryError, match=r"is quantised for MLX \(quantization in config\.json\)"):
+        source.read(str(path), "", "", "", str(tmp_path))
+
+
 def test_a_shard_that_was_cut_off_is_found_by_its_header(tmp_path: Path) -> None:
     path = directory(tmp_path / "org" / "model")
     whole = (path / "model.safetensors").read_bytes()

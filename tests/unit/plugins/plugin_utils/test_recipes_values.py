@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import importer
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.formats import read_recipe
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mapping import Imported, Known, to_model
@@ -107,3 +109,60 @@ def test_a_head_that_is_named_as_the_model_itself_is_no_drafter() -> None:
         "num_speculative_tokens": 3,
     }
     assert any(line.startswith("serve.speculative-config.model: it is the model itself") for line in found.left)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("tensor_parallel: 2", "tensor_parallel: 99999999999"), "has 99999999999 ranks, each of which is a node here"),
+        (("--load-format of-a-fork", "--hf-overrides '" + "[" * 5000 + "'"), "serve.hf-overrides takes"),
+        (
+            ("--load-format of-a-fork", "--compilation-config '" + '{"a":' * 5000 + "'"),
+            "serve.compilation-config takes",
+        ),
+        (("--load-format of-a-fork", "--speculative-config '" + "[" * 5000 + "'"), "serve.speculative-config takes"),
+        (("--load-format of-a-fork", "--x" + ".a" * 5000 + " 1"), "--x has a key of 5000 levels; 20 is the most"),
+        (("runtime: vllm", "runtime: " + "x" * 5000), "is for the engine xxx"),
+        (("ghcr.io/org/some-fork:latest", '"\\u202e\\a"'), "needs the image ??, which"),
+    ],
+)
+def test_what_is_too_large_is_one_short_sentence(change: tuple[str, str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        model(SPARKRUN.replace(*change))
+    said = str(caught.value)
+    assert message in said
+    assert said.isprintable()
+    assert len(said) <= 801
+
+
+def test_lines_of_the_report_are_short_and_printable() -> None:
+    found = model(SPARKRUN + 'zzz: 1\nmodel_url: x\n"a\\nb": 1\n' + f"{'k' * 900}: 1\n")
+    assert all(line.isprintable() and len(line) <= 801 for line in found.left)
+    assert any(line.startswith("a?b: ") for line in found.left)
+
+
+def test_a_snapshot_in_a_cache_of_the_hub_is_the_repository_at_its_commit() -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    path = "/cache/huggingface/hub/models--org--some-model.v2--x/snapshots/" + commit
+    found = model(SPARKRUN.replace("vllm serve {model}", f"vllm serve {path}"))
+    assert (found.spec["repo"], found.spec["revision"]) == ("org/some-model.v2--x", commit)
+    assert found.spec["served_name"] == "org/some-model.v2--x"
+    assert any(line.startswith(f"model: {path} is org/some-model.v2--x at {commit}") for line in found.left)
+    drafted = model(EUGR.replace("org/draft", path).replace(',"revision":"abc"', ""))
+    assert drafted.spec["drafter"] == {"repo": "org/some-model.v2--x", "revision": commit}
+    with pytest.raises(RecipeError, match="a place on another machine"):
+        model(SPARKRUN.replace("vllm serve {model}", "vllm serve /models/org--some-model"))
+
+
+def test_recipes_of_one_name_go_by_their_files(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b-fp8.yaml", "deep/b-fp8.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(SPARKRUN + "name: Same\n", encoding="utf-8")
+    rows = importer.read_all(str(tmp_path), Known())
+    assert [row.imported.spec["name"] if row.imported else row.sentence for row in rows] == [
+        "same",
+        "b-fp8",
+        "deep/b-fp8.yaml would be model same, as a.yaml is; import it alone, with import_recipe_name.",
+    ]
+    assert rows[1].imported
+    assert rows[1].imported.left[-1] == "name: same is that of a.yaml too; the file's name is taken."

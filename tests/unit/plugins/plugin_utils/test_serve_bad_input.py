@@ -580,6 +580,23 @@ def test_each_gets_its_sentence(bad: Bad) -> None:
     assert tuple(caught.value.errors) == bad.sentences
 
 
+@pytest.mark.parametrize("option", ["hf-overrides", "compilation-config", "speculative-config"])
+def test_values_that_json_cannot_hold_get_a_sentence(option: str) -> None:
+    circle: dict[str, Any] = {}
+    circle["method"] = circle
+    deep: dict[str, Any] = {}
+    for _level in range(2000):
+        deep = {"method": deep}
+    for value, said in (
+        (circle, "contains itself, which JSON cannot"),
+        (deep, "cannot be written as JSON"),
+        ("[" * 50_000, "takes a dictionary or JSON"),
+    ):
+        with pytest.raises(ServeError) as caught:
+            serve_files.render({option: value}, "0.30.0", {}, [])
+        assert said in str(caught.value)
+
+
 def test_there_are_enough_of_them() -> None:
     assert len(ALL) >= 45
     assert len({bad.sentences for bad in ALL}) == len(ALL)
