@@ -191,7 +191,7 @@ def _options(version: str) -> dict[str, Any]:
 
 def _image(recipe: Recipe, where: str, known: Known, left: list[str]) -> str:
     """Return the image of a recipe: a key of the catalogue, or a reference that can be pulled."""
-    container = recipe.container
+    container = recipe.container.removesuffix(":latest") if "/" not in recipe.container else recipe.container
     if container in LOCAL_IMAGES:
         published = LOCAL_IMAGES[container]
         left.append(
@@ -205,7 +205,7 @@ def _image(recipe: Recipe, where: str, known: Known, left: list[str]) -> str:
             "its own, of another release."
         )
         return container
-    if image_recipe.by_reference(container):
+    if "/" in container and image_recipe.by_reference(container):
         return container
     if not container:
         raise RecipeError(f"{where} names no container; import_recipe_image names an image.")

@@ -96,6 +96,9 @@ def test_names_of_local_images_become_what_the_same_project_publishes() -> None:
     found = model(SPARKRUN.replace("ghcr.io/org/some-fork:latest", "sparkrun-eugr-vllm-tf5"))
     assert found.spec["image"] == "ghcr.io/spark-arena/dgx-vllm-eugr-nightly-tf5:latest"
     assert any(line.startswith("container: sparkrun-eugr-vllm-tf5") for line in found.left)
+    assert model(EUGR.replace("vllm-node", "vllm-node:latest")).spec["image"] == "eugr/spark-vllm:latest"
+    with pytest.raises(RecipeError, match="needs the image some-runtime:own, which another project's script builds"):
+        model(EUGR.replace("vllm-node", "some-runtime:own"))
     with pytest.raises(RecipeError, match="names no container; import_recipe_image names an image"):
         model(EUGR.replace("container: vllm-node\n", ""))
 
