@@ -22,8 +22,8 @@ options:
     type: dict
   recipe:
     description: >-
-      A recipe file of eugr, sparkrun or vllm-project/recipes, or C(<directory>:<recipe>); it takes the place of
-      I(model) and I(spec). Refused together with C(-e model=).
+      A recipe file of eugr, sparkrun or vllm-project/recipes, C(<directory>:<recipe>) or C(<file>:<variant>); it takes
+      the place of I(model) and I(spec). Refused together with C(-e model=).
     type: str
     default: ""
   source_root:

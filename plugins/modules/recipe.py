@@ -15,7 +15,7 @@ description:
   - Runs on the control node alone, and writes nothing; M(gb10.cluster.model_file) writes.
 options:
   recipe:
-    description: A file, a directory, a checkout of a registry, or C(<directory>:<recipe>).
+    description: A file, a directory, a checkout of a registry, C(<directory>:<recipe>) or C(<file>:<variant>).
     type: str
     required: true
   name:
