@@ -13,6 +13,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -190,11 +191,15 @@ def ended(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any
     if not before or before.get("ended", when) == when or failure.get("model") != record.get("model"):
         return {}
     reason = str(failure.get("reason", ""))
+    # The record is the head's own: a reason that names no member is that of the head's rank.
+    members = [str(member) for member in record.get("members") or ()]
+    named = set(members).intersection(word.rstrip(".") for word in re.findall(r"[\w.-]+", reason))
+    head = f" on {members[0]}, rank 0" if members and not named else ""
     cause = {"name": "ended", "cause": reason, "remedy": f"The end of its log is in {config['failures']}."}
     return {
         "model": str(failure["model"]),
         "state": probe.DEAD,
-        "summary": f"The engine ended: {reason}",
+        "summary": f"The engine ended{head}: {reason}",
         "diagnosis": [cause],
         "ended": when,
     }

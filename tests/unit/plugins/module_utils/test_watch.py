@@ -191,7 +191,7 @@ def test_an_end_is_recorded_though_the_engine_runs_again(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "watch.json").write_text(json.dumps(config), encoding="utf-8")
-    Path(config["record"]).write_text(json.dumps({"model": "a", "members": ["n1"]}), encoding="utf-8")
+    Path(config["record"]).write_text(json.dumps({"model": "a", "members": ["n1", "n2"]}), encoding="utf-8")
     answers: list[dict[str, Any]] = [READY]
     monkeypatch.setattr(watch, "check", lambda *_given: answers[0])
 
@@ -222,7 +222,7 @@ def test_an_end_is_reported_before_the_check_and_one_during_it_before_its_result
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "watch.json").write_text(json.dumps(config), encoding="utf-8")
-    Path(config["record"]).write_text(json.dumps({"model": "a", "members": ["n1"]}), encoding="utf-8")
+    Path(config["record"]).write_text(json.dumps({"model": "a", "members": ["n1", "n2", "n3"]}), encoding="utf-8")
     ends = [30.0]
     seen: list[list[str]] = []
 
@@ -253,6 +253,21 @@ def test_the_first_end_of_all_is_new(config: dict[str, Any]) -> None:
     assert watch.ended(config, {"model": "a"})["summary"] == "The engine ended: x"
     Path(config["failures"]).write_text("{", encoding="utf-8")
     assert watch.ended(config, {"model": "a"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("reason", "summary"),
+    [
+        ("the container was killed", "The engine ended on n1, rank 0: the container was killed"),
+        ("rank 1, n2 (10.0.0.2) is gone", "The engine ended: rank 1, n2 (10.0.0.2) is gone"),
+    ],
+)
+def test_an_end_names_the_node_whose_rank_ended_first(config: dict[str, Any], reason: str, summary: str) -> None:
+    record = {"model": "a", "members": ["n1", "n2"]}
+    watch.note(config, READY, 10.0)
+    failure = {"epoch_s": 5.0, "model": "a", "reason": reason}
+    Path(config["failures"]).write_text(json.dumps(failure), encoding="utf-8")
+    assert watch.ended(config, record)["summary"] == summary
 
 
 class Api(http.server.BaseHTTPRequestHandler):
