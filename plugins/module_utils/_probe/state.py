@@ -223,12 +223,12 @@ def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Map
                     node=head,
                     name="mtp_not_wired",
                     kind=CAUSE,
-                    cause=f"The model expects multi-token prediction with {tokens} tokens; the "
-                    f"engine's log shows {found}.",
+                    cause=f"The model expects speculation with {tokens} tokens; the engine's log shows {found}.",
                     remedy="Compare speculative-config in the model's file with the unit's command line.",
                 )
             )
-        elif not mtp.get("detected"):
+        # vLLM says so for layers of the target's own checkpoint; a model, head or search of its own is no MTP model.
+        elif "mtp" in str(mtp.get("method", "")) and not mtp.get("detected"):
             wrong.append(
                 Diagnosis(
                     node=head,

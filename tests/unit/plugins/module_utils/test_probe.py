@@ -245,9 +245,9 @@ def test_driver_allocation_failures_alone_say_nothing_of_a_living_engine() -> No
     assert [each.name for each in state.warnings] == ["unknown_environment"]
 
 
-def mtp_rank(tokens: int, *, detected: bool, complete: bool = True) -> list[dict[str, Any]]:
+def mtp_rank(tokens: int, *, detected: bool, complete: bool = True, method: str = "mtp") -> list[dict[str, Any]]:
     reports = ranks()
-    mtp = {"method": "mtp", "num_spec_tokens": tokens, "detected": detected}
+    mtp = {"method": method, "num_spec_tokens": tokens, "detected": detected}
     reports[0] = rank(HEAD, log={"mtp": mtp, "complete": complete})
     return reports
 
@@ -259,10 +259,13 @@ def mtp_rank(tokens: int, *, detected: bool, complete: bool = True) -> list[dict
         (mtp_rank(2, detected=True), "mtp_not_wired"),
         (mtp_rank(3, detected=False), "mtp_not_detected"),
         (mtp_rank(3, detected=True), None),
+        (mtp_rank(3, detected=False, method="draft_model"), None),
+        (mtp_rank(3, detected=False, method="dflash"), None),
+        (mtp_rank(2, detected=False, method="eagle3"), "mtp_not_wired"),
         (mtp_rank(0, detected=False, complete=False), None),
     ],
 )
-def test_mtp_must_be_wired_where_it_is_expected(reports: list[dict[str, Any]], name: str | None) -> None:
+def test_speculation_must_be_wired_where_it_is_expected(reports: list[dict[str, Any]], name: str | None) -> None:
     state = merge(reports, api(), expected={**WANTED, "mtp_tokens": 3})
     assert [each.name for each in state.diagnosis] == ([name] if name else [])
     assert state.state == (probe.DEGRADED if name else probe.READY)
