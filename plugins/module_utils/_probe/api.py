@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ansible_collections.gb10.cluster.plugins.module_utils._probe import pooling
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import pooling, tool_call
 
 METRICS = (
     "vllm:generation_tokens_total",
@@ -263,34 +263,8 @@ def _run_canary(
     return result
 
 
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "read_thermometer",
-        "description": "Reads the temperature in a room of the house.",
-        "parameters": {
-            "type": "object",
-            "properties": {"room": {"type": "string", "description": "Name of the room"}},
-            "required": ["room"],
-        },
-    },
-}
-
-
 def _judge_tool_call(read: _Streamed) -> str:
-    if not read.tool_calls:
-        shown = (read.text or read.reasoning)[:120]
-        return f"the model was asked to call a tool and the parser returned no tool call, but {shown!r}"
-    call = read.tool_calls[min(read.tool_calls)]
-    if call["name"] != "read_thermometer":
-        return f"the parser returned a call of {call['name']!r} instead of 'read_thermometer'"
-    try:
-        arguments = json.loads(call["arguments"])
-    except ValueError:
-        return f"the arguments of the tool call are not JSON: {call['arguments'][:120]!r}"
-    if not isinstance(arguments, dict) or "room" not in arguments:
-        return f"the tool call has no argument 'room': {call['arguments'][:120]!r}"
-    return ""
+    return tool_call.wrong_call(list(read.tool_calls.values()), read.reasoning + read.text)
 
 
 def _judge_reasoning(read: _Streamed) -> str:
@@ -368,13 +342,13 @@ def run_canaries(client: Client, wanted: Wanted, clock: Callable[[], float] = ti
             )
         )
     if wanted.tool_call:
-        messages = [{"role": "user", "content": "How warm is it in the kitchen? Use the tool."}]
+        messages = [{"role": "user", "content": tool_call.QUESTION}]
         results.append(
             _run_canary(
                 "tool_call",
                 client,
                 "/v1/chat/completions",
-                {**chat, "messages": messages, "tools": [_TOOL], "tool_choice": "auto", "max_tokens": 1024},
+                {**chat, "messages": messages, **tool_call.REQUEST, "max_tokens": 1024},
                 _judge_tool_call,
                 clock,
             )

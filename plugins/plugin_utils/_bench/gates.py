@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import tool_call
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import Asked, Heard
 
 GATES = ("needle", "answers", "tool_call", "reasoning")
@@ -33,31 +34,13 @@ QUESTIONS: tuple[tuple[str, str, str], ...] = (
     ("extraction", "Log: 12:01 start; 12:04 warning, disk at 91 percent; 12:09 stop. When did it stop?", "12:09"),
     ("extraction", "A table in CSV: name,city / Ida,Oslo / Bo,Turku / Cem,Izmir. In which city is Bo?", "Turku"),
 )
-TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "count_shelf",
-        "description": "Return how many items lie in one row of one shelf of the store.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "shelf": {"type": "string", "description": "Name of the shelf, e.g. A1."},
-                "row": {"type": "integer", "description": "Number of the row, from 1."},
-            },
-            "required": ["shelf", "row"],
-        },
-    },
-}
-TOOL_QUESTION = "How many items lie in row 3 of shelf B7? Use the tool."
-TOOL_ARGUMENTS = {"shelf": "B7", "row": 3}
 REASONING_QUESTION = (
     "A ferry leaves at 09:40 and needs 85 minutes. When does it arrive? Think it through first. "
     "Then answer with the time alone, as HH:MM."
 )
 REASONING_ANSWER = "11:05"
-#: What stands in an answer whose reasoning or tool call no parser took out of it.
+#: What stands in an answer whose reasoning no parser took out of it.
 REASONING_MARKS = ("<think>", "</think>", "[THINK]", "[/THINK]", "<|channel|>", "<|start|>")
-CALL_MARKS = ("<tool_call", "<function=", "[TOOL_CALLS]", "<|tool_call", "<minimax:tool_call", TOOL["function"]["name"])
 PARSERS = {"tool_call": "tool-call-parser", "reasoning": "reasoning-parser"}
 SHOWN_CHARS = 160
 OUTPUT_SETTING = "bench_gate_output_tokens"
@@ -95,8 +78,8 @@ def requests(gate: str, output_tokens: int) -> list[Asked]:
     if gate == "answers":
         texts = [f"{question} {ALONE}" for _kind, question, _answer in QUESTIONS]
     else:
-        texts = [TOOL_QUESTION if gate == "tool_call" else REASONING_QUESTION]
-    more = {"tools": [TOOL], "tool_choice": "auto"} if gate == "tool_call" else {}
+        texts = [tool_call.QUESTION if gate == "tool_call" else REASONING_QUESTION]
+    more = dict(tool_call.REQUEST) if gate == "tool_call" else {}
     return [
         Asked(text, output_tokens, ignore_eos=False, request_id=f"gate-{gate}-{number}", more=more)
         for number, text in enumerate(texts)
@@ -147,30 +130,10 @@ def judge_answers(heard: Sequence[Heard], least_share: float) -> dict[str, Any]:
     return verdict("answers", PASSED if good >= least_share * len(found) else FAILED, sentence, found)
 
 
-def wrong_call(heard: Heard) -> str:
-    """Return what is wrong with the answer to the tool's question, or an empty text."""
-    if not heard.tool_calls:
-        if any(mark in heard.content + heard.reasoning for mark in CALL_MARKS):
-            return f"the call stands in the text, the tool-call parser did not take it out{_cut(heard)}"
-        return f"the model did not call the tool{_cut(heard)}"
-    if len(heard.tool_calls) > 1:
-        return f"{len(heard.tool_calls)} calls came instead of one"
-    (call,) = heard.tool_calls
-    name, wanted = call["name"], TOOL["function"]["name"]
-    if name != wanted:
-        return f"the call is of {name!r}, not of {wanted!r}"
-    try:
-        arguments = json.loads(call["arguments"])
-    except ValueError:
-        return f"the arguments are no JSON: {call['arguments'][:SHOWN_CHARS]}{_cut(heard)}"
-    if arguments != TOOL_ARGUMENTS:
-        return f"the arguments are {json.dumps(arguments)[:SHOWN_CHARS]}, not {json.dumps(TOOL_ARGUMENTS)}"
-    return ""
-
-
 def judge_tool_call(heard: Heard) -> dict[str, Any]:
     """Judge the tool-call canary: one call of the tool with the right JSON arguments, as the parser streams it."""
-    row = _row(TOOL_QUESTION, json.dumps(TOOL_ARGUMENTS), heard, wrong_call(heard))
+    wrong = tool_call.wrong_call(heard.tool_calls, heard.reasoning + heard.content)
+    row = _row(tool_call.QUESTION, json.dumps(tool_call.ARGUMENTS), heard, wrong and f"{wrong}{_cut(heard)}")
     if row["right"]:
         return verdict("tool_call", PASSED, "one call of the tool with the right arguments", [row])
     return verdict("tool_call", FAILED, row["wrong"], [row])

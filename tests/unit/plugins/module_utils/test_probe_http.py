@@ -44,7 +44,7 @@ def tokens(text: str, count: int, key: str = "text") -> Iterator[dict[str, Any]]
     yield {"choices": [{"finish_reason": "length", "delta": {}}], "usage": {"completion_tokens": count}}
 
 
-def tool_call(arguments: str, name: str = "read_thermometer") -> Iterator[dict[str, Any]]:
+def tool_call(arguments: str, name: str = "count_shelf") -> Iterator[dict[str, Any]]:
     for number, part in enumerate((arguments[:5], arguments[5:]), 1):
         function = {"arguments": part, **({"name": name} if number == 1 else {})}
         yield {
@@ -243,11 +243,12 @@ def test_too_few_tokens_are_named() -> None:
 @pytest.mark.parametrize(
     ("answer", "detail"),
     [
-        (lambda: tool_call('{"room": "kitchen"}'), ""),
-        (lambda: tool_call('{"place": "kitchen"}'), "the tool call has no argument 'room'"),
-        (lambda: tool_call('{"room": '), "the arguments of the tool call are not JSON"),
-        (lambda: tool_call("{}", name="boil"), "the parser returned a call of 'boil'"),
-        (lambda: tokens("<tool_call>{}</tool_call>", 4, "content"), "returned no tool call, but '<tool_call>"),
+        (lambda: tool_call('{"shelf": "B7", "row": 3}'), ""),
+        (lambda: tool_call('{"place": "kitchen"}'), 'the arguments are {"place": "kitchen"}, not {"shelf": "B7"'),
+        (lambda: tool_call('{"room": '), "the arguments are no JSON"),
+        (lambda: tool_call("{}", name="boil"), "the call is of 'boil', not of 'count_shelf'"),
+        (lambda: tokens("<tool_call>{}</tool_call>", 4, "content"), "did not take it out: '<tool_call>"),
+        (lambda: tokens("Twelve.", 4, "content"), "the model did not call the tool, but answered 'Twelve.'"),
     ],
 )
 def test_the_tool_call_canary(answer: Callable[[], Iterator[dict[str, Any]]], detail: str) -> None:
@@ -256,7 +257,7 @@ def test_the_tool_call_canary(answer: Callable[[], Iterator[dict[str, Any]]], de
     result = pick(probe(api, tool_call=True)["canaries"], "tool_call")
     assert result["ok"] is (detail == "")
     assert detail in result["detail"]
-    assert api.asked[1][1]["tools"][0]["function"]["name"] == "read_thermometer"
+    assert api.asked[1][1]["tools"][0]["function"]["name"] == "count_shelf"
 
 
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.module_utils._probe import tool_call
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import gates
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import Endpoint, Heard, connect
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.run import run_gates
@@ -126,9 +127,9 @@ def test_what_is_wrong_with_a_call_has_a_name(answer: Heard, words: str) -> None
 
 def test_the_canary_brings_its_tool() -> None:
     (asked,) = gates.requests("tool_call", 512)
-    assert asked.more == {"tools": [gates.TOOL], "tool_choice": "auto"}
-    wanted = gates.TOOL["function"]["parameters"]["properties"]
-    assert wanted.keys() == gates.TOOL_ARGUMENTS.keys()
+    assert asked.more == tool_call.REQUEST
+    wanted = tool_call.TOOL["function"]["parameters"]["properties"]
+    assert wanted.keys() == tool_call.ARGUMENTS.keys()
 
 
 # --- reasoning ------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ class Clever(ZeroWorkServer):
         known = {question: answer for _kind, question, answer in gates.QUESTIONS}
         deltas: list[dict[str, Any]] = [{"content": known.get(text.removesuffix(f" {gates.ALONE}"), "11:05")}]
         if asked.get("tools"):
-            function = {"name": "count_shelf", "arguments": json.dumps(gates.TOOL_ARGUMENTS)}
+            function = {"name": "count_shelf", "arguments": json.dumps(tool_call.ARGUMENTS)}
             deltas = [{"tool_calls": [{"index": 0, "function": function}]}]
         elif text == gates.REASONING_QUESTION:
             deltas = [{"reasoning": "1 h 25."}, *deltas]
