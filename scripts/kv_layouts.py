@@ -205,9 +205,11 @@ def states_of(geometry: Mapping[str, Any], case: Mapping[str, Any]) -> list[tupl
     ranks, speculative = case["tensor_parallel_size"], case.get("speculative_tokens", 0)
     recurrent, conv = geometry.get("recurrent"), geometry.get("short_conv")
     kinds: list[tuple[int, Any, tuple[Any, ...], int]] = []
+    replicated: Any = None
     if recurrent:
-        state = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recurrent["state_dtype"]]
-        checkpoint = 0
+        state = {"float32": torch.float32, "bfloat16": torch.bfloat16}[recurrent.get("state_dtype", "bfloat16")]
+        checkpoint: int = 0
+        dtypes: tuple[Any, ...] = (torch.bfloat16, state)
         if recurrent["kind"] == "mamba2":
             checkpoint = 1  # vllm/model_executor/layers/mamba/mamba_mixer2.py
             shapes = Shapes.mamba2_state_shape(
@@ -215,6 +217,15 @@ def states_of(geometry: Mapping[str, Any], case: Mapping[str, Any]) -> list[tupl
                 n_groups=recurrent["groups"], num_heads=recurrent["heads"], head_dim=recurrent["head_dim"],
                 state_size=recurrent["state_size"], conv_kernel=recurrent["conv_kernel"], num_spec=speculative,
             )  # fmt: skip
+        elif recurrent["kind"] == "mamba1":
+            shapes = Shapes.mamba1_state_shape(
+                ranks, recurrent["width"], recurrent["state_size"], recurrent["conv_kernel"]
+            )  # fmt: skip
+        elif recurrent["kind"] == "short_conv":
+            shapes, dtypes = (
+                Shapes.short_conv_state_shape(ranks, recurrent["width"], recurrent["conv_kernel"]),
+                dtypes[:1],
+            )
         elif recurrent["kind"] == "kda":
             shapes = Shapes.kda_state_shape(
                 ranks, recurrent["heads"], recurrent["head_dim"], conv_kernel_size=recurrent["conv_kernel"],
@@ -225,16 +236,16 @@ def states_of(geometry: Mapping[str, Any], case: Mapping[str, Any]) -> list[tupl
                 ranks, recurrent["k_heads"], recurrent["v_heads"], recurrent["k_head_dim"], recurrent["v_head_dim"],
                 recurrent["conv_kernel"], speculative,
             )  # fmt: skip
-        kinds.append((recurrent["layers"], shapes, (torch.bfloat16, state), checkpoint))
+        kinds.append((recurrent["layers"], shapes, dtypes, checkpoint))
     if conv:
-        shapes = Shapes.short_conv_state_shape(1, conv["width"], conv["columns"] + 1, speculative)
-        kinds.append((conv["layers"], shapes, (torch.bfloat16,), 0))
+        replicated = Shapes.short_conv_state_shape(1, conv["width"], conv["columns"] + 1, speculative)
+        kinds.append((conv["layers"], replicated, (torch.bfloat16,), 0))
     return [
         (
             layers,
             MambaSpec(
                 block_size=-1, shapes=tuple(shapes), dtypes=dtypes, num_speculative_blocks=speculative,
-                num_prefill_checkpoint_blocks=checkpoint, tp_replicated=len(dtypes) == 1,
+                num_prefill_checkpoint_blocks=checkpoint, tp_replicated=shapes is replicated,
             ),
         )
         for layers, shapes, dtypes, checkpoint in kinds

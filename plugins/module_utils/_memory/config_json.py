@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_hybrid import (
+    from_falcon_h1,
+    from_granite_hybrid,
+    from_jamba,
+    from_lfm2,
+    from_nemotron_h,
+    from_qwen_gdn,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_sparse import (
     from_block_sparse,
     from_compressed,
@@ -20,18 +28,13 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values
     Config,
     attention_from_config,
     is_dtype,
-    moe_of,
     mtp_of,
     plain_geometry,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     ONE_DTYPE,
     Attention,
-    GatedDeltaNet,
     Geometry,
-    Mamba2,
-    Moe,
-    Mtp,
     UnknownGeometryError,
     Window,
     check_consistency,
@@ -40,26 +43,52 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import 
 
 #: Full attention in every layer, or windows where `layer_types` says so; with or without experts.
 _PLAIN = (
+    "AfmoeForCausalLM",
     "ApertusForCausalLM",
     "ArceeForCausalLM",
+    "BailingMoeForCausalLM",
+    "BailingMoeV2ForCausalLM",
+    "Cohere2ForCausalLM",
+    "CohereForCausalLM",
+    "CwmForCausalLM",
     "Dots1ForCausalLM",
     "Ernie4_5ForCausalLM",
     "Ernie4_5_MoeForCausalLM",
     "Exaone4ForCausalLM",
+    "ExaoneMoEForCausalLM",
+    "ExaoneMoeForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
+    "GemmaForCausalLM",
     "Glm4ForCausalLM",
     "Glm4MoeForCausalLM",
+    "GlmForCausalLM",
     "GptOssForCausalLM",
     "GraniteForCausalLM",
     "GraniteMoeForCausalLM",
+    "GraniteMoeSharedForCausalLM",
+    "GraniteSWAForCausalLM",
+    "HunYuanDenseV1ForCausalLM",
+    "HunYuanMoEV1ForCausalLM",
+    "HyperCLOVAXForCausalLM",
+    "IQuestCoderForCausalLM",
+    "InternLM2ForCausalLM",
+    "InternLM3ForCausalLM",
+    "Jais2ForCausalLM",
+    "LagunaForCausalLM",
     "LlamaForCausalLM",
+    "MiMoForCausalLM",
     "MiniMaxM2ForCausalLM",
+    "Ministral3ForCausalLM",
     "MistralForCausalLM",
     "MixtralForCausalLM",
+    "NemotronForCausalLM",
     "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+    "OlmoForCausalLM",
     "OlmoeForCausalLM",
     "Phi3ForCausalLM",
+    "PhiForCausalLM",
     "PhiMoEForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen2MoeForCausalLM",
@@ -68,6 +97,8 @@ _PLAIN = (
     "Qwen3MoeForCausalLM",
     "SeedOssForCausalLM",
     "SmolLM3ForCausalLM",
+    "SolarForCausalLM",
+    "SolarOpenForCausalLM",
 )
 #: Draft models with weights of their own: attention like any other's, in the few layers that they have.
 _DRAFTS = (
@@ -96,8 +127,14 @@ _QSA = ("Qwen4ExpForConditionalGeneration",)
 #: Kimi Delta Attention beside latent attention.
 _DELTA_HYBRID = ("KimiLinearForCausalLM",)
 _CHUNKED = ("Llama4ForCausalLM",)
-#: Windows with heads of another width, and layers that read the cache of an earlier one.
-_GEMMA_4 = ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration")
+#: Layers that read the cache of an earlier one; Gemma 4 also has windows with heads of another width.
+_GEMMA_SHARED = (
+    "Gemma3nForCausalLM",
+    "Gemma3nForConditionalGeneration",
+    "Gemma4ForCausalLM",
+    "Gemma4ForConditionalGeneration",
+    "Gemma4UnifiedForConditionalGeneration",
+)
 _TWO_WIDTHS = ("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")
 _QWEN_GDN = (
     "Qwen3NextForCausalLM",
@@ -107,51 +144,42 @@ _QWEN_GDN = (
     "Qwen3_5MoeForConditionalGeneration",
 )
 _NEMOTRON_H = ("NemotronHForCausalLM",)
-#: A model for images around a language model of its own ``text_config``: the class that reads it.
+_FALCON_H1 = ("FalconH1ForCausalLM",)
+_GRANITE_HYBRID = ("GraniteMoeHybridForCausalLM",)
+_JAMBA = ("JambaForCausalLM",)
+_LFM2 = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
+#: A model for images around a language model: the class that reads that one's configuration, or nothing where the
+#: configuration names its class.
 _AROUND = {
+    "Cohere2VisionForConditionalGeneration": "",
+    "Exaone4_5_ForConditionalGeneration": "Exaone4ForCausalLM",
     "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
+    "Glm4vForConditionalGeneration": "Glm4ForCausalLM",
+    "Glm4vMoeForConditionalGeneration": "Glm4MoeForCausalLM",
+    "InternS1ForConditionalGeneration": "",
+    "InternVLChatModel": "",
     "KimiK25ForConditionalGeneration": "DeepseekV3ForCausalLM",
     "KimiVLForConditionalGeneration": "DeepseekV3ForCausalLM",
+    "Lfm2VlForConditionalGeneration": "",
     "Llama4ForConditionalGeneration": "Llama4ForCausalLM",
     "LlavaForConditionalGeneration": "LlamaForCausalLM",
     "Mistral3ForConditionalGeneration": "MistralForCausalLM",
+    "NemotronH_Nano_VL_V2": "",
+    "Qwen2VLForConditionalGeneration": "Qwen2ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2ForCausalLM",
     "Qwen3VLForConditionalGeneration": "Qwen3ForCausalLM",
     "Qwen3VLMoeForConditionalGeneration": "Qwen3MoeForCausalLM",
 }
 
-KNOWN_ARCHITECTURES: tuple[str, ...] = (
-    *_PLAIN,
-    *_DRAFTS,
-    *_LATENT,
-    *_INDEXED,
-    *_BLOCK_SPARSE,
-    *_COMPRESSED,
-    *_SOURCES,
-    *_POOLED,
-    *_QSA,
-    *_DELTA_HYBRID,
-    *_CHUNKED,
-    *_GEMMA_4,
-    *_TWO_WIDTHS,
-    *_QWEN_GDN,
-    *_NEMOTRON_H,
-    *_AROUND,
-)
-
-#: How the block letters and names of Nemotron-H read; both the remote-code spelling
-#: (``hybrid_override_pattern``) and that of transformers 5 (``layers_block_type``).
-_BLOCK_KINDS = {
-    "M": "mamba",
-    "*": "attention",
-    "E": "moe",
-    "-": "mlp",
-    "mamba": "mamba",
-    "linear_attention": "mamba",
-    "attention": "attention",
-    "full_attention": "attention",
-    "moe": "moe",
-    "mlp": "mlp",
+#: Classes in which the last of so many layers has full attention and the others a window, unless the file lists them.
+_EVERY = {
+    "AfmoeForCausalLM": 4,
+    "Cohere2ForCausalLM": 4,
+    "Gemma2ForCausalLM": 2,
+    "Gemma3ForCausalLM": 6,
+    "Olmo3ForCausalLM": 4,
 }
+_EVERY_KEYS = ("sliding_window_pattern", "global_attn_every_n_layers")
 
 
 def _kinds(config: Config, architecture: str, layers: int) -> list[str]:
@@ -163,8 +191,8 @@ def _kinds(config: Config, architecture: str, layers: int) -> list[str]:
     if kinds is None and architecture == "GptOssForCausalLM":
         # vllm/model_executor/models/gpt_oss.py: the window is on every even layer.
         kinds = ["full_attention" if index % 2 else "sliding_attention" for index in range(layers)]
-    every = config.optional("sliding_window_pattern") or (2 if architecture == "Gemma2ForCausalLM" else None)
-    if kinds is None and every and architecture.startswith("Gemma"):
+    every = next(filter(None, map(config.optional, _EVERY_KEYS)), None) or _EVERY.get(architecture)
+    if kinds is None and every and architecture in _EVERY:
         kinds = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
     if kinds is None:
         # A window as long as the context never cuts anything off.
@@ -189,6 +217,8 @@ def _kinds(config: Config, architecture: str, layers: int) -> list[str]:
 
 def _from_plain(config: Config, architecture: str, dtype: str) -> Geometry:
     layers = config.integer("num_hidden_layers")
+    if config.values.get("use_cla"):
+        config.missing.append("config.json has layers that share keys and values (use_cla), which have no rule here.")
     kinds = _kinds(config, architecture, layers)
     attention = attention_from_config(config, max(1, kinds.count("full_attention")))
     windows: tuple[Window, ...] = ()
@@ -196,7 +226,8 @@ def _from_plain(config: Config, architecture: str, dtype: str) -> Geometry:
         windows = (
             Window(
                 layers=kinds.count("sliding_attention"),
-                tokens=config.integer("sliding_window"),
+                # vllm/model_executor/models/commandr.py: the window of Cohere2 counts the token itself besides.
+                tokens=config.integer("sliding_window") + (architecture == "Cohere2ForCausalLM"),
                 kv_heads=attention.kv_heads,
                 head_dim=attention.head_dim,
             ),
@@ -232,14 +263,16 @@ def _from_chunked(config: Config, architecture: str, dtype: str) -> Geometry:
     return plain_geometry(config, architecture, dtype, attention, (chunks,))
 
 
-def _from_gemma_4(config: Config, architecture: str, dtype: str) -> Geometry:
-    """Read Gemma 4 (vllm/model_executor/models/gemma4.py; transformers' ``Gemma4TextConfig`` for what is not given).
+def _from_gemma_shared(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read Gemma 3n and 4 (vllm/model_executor/models/gemma3n.py, gemma4.py; defaults of transformers' classes).
 
-    The last ``num_kv_shared_layers`` read the cache of an earlier layer; layers of full attention have wider heads.
+    The last ``num_kv_shared_layers`` read the cache of an earlier layer; in Gemma 4 full attention has wider heads.
     """
     layers = config.integer("num_hidden_layers")
+    is_3n = architecture.startswith("Gemma3n")
+    every, last = (5, layers) if is_3n else (6, layers - 1)
     kinds = config.texts("layer_types") or [
-        "sliding_attention" if (index + 1) % 6 and index + 1 < layers else "full_attention" for index in range(layers)
+        "sliding_attention" if (index + 1) % every and index < last else "full_attention" for index in range(layers)
     ]
     odd = sorted({kind for kind in kinds if kind not in ("full_attention", "sliding_attention")})
     if odd or len(kinds) != layers:
@@ -248,12 +281,15 @@ def _from_gemma_4(config: Config, architecture: str, dtype: str) -> Geometry:
         config.missing.append(
             "config.json attends in both directions everywhere, which the memory model has no rule for."
         )
-    own = kinds[: max(0, layers - (config.optional("num_kv_shared_layers") or 0))]
+    shared = config.values.get("num_kv_shared_layers", 15 if is_3n else 0)
+    own = kinds[: max(0, layers - shared)] if type(shared) is int else kinds
     if "full_attention" not in own:
         config.missing.append("config.json has no layer of full attention: the memory model needs one.")
     narrow = attention_from_config(config, max(1, own.count("full_attention")))
     heads = config.optional("num_global_key_value_heads") if config.values.get("attention_k_eq_v") else None
-    wide = replace(narrow, kv_heads=heads or narrow.kv_heads, head_dim=config.optional("global_head_dim") or 512)
+    wide = narrow
+    if not is_3n:
+        wide = replace(narrow, kv_heads=heads or narrow.kv_heads, head_dim=config.optional("global_head_dim") or 512)
     windows: tuple[Window, ...] = ()
     if "sliding_attention" in own:
         count, tokens = own.count("sliding_attention"), config.integer("sliding_window")
@@ -289,103 +325,6 @@ def _from_two_widths(config: Config, architecture: str, dtype: str) -> Geometry:
     return plain_geometry(config, architecture, dtype, attention, windows)
 
 
-def _from_qwen_gdn(config: Config, architecture: str, dtype: str) -> Geometry:
-    layers = config.integer("num_hidden_layers")
-    kinds = config.texts("layer_types")
-    odd = sorted({kind for kind in kinds or [] if kind not in ("full_attention", "linear_attention")})
-    if odd:
-        config.missing.append(
-            f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size."
-        )
-    if kinds is None:
-        every = config.optional("full_attention_interval") or 4  # the default of both config classes
-        kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
-    # Without mamba_ssm_dtype vLLM keeps the state in the model's own dtype.
-    state_dtype = config.values.get("mamba_ssm_dtype") or dtype
-    if not is_dtype(state_dtype):
-        config.missing.append(f"config.json has mamba_ssm_dtype {state_dtype!r}, which is not {ONE_DTYPE}.")
-    return Geometry(
-        architecture=architecture,
-        layers=layers,
-        hidden_size=config.integer("hidden_size"),
-        max_position_embeddings=config.integer("max_position_embeddings"),
-        attention=attention_from_config(config, max(1, kinds.count("full_attention"))),
-        recurrent=GatedDeltaNet(
-            layers=max(1, kinds.count("linear_attention")),
-            k_heads=config.integer("linear_num_key_heads"),
-            v_heads=config.integer("linear_num_value_heads"),
-            k_head_dim=config.integer("linear_key_head_dim"),
-            v_head_dim=config.integer("linear_value_head_dim"),
-            conv_kernel=config.integer("linear_conv_kernel_dim"),
-            state_dtype=state_dtype,
-        ),
-        moe=moe_of(config, layers),
-        mtp=mtp_of(config, "mtp_num_hidden_layers", "num_nextn_predict_layers"),
-        vocab_size=config.optional("vocab_size"),
-        dtype=dtype,
-    )
-
-
-def _blocks(config: Config, list_key: str, pattern_key: str) -> list[str]:
-    """Return the kinds of Nemotron-H's blocks, from a list of names or a string of letters."""
-    named = config.texts(list_key)
-    letters = config.values.get(pattern_key)
-    spelled = named or (list(letters) if isinstance(letters, str) else [])
-    odd = sorted({item for item in spelled if item not in _BLOCK_KINDS})
-    if odd:
-        config.missing.append(f"config.json has blocks {', '.join(odd)}, which the memory model does not know.")
-    return [_BLOCK_KINDS.get(item, "mlp") for item in spelled]
-
-
-def _from_nemotron_h(config: Config, architecture: str, dtype: str) -> Geometry:
-    blocks = _blocks(config, "layers_block_type", "hybrid_override_pattern")
-    if not blocks:
-        config.missing.append("config.json has neither layers_block_type nor hybrid_override_pattern.")
-    counts = {kind: blocks.count(kind) for kind in ("mamba", "attention", "moe")}
-    if blocks and not counts["attention"]:
-        config.missing.append("config.json has no attention block: the memory model needs one to size its pages.")
-    state_dtype = config.values.get("mamba_ssm_cache_dtype") or "float32"  # vLLM's own default for this class
-    if not is_dtype(state_dtype):
-        config.missing.append(f"config.json has mamba_ssm_cache_dtype {state_dtype!r}, which is not {ONE_DTYPE}.")
-    mtp = None
-    heads = config.optional("num_nextn_predict_layers")
-    if heads:
-        pattern = _blocks(config, "mtp_layers_block_type", "mtp_hybrid_override_pattern") or ["attention", "moe"]
-        mtp = Mtp(layers=heads, attention_layers=heads * pattern.count("attention"))
-    return Geometry(
-        architecture=architecture,
-        layers=len(blocks) or 1,
-        hidden_size=config.integer("hidden_size"),
-        max_position_embeddings=config.integer("max_position_embeddings"),
-        attention=attention_from_config(config, max(1, counts["attention"])),
-        recurrent=Mamba2(
-            layers=counts["mamba"],
-            heads=config.integer("mamba_num_heads"),
-            head_dim=config.integer("mamba_head_dim"),
-            state_size=config.integer("ssm_state_size"),
-            groups=config.integer("n_groups", "mamba_n_groups"),
-            conv_kernel=config.integer("conv_kernel", "mamba_d_conv"),
-            state_dtype=state_dtype,
-            # vLLM falls back to 2048 when a config names no chunk.
-            chunk_size=config.optional("mamba_chunk_size") or config.optional("chunk_size") or 2048,
-        )
-        if counts["mamba"]
-        else None,
-        moe=Moe(
-            layers=counts["moe"],
-            experts=config.integer("n_routed_experts", "num_experts"),
-            experts_per_token=config.integer("num_experts_per_tok"),
-            expert_intermediate_size=config.integer("moe_intermediate_size"),
-            latent_size=config.optional("moe_latent_size"),
-        )
-        if counts["moe"]
-        else None,
-        mtp=mtp,
-        vocab_size=config.optional("vocab_size"),
-        dtype=dtype,
-    )
-
-
 def checkpoint_kv_dtype(quantization: object) -> str:
     """Return what ``--kv-cache-dtype auto`` is for a quantised checkpoint that brings scales for its cache.
 
@@ -413,36 +352,9 @@ def checkpoint_kv_dtype(quantization: object) -> str:
     return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(found).lower(), "auto")
 
 
-def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
-    """Return the geometry that a Hugging Face ``config.json`` describes.
-
-    Multimodal configurations are read through their ``text_config``.
-
-    :param values: the parsed file
-    :raises UnknownGeometryError: for an architecture without rules here, or with what the file lacks
-    """
-    architectures = values.get("architectures")
-    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
-        raise UnknownGeometryError(["config.json names no architecture."])
-    architecture = architectures[0]
-    text = values.get("text_config")
-    inner: Mapping[str, Any] = text if isinstance(text, Mapping) else values
-    if architecture not in KNOWN_ARCHITECTURES:
-        raise UnknownGeometryError(
-            [
-                f"The memory model has no rules for the architecture {architecture}. Describe the model in `geometry` "
-                "(docs/memory.md), or give a measured point in expected.kv_cache."
-            ]
-        )
-    if architecture in _AROUND and not isinstance(text, Mapping):
-        raise UnknownGeometryError([f"config.json of {architecture} has no text_config."])
-    inner_architecture = _AROUND.get(architecture, architecture)
-    config = Config(inner)
-    dtype = inner.get("dtype") or inner.get("torch_dtype") or values.get("dtype") or values.get("torch_dtype")
-    dtype = dtype or "bfloat16"
-    if not is_dtype(dtype):
-        config.missing.append(f"config.json has dtype {dtype!r}, which is not {ONE_DTYPE}.")
-    readers = (
+_READERS: Mapping[str, Callable[[Config, str, str], Geometry]] = {
+    name: reader
+    for names, reader in (
         ((*_PLAIN, *_DRAFTS), _from_plain),
         (_LATENT, _from_latent),
         (_INDEXED, from_indexed),
@@ -453,14 +365,58 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
         (_QSA, from_qsa),
         (_DELTA_HYBRID, from_delta_hybrid),
         (_CHUNKED, _from_chunked),
-        (_GEMMA_4, _from_gemma_4),
+        (_GEMMA_SHARED, _from_gemma_shared),
         (_TWO_WIDTHS, _from_two_widths),
-        (_QWEN_GDN, _from_qwen_gdn),
-        (_NEMOTRON_H, _from_nemotron_h),
+        (_QWEN_GDN, from_qwen_gdn),
+        (_NEMOTRON_H, from_nemotron_h),
+        (_FALCON_H1, from_falcon_h1),
+        (_GRANITE_HYBRID, from_granite_hybrid),
+        (_JAMBA, from_jamba),
+        (_LFM2, from_lfm2),
     )
-    reader = next(each for names, each in readers if inner_architecture in names)
+    for name in names
+}
+KNOWN_ARCHITECTURES: tuple[str, ...] = (*_READERS, *_AROUND)
+
+
+def _class_of(values: Mapping[str, Any]) -> str | None:
+    """Return the class that a configuration names, or None."""
+    named = values.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+
+
+def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
+    """Return the geometry that a Hugging Face ``config.json`` describes.
+
+    Multimodal configurations are read through their ``text_config``, or ``llm_config``.
+
+    :param values: the parsed file
+    :raises UnknownGeometryError: for an architecture without rules here, or with what the file lacks
+    """
+    architecture = _class_of(values)
+    if architecture is None:
+        raise UnknownGeometryError(["config.json names no architecture."])
+    text = values.get("text_config") or values.get("llm_config")
+    inner: Mapping[str, Any] = text if isinstance(text, Mapping) else values
+    around = architecture in _AROUND
+    if around and inner is values and "num_hidden_layers" not in values:
+        raise UnknownGeometryError([f"config.json of {architecture} has no text_config."])
+    inner_architecture = _AROUND.get(architecture) or (_class_of(inner) or "" if around else architecture)
+    if inner_architecture not in _READERS:
+        named = f"{inner_architecture or 'without a name'} inside {architecture}" if around else architecture
+        raise UnknownGeometryError(
+            [
+                f"The memory model has no rules for the architecture {named}. Describe the model in `geometry` "
+                "(docs/memory.md), or give a measured point in expected.kv_cache."
+            ]
+        )
+    config = Config(inner)
+    dtype = inner.get("dtype") or inner.get("torch_dtype") or values.get("dtype") or values.get("torch_dtype")
+    dtype = dtype or "bfloat16"
+    if not is_dtype(dtype):
+        config.missing.append(f"config.json has dtype {dtype!r}, which is not {ONE_DTYPE}.")
     geometry = replace(
-        reader(config, inner_architecture, str(dtype)),
+        _READERS[inner_architecture](config, inner_architecture, str(dtype)),
         architecture=architecture,
         kv_cache_dtype=checkpoint_kv_dtype(values.get("quantization_config") or inner.get("quantization_config")),
     )

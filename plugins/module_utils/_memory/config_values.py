@@ -17,14 +17,23 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import is_whole, most
 
+#: What some files (HunYuan, Gemma 3n) list layer by layer; the largest counts.
+_BY_LAYER = ("intermediate_size", "moe_intermediate_size", "moe_topk")
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+
+
+def _largest(value: Any) -> Any:
+    """Return the largest figure of a list of figures, and anything else as it is."""
+    if isinstance(value, list) and value and all(type(each) is int for each in value):
+        return max(value)
+    return value
 
 
 class Config:
     """A config.json that notes what was asked of it and was not there."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
+        self.values = {key: _largest(value) if key in _BY_LAYER else value for key, value in values.items()}
         self.missing: list[str] = []
 
     def has(self, key: str) -> bool:
@@ -73,12 +82,12 @@ def attention_from_config(config: Config, layers: int) -> Attention:
 
 def moe_of(config: Config, layers: int) -> Moe | None:
     """Return the experts; dense layers are those at the start, or those that a step or a list leaves out."""
-    if not any(config.has(key) for key in EXPERTS):
+    if not any(config.has(key) and config.values[key] not in (0, 1) for key in EXPERTS):
         return None
     step = config.optional("decoder_sparse_step") or config.optional("interleave_moe_layer_step") or 1
     dense = config.values.get("mlp_only_layers")
     dense = dense if isinstance(dense, list) else []
-    first = config.optional("first_k_dense_replace") or 0
+    first = config.optional("first_k_dense_replace") or config.optional("num_dense_layers") or 0
     sparse = sum(1 for index in range(first, layers) if index not in dense and (index + 1) % step == 0)
     each = config.values.get("moe_layer_freq")
     if isinstance(each, list) and len(each) == layers and all(item in (0, 1) for item in each):
@@ -87,7 +96,7 @@ def moe_of(config: Config, layers: int) -> Moe | None:
         layers=max(1, sparse),
         experts=config.integer(*EXPERTS),
         experts_per_token=config.integer(
-            "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k_experts"
+            "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k_experts", "moe_topk"
         ),
         expert_intermediate_size=config.integer("moe_intermediate_size", "intermediate_size"),
     )

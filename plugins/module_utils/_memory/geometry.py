@@ -8,7 +8,7 @@ A geometry comes from a catalogue file (``geometry_from_dict``) or from the ``co
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeAlias
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.parts import missing_parts
@@ -18,9 +18,11 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import ne
 #: Bytes of one element, for the dtypes in which vLLM keeps activations and recurrent states.
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
+MAMBA1 = "mamba1"
 MAMBA2 = "mamba2"
 GATED_DELTA_NET = "gated_delta_net"
 KDA = "kda"
+SHORT_CONV = "short_conv"
 
 #: Kinds of indexer: DeepSeek-V3.2's, GLM-5.3's pooled one, MiniMax-M3's, Qwen3.8-Flash-Next's compressed one.
 DSA, KPOOL, MSA, QSA = "dsa", "kpool", "msa", "qsa"
@@ -76,6 +78,19 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Mamba1:
+    """State-space layers of the first generation (Jamba): states of ``width`` channels, and no heads."""
+
+    layers: int
+    width: int
+    state_size: int
+    conv_kernel: int
+    state_dtype: str
+
+    kind = MAMBA1
+
+
+@dataclass(frozen=True)
 class Mamba2:
     """State-space layers: one convolution state and one temporal state a sequence."""
 
@@ -118,12 +133,19 @@ class Kda:
 
     kind = KDA
 
-    @property
-    def k_head_dim(self) -> int:
-        return self.head_dim
+
+@dataclass(frozen=True)
+class GatedConv:
+    """Layers whose only state is that of a short convolution, split over the ranks (LFM2)."""
+
+    layers: int
+    width: int
+    conv_kernel: int
+
+    kind = SHORT_CONV
 
 
-Recurrent: TypeAlias = "Mamba2 | GatedDeltaNet | Kda"
+Recurrent: TypeAlias = "Mamba1 | Mamba2 | GatedDeltaNet | Kda | GatedConv"
 
 
 @dataclass(frozen=True)
@@ -227,94 +249,25 @@ ONE_INDEXER = "one of " + ", ".join(INDEXERS)
 
 #: key -> (kind of value, required)
 _Keys = Mapping[str, tuple[str, bool]]
+_BY_NAME = {"state_dtype": ONE_DTYPE, "dtype": ONE_DTYPE}
+_BY_TYPE = {"int": WHOLE, "float": _FLOAT, "str": _TEXT, "bool": _SWITCH}
 
-_ATTENTION_KEYS: _Keys = {
-    "layers": (WHOLE, True),
-    "heads": (WHOLE, True),
-    "kv_heads": (WHOLE, True),
-    "head_dim": (WHOLE, True),
-    "value_head_dim": (WHOLE, False),
-    "latent_dim": (WHOLE, False),
-}
-_WINDOW_KEYS: _Keys = {
-    "layers": (WHOLE, True),
-    "tokens": (WHOLE, True),
-    "kv_heads": (WHOLE, True),
-    "head_dim": (WHOLE, True),
-    "value_head_dim": (WHOLE, False),
-    "chunked": (_SWITCH, False),
-}
-_RECURRENT_KEYS: dict[str, _Keys] = {
-    MAMBA2: {
-        "kind": (_TEXT, True),
-        "layers": (WHOLE, True),
-        "heads": (WHOLE, True),
-        "head_dim": (WHOLE, True),
-        "state_size": (WHOLE, True),
-        "groups": (WHOLE, True),
-        "conv_kernel": (WHOLE, True),
-        "state_dtype": (ONE_DTYPE, True),
-        "chunk_size": (WHOLE, False),
-    },
-    GATED_DELTA_NET: {
-        "kind": (_TEXT, True),
-        "layers": (WHOLE, True),
-        "k_heads": (WHOLE, True),
-        "v_heads": (WHOLE, True),
-        "k_head_dim": (WHOLE, True),
-        "v_head_dim": (WHOLE, True),
-        "conv_kernel": (WHOLE, True),
-        "state_dtype": (ONE_DTYPE, True),
-    },
-    KDA: {
-        "kind": (_TEXT, True),
-        "layers": (WHOLE, True),
-        "heads": (WHOLE, True),
-        "head_dim": (WHOLE, True),
-        "conv_kernel": (WHOLE, True),
-        "state_dtype": (ONE_DTYPE, True),
-    },
-}
-_COMPRESSED_KEYS: _Keys = {
-    "layers": (WHOLE, True),
-    "window_tokens": (WHOLE, True),
-    "head_dim": (WHOLE, True),
-    "index_head_dim": (WHOLE, True),
-    "indexed_layers": (WHOLE, False),
-    "pooled_layers": (WHOLE, False),
-    "pair_sources": (WHOLE, False),
-    "token_sources": (WHOLE, False),
-    "page_states": (WHOLE, False),
-}
-_INDEXER_KEYS: _Keys = {
-    "kind": (ONE_INDEXER, True),
-    "head_dim": (WHOLE, True),
-    "tokens_per_state": (WHOLE, False),
-    "rope_positions": (_SWITCH, False),
-    "layers": (WHOLE, False),
-}
-_SHORT_CONV_KEYS: _Keys = {"layers": (WHOLE, True), "width": (WHOLE, True), "columns": (WHOLE, True)}
-_MOE_KEYS: _Keys = {
-    "layers": (WHOLE, True),
-    "experts": (WHOLE, True),
-    "experts_per_token": (WHOLE, True),
-    "expert_intermediate_size": (WHOLE, True),
-    "latent_size": (WHOLE, False),
-}
-_MTP_KEYS: _Keys = {
-    "layers": (WHOLE, True),
-    "attention_layers": (WHOLE, False),
-    "weights_gib": (_FLOAT, False),
-}
-_TOP_KEYS: _Keys = {
-    "architecture": (_TEXT, True),
-    "layers": (WHOLE, True),
-    "hidden_size": (WHOLE, True),
-    "vocab_size": (WHOLE, False),
-    "intermediate_size": (WHOLE, False),
-    "kv_cache_dtype": (_TEXT, False),
-    "dtype": (ONE_DTYPE, False),
-    "max_position_embeddings": (WHOLE, True),
+
+def _keys_of(record: type, **instead: tuple[str, bool]) -> _Keys:
+    """Return the keys of a section: the fields of its record that are single values.
+
+    :param instead: what a key is where the record does not say it
+    """
+    keys: dict[str, tuple[str, bool]] = {}
+    for each in fields(record):
+        kind = _BY_NAME.get(each.name) or _BY_TYPE.get(str(each.type).split(" ", 1)[0])
+        if kind is not None:
+            keys[each.name] = kind, each.default is MISSING
+    return keys | instead
+
+
+_RECURRENT: Mapping[str, type[Recurrent]] = {
+    each.kind: each for each in (Mamba1, Mamba2, GatedDeltaNet, Kda, GatedConv)
 }
 _SECTIONS = {
     "attention": True,
@@ -325,13 +278,15 @@ _SECTIONS = {
     "indexer": False,
     "short_conv": False,
 }
+_WINDOW_KEYS = _keys_of(Window)
+_RECURRENT_KEYS = {kind: {"kind": (_TEXT, True), **_keys_of(each)} for kind, each in _RECURRENT.items()}
 _SECTION_KEYS: Mapping[str, _Keys] = {
-    "attention": _ATTENTION_KEYS,
-    "moe": _MOE_KEYS,
-    "mtp": _MTP_KEYS,
-    "compressed": _COMPRESSED_KEYS,
-    "indexer": _INDEXER_KEYS,
-    "short_conv": _SHORT_CONV_KEYS,
+    "attention": _keys_of(Attention),
+    "moe": _keys_of(Moe),
+    "mtp": _keys_of(Mtp, attention_layers=(WHOLE, False)),
+    "compressed": _keys_of(Compressed),
+    "indexer": _keys_of(Indexer, kind=(ONE_INDEXER, True)),
+    "short_conv": _keys_of(ShortConv),
 }
 
 
@@ -445,7 +400,7 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     :raises GeometryError: with every problem at once, one sentence each
     :raises UnknownGeometryError: a part that the model's class always has is not described
     """
-    problems = _check_keys("geometry", values, _TOP_KEYS, [*_SECTIONS, "windows"])
+    problems = _check_keys("geometry", values, _keys_of(Geometry), [*_SECTIONS, "windows"])
     windows = values.get("windows") or []
     if not isinstance(windows, Sequence) or isinstance(windows, str):
         problems.append(f"geometry.windows is {windows!r}, but it must be a list of dictionaries.")
@@ -469,9 +424,8 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
 
     recurrent: Recurrent | None = None
     if values.get("recurrent"):
-        fields = {key: value for key, value in values["recurrent"].items() if key != "kind"}
-        kinds: Mapping[str, type[Recurrent]] = {MAMBA2: Mamba2, GATED_DELTA_NET: GatedDeltaNet, KDA: Kda}
-        recurrent = kinds[values["recurrent"]["kind"]](**fields)
+        given = {key: value for key, value in values["recurrent"].items() if key != "kind"}
+        recurrent = _RECURRENT[values["recurrent"]["kind"]](**given)
     mtp = None
     if values.get("mtp"):
         mtp = Mtp(**{"attention_layers": values["mtp"]["layers"], **values["mtp"]})

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     DTYPE_BYTES,
     Attention,
+    GatedConv,
     Geometry,
     Kda,
+    Mamba1,
     Mamba2,
     Recurrent,
 )
@@ -155,12 +157,12 @@ def resolve_cache_mode(
 ) -> str:
     """Return the cache mode that vLLM ends up with for the recurrent layers.
 
-    Only Mamba-2 can keep a state at every block boundary; a gated delta net gets ``align``
+    Only Mamba layers can keep a state at every block boundary; the others get ``align``
     whatever was asked for, and without prefix caching every mode becomes ``none``.
     """
     if not prefix_caching:
         return NONE
-    can_keep_all = isinstance(recurrent, Mamba2) and rules.has_mode_all
+    can_keep_all = isinstance(recurrent, Mamba1 | Mamba2) and rules.has_mode_all
     if asked == ALL:
         return ALL if can_keep_all else ALIGN
     if asked == ALIGN:
@@ -229,13 +231,18 @@ def state_bytes(
 ) -> int:
     """Return the convolution state plus the temporal state of one recurrent layer.
 
-    The convolution state remembers one more column for each speculative token.
+    The convolution state remembers one more column for each speculative token, where the class can speculate.
 
     :param dtype: of the activations, which the convolution state keeps
     :param ssm_dtype: of the temporal state; ``auto`` is the model's own
     """
-    columns = recurrent.conv_kernel - 1 + speculative_tokens
-    if isinstance(recurrent, Mamba2):
+    columns = recurrent.conv_kernel - 1
+    if isinstance(recurrent, GatedConv):
+        return recurrent.width // tensor_parallel_size * columns * DTYPE_BYTES[dtype]
+    if isinstance(recurrent, Mamba1):
+        width = recurrent.width
+        temporal = width // tensor_parallel_size * recurrent.state_size
+    elif isinstance(recurrent, Mamba2):
         groups = recurrent.groups
         if groups % tensor_parallel_size:
             groups = tensor_parallel_size  # a single group is replicated to every rank
@@ -247,5 +254,7 @@ def state_bytes(
     else:
         width = 2 * recurrent.k_heads * recurrent.k_head_dim + recurrent.v_heads * recurrent.v_head_dim
         temporal = recurrent.v_heads // tensor_parallel_size * recurrent.v_head_dim * recurrent.k_head_dim
+    if not isinstance(recurrent, Mamba1):
+        columns += speculative_tokens
     temporal_dtype = recurrent.state_dtype if ssm_dtype == "auto" else ssm_dtype
     return width // tensor_parallel_size * columns * DTYPE_BYTES[dtype] + temporal * DTYPE_BYTES[temporal_dtype]

@@ -18,7 +18,9 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     KPOOL,
     MSA,
     Attention,
+    GatedDeltaNet,
     Geometry,
+    Mamba1,
     Mamba2,
     Recurrent,
     Window,
@@ -49,6 +51,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.sparse import
 
 #: Hybrids with latent attention round their block up to this (``Platform._align_hybrid_block_size``).
 _LATENT_HYBRID_BLOCK = 128
+_MAMBA1_CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -237,8 +240,9 @@ def _fixed_recurrent_blocks(recurrent: Recurrent, mode: str, speculative_tokens:
     if isinstance(recurrent, Mamba2):
         checkpoint = rules.mamba2_checkpoint_block
     else:
-        # FlashInfer's prefill kernel for GB10 (SM12x) is built for heads of 128; delta attention exports none there.
-        checkpoint = rules.gdn_checkpoint_block and recurrent.kind == "gated_delta_net" and recurrent.k_head_dim == 128
+        # FlashInfer's prefill kernel for GB10 (SM12x) is built for heads of 128; the other kinds export none there.
+        is_delta_net = isinstance(recurrent, GatedDeltaNet) and recurrent.k_head_dim == 128
+        checkpoint = rules.gdn_checkpoint_block and is_delta_net
     return 2 + speculative_tokens + (1 if checkpoint else 0)
 
 
@@ -296,8 +300,10 @@ def _state_of(geometry: Geometry, asked: Asked, per_token: int, caching: bool) -
     speculative = asked.speculative_tokens
     mode = resolve_cache_mode(recurrent, caching, speculative, asked.rules, asked.cache_mode)
     state = state_bytes(recurrent, geometry.dtype, asked.tensor_parallel_size, speculative, asked.ssm_dtype)
-    if mode == ALL and isinstance(recurrent, Mamba2):
-        step = lcm(recurrent.chunk_size or step, step)
+    if mode == ALL:
+        # Mamba-1 has no chunks: vLLM takes 2048 (`ModelConfig.get_mamba_chunk_size`).
+        chunk = _MAMBA1_CHUNK if isinstance(recurrent, Mamba1) else getattr(recurrent, "chunk_size", None)
+        step = lcm(chunk or step, step)
     largest = state
     if geometry.short_conv:
         largest = max(state, short_conv_bytes(geometry.short_conv, geometry.dtype, speculative))

@@ -13,6 +13,7 @@ _DELTA = (
     "Qwen3_5MoeForCausalLM",
     "Qwen3_5MoeForConditionalGeneration",
 )
+_STATES = ("FalconH1ForCausalLM", "JambaForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
 _LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
 _INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Glm5NextForConditionalGeneration")
 _BLOCK_SPARSE = ("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration")
@@ -26,7 +27,7 @@ ALWAYS: Mapping[tuple[str, ...], tuple[str, tuple[str, ...]]] = {
         (*_LATENT, *_INDEXED, "KimiLinearForCausalLM"),
     ),
     ("indexer",): ("an indexer's keys", (*_INDEXED, *_BLOCK_SPARSE, "Qwen4ExpForConditionalGeneration")),
-    ("recurrent",): ("recurrent states", (*_DELTA, *_SHARED)),
+    ("recurrent",): ("recurrent states", (*_DELTA, *_SHARED, *_STATES)),
     ("windows",): ("windows", ("GptOssForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")),
 }
 

@@ -11,9 +11,11 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     GROUPED_INDEXERS,
+    GatedConv,
     GatedDeltaNet,
     Geometry,
     Kda,
+    Mamba1,
     Mamba2,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
@@ -347,6 +349,8 @@ def split_problems(settings: Settings) -> list[str]:
             )
     elif isinstance(recurrent, Kda):
         must_divide("heads of the delta attention", recurrent.heads)
+    elif isinstance(recurrent, Mamba1 | GatedConv):
+        must_divide("channels of the recurrent layers", recurrent.width)
     elif isinstance(recurrent, GatedDeltaNet):
         must_divide("key heads of the delta net", recurrent.k_heads)
         must_divide("value heads of the delta net", recurrent.v_heads)

@@ -46,10 +46,13 @@ GEOMETRY: list[tuple[dict[str, Any], str]] = [
     ),
     ({"recurrent": "mamba2"}, "geometry.recurrent is 'mamba2', but it must be a dictionary."),
     (
-        {"recurrent.kind": "mamba1"},
-        "geometry.recurrent.kind is 'mamba1', but it must be one of mamba2, gated_delta_net, kda.",
+        {"recurrent.kind": "mamba3"},
+        "geometry.recurrent.kind is 'mamba3', but it must be one of mamba1, mamba2, gated_delta_net, kda, short_conv.",
     ),
-    ({"recurrent.kind": None}, "geometry.recurrent.kind is None, but it must be one of mamba2, gated_delta_net, kda."),
+    (
+        {"recurrent.kind": None},
+        "geometry.recurrent.kind is None, but it must be one of mamba1, mamba2, gated_delta_net, kda, short_conv.",
+    ),
     (
         {"recurrent.k_heads": 16},
         "geometry.recurrent.k_heads is not a key that the memory model knows: did you mean heads?",

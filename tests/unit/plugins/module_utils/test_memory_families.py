@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,18 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Window,
     geometry_from_dict,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, rules_for
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, rules_for, state_bytes
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.layout import Asked, fill_pool, plan_layout
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.parts import ALWAYS
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.shape import geometry_values
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "memory"
 #: Made by scripts/kv_layouts.py with vLLM's CPU build of the version in the name.
 PLANNED: dict[str, Any] = json.loads((FIXTURES / "kv-layouts-0.32.0.json").read_text(encoding="utf-8"))["layouts"]
 CASES = yaml.safe_load((FIXTURES / "families.yml").read_text(encoding="utf-8"))
+#: What vLLM's own classes build from classes.yml, by scripts/class_specs.py.
+BUILT = json.loads((FIXTURES / "class-specs-0.32.0.json").read_text(encoding="utf-8"))["classes"]
+CLASSES: dict[str, dict[str, Any]] = yaml.safe_load((FIXTURES / "classes.yml").read_text(encoding="utf-8"))
 
 
 def geometry_of(case: dict[str, Any], key: str = "geometry") -> Geometry:
@@ -90,6 +94,90 @@ def test_pages_of_so_many_states_put_each_kind_of_source_in_blocks_of_its_own(
     grown = layout.sequence_bytes(600_064) - layout.sequence_bytes(300_032)
     if page_states:
         assert (layout.block_bytes, grown) == (block, (300_032 // 128 + 300_032 // 64) * block)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_keeps_what_vllm_builds(name: str) -> None:
+    found = geometry_from_hf_config(CLASSES[name])
+    attention, recurrent = found.attention, found.recurrent
+    keeps: list[list[int | None]] = [
+        [attention.layers, attention.kv_heads, attention.head_dim, attention.head_dim, None]
+    ]
+    keeps += [[each.layers, each.kv_heads, each.head_dim, each.head_dim, each.tokens] for each in found.windows]
+    if recurrent:
+        keeps.append([recurrent.layers, state_bytes(recurrent, "bfloat16", 1, 0, "auto")])
+    assert sorted(keeps, key=str) == sorted(BUILT[name], key=str)
+    assert geometry_from_dict(geometry_values(found)) == found
+
+
+NO_ATTENTION = "config.json has no attention block: the memory model needs one to size its pages."
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("hunyuan-dense", {"use_cla": True},
+         "config.json has layers that share keys and values (use_cla), which have no rule here."),
+        ("falcon-h1", {"mamba_n_heads": 13},
+         "config.json has 13 mamba_n_heads, which do not divide their width of 384."),
+        ("granite-4", {"layer_types": ["mamba"] * 5}, NO_ATTENTION),
+        ("granite-4", {"layer_types": ["attention", "rwkv"]},
+         "layer_types of 5 layers. config.json has layers rwkv, which the memory model does not know."),
+        ("jamba", {"attn_layer_offset": 9}, NO_ATTENTION),
+        ("jamba", {"attn_layer_offset": None}, "config.json has no attn_layer_offset that is a whole number."),
+        ("lfm2", {"full_attn_idxs": None}, "config.json has no layer_types of 8 layers."),
+        ("lfm2-moe", {"layer_types": ["conv"] * 7 + ["full"]},
+         "config.json has layers full, which the memory model does not know."),
+        ("gemma-3n", {"num_kv_shared_layers": 10},
+         "config.json has no layer of full attention: the memory model needs one."),
+    ],
+)  # fmt: skip
+def test_a_class_without_what_it_needs_is_unknown(name: str, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UnknownGeometryError) as caught:
+        geometry_from_hf_config(CLASSES[name] | change)
+    assert sentence in " ".join(caught.value.missing)
+
+
+def test_experts_of_a_list_and_of_some_layers() -> None:
+    found = {name: geometry_from_hf_config(CLASSES[name]).moe for name in CLASSES}
+    assert found["hunyuan-moe"] == Moe(4, 8, 2, 128)
+    assert found["afmoe"] == Moe(6, 8, 2, 128)
+    assert found["jamba"] == Moe(4, 4, 2, 512)
+    assert found["jamba-dense"] is found["granite-4-dense"] is None
+
+
+def test_a_layer_of_two_halves_counts_twice() -> None:
+    assert geometry_from_hf_config(CLASSES["falcon-h1"]).layers == 8
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "around"),
+    [
+        ("InternVLChatModel", "llm_config", "ministral3"),
+        ("Lfm2VlForConditionalGeneration", "text_config", "lfm2"),
+        ("Gemma3nForConditionalGeneration", "text_config", "gemma-3n"),
+    ],
+)
+def test_a_model_around_another_is_read_through_it(outer: str, inner: str, around: str) -> None:
+    text = geometry_from_hf_config(CLASSES[around])
+    assert geometry_from_hf_config({"architectures": [outer], inner: CLASSES[around]}) == replace(
+        text, architecture=outer
+    )
+
+
+def test_a_flat_file_of_a_model_around_another_is_read_as_it_is() -> None:
+    values = config("Qwen2_5_VLForConditionalGeneration", **GQA, sliding_window=4096, use_sliding_window=False)
+    assert geometry_from_hf_config(values).attention == Attention(62, 48, 8, 128)
+
+
+@pytest.mark.parametrize(
+    ("inside", "named"),
+    [({"hidden_size": 1}, "without a name"), ({"architectures": ["InklingForCausalLM"]}, "InklingForCausalLM")],
+)
+def test_a_model_around_one_without_a_rule_is_unknown(inside: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnknownGeometryError) as caught:
+        geometry_from_hf_config(config("InternVLChatModel", text_config=inside))
+    assert f"the architecture {named} inside InternVLChatModel." in caught.value.missing[0]
 
 
 def test_without_the_hybrid_manager_a_window_keeps_everything() -> None:
@@ -453,10 +541,10 @@ VALUES = st.recursive(NUMBERS, lambda inner: st.lists(inner, max_size=3) | st.di
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(sorted(EXPECTED)), st.data())
+@given(st.sampled_from(sorted([*EXPECTED, *CLASSES])), st.data())
 def test_a_damaged_config_is_a_geometry_or_unknown(name: str, data: st.DataObject) -> None:
     """Whatever stands in place of a value: never another exception, and never minutes of work."""
-    values = config_of(name)
+    values = copy.deepcopy(CLASSES[name]) if name in CLASSES else config_of(name)
     inner = values["text_config"] if "text_config" in values and data.draw(st.booleans()) else values
     inner[data.draw(st.sampled_from(sorted(inner)))] = data.draw(VALUES)
     with contextlib.suppress(UnknownGeometryError):

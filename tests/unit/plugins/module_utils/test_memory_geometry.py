@@ -161,7 +161,7 @@ def test_all_problems_of_a_geometry_come_at_once() -> None:
         "geometry.hidden_size is missing: it must be a whole number above zero.",
         "geometry.max_position_embeddings is missing: it must be a whole number above zero.",
         "geometry.attention is missing: it must be a dictionary.",
-        "geometry.recurrent.kind is 'rwkv', but it must be one of mamba2, gated_delta_net, kda.",
+        "geometry.recurrent.kind is 'rwkv', but it must be one of mamba1, mamba2, gated_delta_net, kda, short_conv.",
     ]
     assert str(caught.value) == " ".join(caught.value.problems)
 

@@ -11,8 +11,10 @@ import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     Attention,
+    GatedConv,
     GatedDeltaNet,
     Geometry,
+    Mamba1,
     Mamba2,
     Mtp,
     geometry_from_dict,
@@ -208,6 +210,22 @@ def test_a_single_mamba_group_is_replicated() -> None:
     single = replace(mamba(ULTRA), groups=1)
     grouped = replace(mamba(ULTRA), groups=4)
     assert state_bytes(single, "bfloat16", 4, 0, "auto") == state_bytes(grouped, "bfloat16", 4, 0, "auto")
+
+
+@pytest.mark.parametrize("speculative", [0, 3])
+def test_states_of_classes_that_do_not_speculate_by_hand(speculative: int) -> None:
+    # 512 of 1024 channels on a rank, 3 past columns in bfloat16, 16 elements of state each.
+    jamba = Mamba1(layers=7, width=1024, state_size=16, conv_kernel=4, state_dtype="bfloat16")
+    assert state_bytes(jamba, "bfloat16", 2, speculative, "float32") == 512 * 3 * 2 + 512 * 16 * 4
+    assert state_bytes(GatedConv(5, 1024, 3), "bfloat16", 2, speculative, "float32") == 512 * 2 * 2
+
+
+def test_mamba_1_keeps_a_state_at_every_block_of_2048_tokens() -> None:
+    jamba = replace(ULTRA, recurrent=Mamba1(7, 16384, 16, 4, "bfloat16"))
+    plan = layout(jamba, caching=True)
+    assert (plan.cache_mode, plan.block_tokens) == (ALL, 2048)
+    conv = layout(replace(ULTRA, recurrent=GatedConv(7, 16384, 3)), caching=True)
+    assert (conv.cache_mode, conv.recurrent_blocks_fixed) == (ALIGN, 2)
 
 
 def test_delta_net_state_by_hand() -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+    GatedConv,
+    Mamba1,
     Mamba2,
+    Recurrent,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     FITS,
@@ -231,6 +234,15 @@ def test_a_delta_net_that_does_not_split() -> None:
         "vLLM cannot split 16 key heads of the delta net over 3 ranks.",
         "vLLM cannot split 64 value heads of the delta net over 3 ranks.",
     ]
+
+
+@pytest.mark.parametrize(
+    "recurrent", [Mamba1(63, 16384, 16, 4, "bfloat16"), GatedConv(63, 16384, 3)], ids=["mamba1", "short_conv"]
+)
+def test_channels_that_do_not_split(recurrent: Recurrent) -> None:
+    settings = qwen397(tensor_parallel_size=3, expert_parallel=True)
+    budget = evaluate(replace(settings, geometry=replace(settings.geometry, recurrent=recurrent)))
+    assert "vLLM cannot split 16384 channels of the recurrent layers over 3 ranks." in budget.reasons
 
 
 def test_a_release_older_than_any_that_was_read() -> None:
