@@ -21,18 +21,36 @@ MISTRAL_INDEX = "consolidated.safetensors.index.json"
 BIN_INDEX = "pytorch_model.bin.index.json"
 INDEXES = (INDEX, MISTRAL_INDEX, BIN_INDEX)
 CONSOLIDATED = "consolidated*.safetensors"
-#: What vLLM's loaders look for, first come first served; `--load-format` → patterns. None: it loads no weights.
-FORMATS: dict[str, tuple[str, ...] | None] = {
-    "auto": ("*.safetensors", "*.bin", "*.pt"),
-    "safetensors": ("*.safetensors",),
+RANKS = "model-rank-*-part-*.safetensors"
+ANY = ("*.safetensors", "*.bin", "*.pt")
+#: `--load-format` -> the files that vLLM's loader of that name looks for in the model's directory, first come first
+#: served; none for one that loads no weights, a sentence for one that reads no directory.  One that is not known here,
+#: as of a fork, counts as `auto`.  vllm/model_executor/model_loader/: default_loader.py, bitsandbytes_loader.py (up to
+#: 0.27), runai_streamer_loader.py, sharded_state_loader.py, tensorizer.py, gguf_loader.py (up to 0.23); modelexpress
+#: and ipc_cache ask another process first.
+LOADERS: dict[str, tuple[str, ...] | str] = {
+    "auto": ANY,
+    "bitsandbytes": ANY,
+    "dummy": (),
+    "fastsafetensors": ("*.safetensors",),
+    "gguf": (
+        "serve.load-format gguf reads one .gguf file by its path, but what is served here is the model's directory; "
+        "vLLM 0.24 and later read no GGUF at all. Take a repository with safetensors (quantised: AWQ, GPTQ, FP8 or "
+        "NVFP4) and leave load-format out."
+    ),
+    "hf": ANY,
+    "instanttensor": ("*.safetensors",),
+    "ipc_cache": ANY,
     "mistral": (CONSOLIDATED,),
+    "modelexpress": ANY,
+    "npcache": ("*.bin", "*.pt"),
     "pt": ("*.pt",),
-    "npcache": ("*.bin",),
-    "gguf": ("*.gguf",),
+    "runai_streamer": ("*.safetensors",),
+    "runai_streamer_sharded": (RANKS,),
+    "safetensors": ("*.safetensors",),
+    "sharded_state": (RANKS,),
     "tensorizer": ("*.tensors",),
-    "dummy": None,
 }
-ONLY_SAFETENSORS = ("fastsafetensors", "instanttensor", "runai_streamer", "runai_streamer_sharded", "sharded_state")
 #: safetensors' own limit.
 MAX_HEADER_BYTES = 100_000_000
 #: A file that nothing here knows is carried when it is no larger.
@@ -80,8 +98,11 @@ def choose(
     names = sorted(name for name in files if name not in OWN_FILES)
     adapters = set(filter(lambda name: is_adapter(name, files), names))
     load_format = str(serve.get("load-format", "auto"))
+    extra = serve.get("model-loader-extra-config")
+    if patterns_of(load_format) == (RANKS,) and isinstance(extra, Mapping) and "pattern" in extra:
+        load_format = "safetensors"  # the files have names of the owner's own
     weights, errors = choose_weights([name for name in names if name not in adapters], indexes, load_format)
-    if "sharded" in load_format:
+    if patterns_of(load_format) == (RANKS,) and weights:
         errors += rank_errors(weights, serve.get("tensor-parallel-size"))
     needed, left = [], {}
     for name in names:
@@ -103,6 +124,11 @@ def choose(
         errors.append(f"{config} is missing.{adapter}")
     errors += tokenizer_errors(needed, serve, mistral)
     return needed, left, errors
+
+
+def patterns_of(load_format: str) -> tuple[str, ...] | str:
+    """Return what a loader looks for, or why it reads no directory; see `LOADERS`."""
+    return LOADERS.get(load_format, ANY)
 
 
 def is_adapter(name: str, files: Iterable[str]) -> bool:
@@ -133,8 +159,10 @@ def choose_weights(names: Iterable[str], indexes: Mapping[str, Any], load_format
     :param load_format: vLLM's option; one that is not known here counts as ``auto``.
     """
     names = [name for name in names if not _PARTIAL.search(name) and not _TRAINING.search(name)]
-    patterns = FORMATS.get("safetensors" if load_format in ONLY_SAFETENSORS else load_format, FORMATS["auto"])
-    if patterns is None:
+    patterns = patterns_of(load_format)
+    if isinstance(patterns, str):
+        return set(), [patterns]
+    if not patterns:
         return set(), []
     found: list[str] = []
     for pattern in patterns:
@@ -150,7 +178,9 @@ def choose_weights(names: Iterable[str], indexes: Mapping[str, Any], load_format
     index_name = MISTRAL_INDEX if load_format == "mistral" or consolidated else BIN_INDEX if bins else INDEX
     shards: list[str] = []
     errors: list[str] = []
-    if index_name in indexes and "sharded" not in load_format:
+    # An index of files that this loader does not look for says nothing.
+    looked_for = any(fnmatchcase(index_name.removesuffix(".index.json"), pattern) for pattern in patterns)
+    if index_name in indexes and looked_for:
         shards, error = shards_of(index_name, indexes[index_name])
         errors += [error] if error else []
     if shards:
@@ -159,7 +189,11 @@ def choose_weights(names: Iterable[str], indexes: Mapping[str, Any], load_format
     if not found and load_format == "auto":
         found = [name for name in names if name.endswith(".safetensors") and not _OTHER_FORMS.search(name)]
     if not found:
-        errors.append(f"there is no file with weights ({', '.join(patterns)}) and no index of such files.")
+        other = next((name for name in names if name.endswith(".gguf")), None)
+        errors.append(
+            f"there is no file with weights ({', '.join(patterns)}) and no index of such files."
+            + (f" {other}: vLLM reads no GGUF out of a directory; take a repository with safetensors." if other else "")
+        )
     return set(found), errors + numbering_errors(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ansible_collections.gb10.cluster.plugins.module_utils._weights import needs
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import INTEGER, Check, show
 
 _DRAFTED = ("custom_class", "draft_model", "eagle", "eagle3", "medusa", "mlp_speculator")
@@ -43,6 +44,9 @@ def relations(check: Check) -> None:
         for other in option.excludes:
             if check.has(name) and check.has(other):
                 check.refuse(f"serve.{name} and serve.{other} are two answers to one question; keep one of them.")
+    unread = needs.patterns_of(str(check.seen.get("load-format", "auto")))
+    if isinstance(unread, str):
+        check.refuse(unread)
     _memory(check)
     _scheduler(check)
     _mamba(check)

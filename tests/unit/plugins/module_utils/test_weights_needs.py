@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import needs
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 INDEX = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}
@@ -142,6 +144,55 @@ def test_weights_saved_by_rank_are_those_of_every_rank(
     assert (sentence or "") in "".join(errors)
 
 
+#: What each loader of vLLM takes of a directory with weights in every form.
+EVERY_FORM = [
+    *SHARDS, "consolidated.safetensors", "model-rank-0-part-0.safetensors", "pytorch_model.bin", "model.pt",
+    "model.tensors", "model-Q4_K_M.gguf",
+]  # fmt: skip
+TAKEN: dict[str, list[str]] = {
+    "auto": SHARDS, "hf": SHARDS, "bitsandbytes": SHARDS, "modelexpress": SHARDS, "ipc_cache": SHARDS,
+    "of-a-fork": SHARDS, "safetensors": SHARDS, "fastsafetensors": SHARDS, "instanttensor": SHARDS,
+    "runai_streamer": SHARDS, "mistral": ["consolidated.safetensors"], "pt": ["model.pt"],
+    "npcache": ["pytorch_model.bin"], "tensorizer": ["model.tensors"], "dummy": [], "gguf": [],
+    "sharded_state": ["model-rank-0-part-0.safetensors"], "runai_streamer_sharded": ["model-rank-0-part-0.safetensors"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("load_format", sorted({*needs.LOADERS, "of-a-fork"}))
+def test_a_loader_takes_its_files(load_format: str) -> None:
+    weights, errors = needs.choose_weights(EVERY_FORM, {"model.safetensors.index.json": INDEX}, load_format)
+    assert sorted(weights) == sorted(TAKEN[load_format])
+    assert bool(errors) == (load_format == "gguf")
+
+
+@pytest.mark.parametrize("load_format", sorted(needs.LOADERS))
+def test_a_loader_without_its_files_is_named(load_format: str) -> None:
+    wanted = needs.patterns_of(load_format)
+    left = [name for name in EVERY_FORM if not any(fnmatch(name, pattern) for pattern in wanted)]
+    # The index of safetensors files that are there is no help to a loader of other files.
+    indexes = {"model.safetensors.index.json": INDEX} if SHARDS[0] in left else {}
+    errors = needs.choose_weights(left, indexes, load_format)[1]
+    if load_format == "dummy":
+        assert errors == []
+    elif isinstance(wanted, str):
+        assert errors == [wanted]
+        assert "Take a repository with safetensors" in wanted
+    else:
+        (error,) = errors
+        assert error.startswith(f"there is no file with weights ({', '.join(wanted)}) and no index of such files.")
+        assert "vLLM reads no GGUF out of a directory; take a repository with safetensors." in error
+
+
+def test_every_loader_of_the_releases_that_were_read_is_known() -> None:
+    tables = serve_files.load_tables().values()
+    assert {value for table in tables for value in table["options"]["load-format"]["known"]} == set(needs.LOADERS)
+
+
+def test_weights_saved_by_rank_under_names_of_the_owners() -> None:
+    serve = {"load-format": "sharded_state", "model-loader-extra-config": {"pattern": "r{rank}-{part}.safetensors"}}
+    assert choose(["config.json", "tokenizer.json", "r0-0.safetensors"], None, serve)[2] == []
+
+
 def test_a_vocabulary_without_its_merges_is_no_tokenizer() -> None:
     names = ["config.json", "model.safetensors", "vocab.json"]
     assert choose(names)[2] == ["merges.txt is missing, without which vocab.json is no tokenizer."]
@@ -183,7 +234,7 @@ def test_the_index_of_consolidated_shards_is_the_one_that_counts() -> None:
     ("load_format", "weights"),
     [
         ("auto", ["pytorch_model-00001-of-00001.bin"]), ("npcache", ["pytorch_model.bin"]), ("pt", ["model.pt"]),
-        ("gguf", ["model-Q4_K_M.gguf"]), ("tensorizer", ["model.tensors"]), ("runai_streamer", ["model.safetensors"]),
+        ("tensorizer", ["model.tensors"]), ("runai_streamer", ["model.safetensors"]),
         ("sharded_state", ["model-rank-0-part-0.safetensors"]), ("a fork's own", ["model.safetensors"]), ("dummy", []),
     ],
 )  # fmt: skip

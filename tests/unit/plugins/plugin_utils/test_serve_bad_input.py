@@ -254,6 +254,12 @@ VALUES = [
     ),
     # choices that argparse lets through
     serve(
+        {"load-format": "gguf"},
+        "serve.load-format gguf reads one .gguf file by its path, but what is served here is the model's directory; "
+        "vLLM 0.24 and later read no GGUF at all. Take a repository with safetensors (quantised: AWQ, GPTQ, FP8 or "
+        "NVFP4) and leave load-format out.",
+    ),
+    serve(
         {"load-format": "fasttensors"},
         f"serve.load-format: vLLM 0.22.1 knows no 'fasttensors' {LATER}. Did you mean 'fastsafetensors'?",
     ),
