@@ -8,7 +8,6 @@ handed on unchanged to a module, whose own specification converts it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible.module_utils.parsing.convert_bool import boolean
 from jinja2 import nodes
 
 from tests.lint.test_contracts import REPO, ROLES, template_environment
@@ -132,45 +129,6 @@ def test_switches_and_numbers_are_converted(role: str) -> None:
 )
 def test_the_check_itself(text: str, may_hand_on: bool, expected: list[str]) -> None:
     assert list(unconverted(text, {"r_on": "bool", "r_n": "int"}, may_hand_on=may_hand_on)) == expected
-
-
-def documented() -> dict[tuple[str, str], str]:
-    """Return (variable, value) -> file of each ``-e name=value`` that the documentation names, for typed variables."""
-    types = {name: kind for role in ROLES for name, kind in typed(role).items()}
-    found = {}
-    for path in [*REPO.glob("*.md"), *(REPO / "docs").rglob("*.md"), *(REPO / "playbooks").glob("*.yml")]:
-        for name, value in re.findall(r"-e (\w+)=([^\s`'\"]+)", path.read_text(encoding="utf-8")):
-            if name in types:
-                found[name, value.rstrip(".,;)")] = path.name
-    return found
-
-
-def test_every_documented_value_is_accepted_as_text() -> None:
-    """The specification takes the text of a command line, and the role's own conversion gives the same."""
-    examples = documented()
-    assert len(examples) > 3, "no example found: the check would pass without checking anything"
-    always = dict.fromkeys(
-        [
-            ("edge_tls", "true"),
-            ("edge_firewall", "false"),
-            ("engine_memory_floor_gib", "1.5"),
-            ("engine_drop_caches", "false"),
-            ("engine_config_check", "false"),
-            ("fabric_ssh", "true"),
-            ("doctor_throughput", "true"),
-            ("watch_enabled", "false"),
-        ],
-        "",
-    )
-    for name, text in {**examples, **always}:
-        role = name.split("_", 1)[0]
-        kind = typed(role)[name]
-        validator = ArgumentSpecValidator({name: {"type": kind}})
-        result = validator.validate({name: text})
-        assert not result.error_messages, f"-e {name}={text}: {result.error_messages}"
-        value = result.validated_parameters[name]
-        assert value == {"bool": boolean, "int": int, "float": float}[kind](text)
-        assert type(value) is {"bool": bool, "int": int, "float": float}[kind]
 
 
 def test_the_template_environment_parses_what_ansible_does() -> None:
