@@ -94,8 +94,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.restore import 
 )
 
 PROC_SYS = Path("/proc/sys")
-#: Directories that this collection alone uses, apart from weights and images.
-OWN = ("/etc/gb10", "/usr/local/lib/gb10")
 
 
 def account_groups(name: str) -> list[str] | None:
@@ -215,7 +213,7 @@ class Restore:
             self.run("hostnamectl", "set-hostname", hostname)
             self.note(f"host name: {hostname} again.")
         self.accounts()
-        for path in OWN:
+        for path in files.OWN:
             if Path(path).is_dir():
                 if not self.check:
                     shutil.rmtree(path)

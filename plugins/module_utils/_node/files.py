@@ -25,6 +25,9 @@ MAX_LINKS = 40
 
 #: What stood below these before its first change by this project is kept, for the teardown to give back.
 KEPT_ROOTS = ("/etc/", "/usr/local/")
+#: This project alone uses these: nothing in them is an owner's, and the teardown removes them. The secrets of engine,
+#: proxy and monitoring are in them, and have no copy.
+OWN = ("/etc/gb10", "/usr/local/lib/gb10")
 #: So is what root changes in these directories of a home.
 KEPT_IN_HOMES = re.compile(r"^/(?:root|home/[^/]+)/\.(?:ssh|docker)/")
 BEFORE = Path("/var/lib/gb10/before")
@@ -164,6 +167,8 @@ def keep(kind: str, name: str, value: Any) -> None:
 
 
 def _is_kept(name: str) -> bool:
+    if f"{name}/".startswith(tuple(f"{own}/" for own in OWN)):
+        return False
     return name.startswith(KEPT_ROOTS) or (os.geteuid() == 0 and KEPT_IN_HOMES.search(f"{name}/") is not None)
 
 

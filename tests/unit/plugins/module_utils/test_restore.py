@@ -91,6 +91,20 @@ def test_a_file_of_ours_from_before_the_manifest_is_not_taken_for_the_owners(etc
     assert give_back(path)[0] == f"{path}: removed."
 
 
+def test_a_secret_in_a_directory_of_our_own_has_no_copy(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that a former release wrote, without a first line that says so."""
+    monkeypatch.setattr(files, "OWN", (f"{etc}/gb10",))
+    path = etc / "gb10" / "engine" / "model.env"
+    path.parent.mkdir(parents=True)
+    path.write_text("VLLM_API_KEY=the-former-key\n", encoding="utf-8")
+    files.write(path, "VLLM_API_KEY=the-new-key\n", 0o600)
+    files.remove(path)
+    files.make_directories(etc / "gb10" / "edge")
+    assert not files.BEFORE.exists()
+    files.write(etc / "gb10.conf", "beside it\n")
+    assert list(manifest()["files"]) == [f"{etc}/gb10.conf"]
+
+
 def test_a_shared_file_with_our_block_first_is_the_owners(etc: Path) -> None:
     path = etc / "hosts"
     path.write_text(with_block("", "gb10.cluster nodes", "10.0.0.1 a") + "127.0.0.1 localhost\n", encoding="utf-8")

@@ -43,7 +43,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     (tmp_path / "swappiness").write_text("1\n", encoding="utf-8")
     monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, command, **_rest: made.run(command))
     monkeypatch.setattr(files, "KEPT_ROOTS", (f"{tmp_path}/etc/",))
-    monkeypatch.setattr(owner_state, "OWN", (f"{tmp_path}/own",))
+    monkeypatch.setattr(files, "OWN", (f"{tmp_path}/own",))
     monkeypatch.setattr(owner_state, "PROC_SYS", tmp_path)
     monkeypatch.setattr(
         owner_state, "account_groups", {"operator": ["systemd-journal", "video"], "ann": ["docker"]}.get
