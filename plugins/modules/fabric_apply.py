@@ -112,6 +112,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._fabric.apply import 
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import parse_networkctl
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import parse_systemctl_show
 from ansible_collections.gb10.cluster.plugins.module_utils._node.renamed import renamed
 from ansible_collections.gb10.cluster.plugins.module_utils._node.rollback import Rollback, RollbackError, last_line
 
@@ -133,6 +134,21 @@ def guard(module: AnsibleModule) -> Rollback:
         return int(code), str(out), str(err)
 
     return Rollback("the fabric's configuration", DIRECTORY, "gb10-fabric-rollback", run)
+
+
+def keep_unit(module: AnsibleModule, unit: str) -> None:
+    """Note for the teardown whether a unit was enabled and ran before its first change."""
+    _code, out, _err = module.run_command(["systemctl", "show", unit, "--property=UnitFileState,ActiveState"])
+    shown = parse_systemctl_show(out)
+    files.keep("units", unit, {"enabled": shown.get("UnitFileState", ""), "active": shown.get("ActiveState", "")})
+
+
+def put_aside(path: Path, aside: Path) -> None:
+    """Rename a definition of the owner's; the teardown gives it back under its name."""
+    found = files.read(path)
+    files.keep_file(aside, found[0] if found else b"")
+    files.keep_file(path, None)
+    path.replace(aside)
 
 
 def live(module: AnsibleModule) -> dict[str, Device]:
@@ -276,13 +292,15 @@ def apply(module: AnsibleModule, rollback: Rollback) -> dict[str, Any]:
             files.write(item["path"], item["content"], int(item["mode"], 8))
         for path in gone:
             if path in aside:
-                path.replace(aside[path])
+                put_aside(path, aside[path])
             else:
                 files.remove(path)
         commands = apply_commands(parameters["backend"], links, own, bool(fresh or gone), bool(abandoned))
         if any(item["path"].startswith("/etc/sysctl.d/") for item in fresh):
             commands.append(["sysctl", "--quiet", "--load", "/etc/sysctl.d/91-gb10-fabric.conf"])
         for command in commands:
+            if command[:2] == ["systemctl", "enable"]:
+                keep_unit(module, command[-1])
             code, out, err = module.run_command(command)
             if code != 0:
                 raise RuntimeError(f"{' '.join(command)} failed: {last_line(err or out)}")

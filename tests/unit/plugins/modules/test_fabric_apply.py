@@ -11,7 +11,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils._node import rollback
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files, restore, rollback
 from ansible_collections.gb10.cluster.plugins.modules import fabric_apply
 
 SERVICE = "gb10-fabric-rollback.service"
@@ -93,3 +93,31 @@ def test_confirming_disarms(machine: Machine, capsys: pytest.CaptureFixture[str]
 def test_the_old_names_of_options_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(capsys, state="rolled_back", rollback_after_s=5, settle_s=1)["changed"]
     assert "Unsupported parameters" in call(capsys, state="rolled_back", rollback_after_h=5)["msg"]
+
+
+def test_a_definition_of_the_owners_returns_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "KEPT_ROOTS", (f"{tmp_path}/etc/",))
+    path = tmp_path / "etc" / "50-owner.yaml"
+    aside = path.with_name("50-owner.yaml.gb10-disabled")
+    path.parent.mkdir()
+    path.write_text("network: {}\n", encoding="utf-8")
+    path.chmod(0o600)
+    fabric_apply.put_aside(path, aside)
+    assert [each.name for each in path.parent.iterdir()] == [aside.name]
+    for name, entry in files.read_json(files.BEFORE / "manifest.json")["files"].items():
+        restore.restore_file(name, entry, check=False)
+    assert path.read_text(encoding="utf-8") == "network: {}\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not aside.exists()
+
+
+def test_a_service_that_is_enabled_was_noted_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter(["UnitFileState=disabled\nActiveState=inactive\n", "UnitFileState=enabled\nActiveState=active\n"])
+    with patch_module_args({}):
+        module = AnsibleModule(argument_spec={})
+    monkeypatch.setattr(module, "run_command", lambda *_command: (0, next(states), ""))
+    fabric_apply.keep_unit(module, "systemd-networkd.service")
+    fabric_apply.keep_unit(module, "systemd-networkd.service")
+    noted = files.read_json(files.BEFORE / "manifest.json")["units"]["systemd-networkd.service"]
+    assert noted == {"enabled": "disabled", "active": "inactive"}
+    assert restore.unit_verbs(noted, "enabled", "active") == ["disable", "stop"]
