@@ -20,6 +20,7 @@ from ansible.utils.display import Display
 from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files, lease
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
 from ansible_collections.gb10.cluster.plugins.plugin_utils._lease import processes
 
 
@@ -104,7 +105,8 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
     def _hold(self, **more: Any) -> dict[str, Any]:
         """Ask the head for the leases; those of runs that ended on this control node do not count."""
         answer: dict[str, Any] = self._execute_module(module_args={**self.ask, **more}, task_vars=self.vars)
-        ended = [each["run"] for each in answer.get("holders", []) if processes.has_ended(each["process"])]
+        answer["holders"] = shaped(answer, {"holders": [lease.HOLDER]})["holders"]
+        ended = [each["run"] for each in answer["holders"] if processes.has_ended(each["process"])]
         if ended and not more and self.ask["state"] == "held":
             return self._hold(ended=ended)
         return answer

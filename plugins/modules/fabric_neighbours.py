@@ -71,6 +71,7 @@ down:
 """
 
 import json
+import re
 import select
 import socket
 import time
@@ -82,6 +83,10 @@ ETHERTYPE = 0x88B5
 BROADCAST = b"\xff" * 6
 MAGIC = "gb10.cluster"
 INTERVAL_S = 0.25
+#: What is taken for the name of a node or of a device: whoever is on the cable can send anything.
+NAME = re.compile(r"[\w.:-]{1,253}")
+#: A cable, or a switch of a cluster, has fewer ends; more names on one device are a flood.
+MAX_NEIGHBOURS = 256
 #: How long a node goes on after it has heard all: the others may have started later.
 LINGER_S = 2.0
 
@@ -106,8 +111,8 @@ def heard(packet: bytes, name: str, cluster: str) -> tuple[str, str] | None:
         return None
     if not isinstance(frame_data, dict) or frame_data.get("magic") != MAGIC or frame_data.get("cluster") != cluster:
         return None
-    node = frame_data.get("node")
-    return None if node == name else (str(node), str(frame_data.get("netdev")))
+    node, netdev = str(frame_data.get("node")), str(frame_data.get("netdev"))
+    return (node, netdev) if node != name and NAME.fullmatch(node) and NAME.fullmatch(netdev) else None
 
 
 def listen(
@@ -139,7 +144,7 @@ def listen(
                     neighbour = heard(link.recv(2048), name, cluster)
                 except OSError:
                     continue
-                if neighbour:
+                if neighbour and len(found[links[link]]) < MAX_NEIGHBOURS:
                     found[links[link]].add(neighbour)
             known = {node for each in found.values() for node, _netdev in each}
             if expect and expect <= known:

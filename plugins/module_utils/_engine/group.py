@@ -21,7 +21,10 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import tether
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import REFUSED, Life, say
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
 
+#: What is read of a rank's hello.
+HELLO: dict[str, Any] = {"rank": 0, "model": "", "env": {}}
 HEARTBEAT_S = 2.0
 REPORT_EVERY_S = 10.0
 #: A connection without a heartbeat for this long is dead when its rank connects anew.
@@ -172,15 +175,15 @@ class Group:
         except (tether.UnprovenError, OSError) as error:
             self._refuse(peer, where, str(error))
             return
-        rank = 0
+        hello = shaped(hello, HELLO)
+        rank: int = hello["rank"]
         try:
-            rank = int(hello.get("rank", 0))
-            if hello.get("model") != self.model or not 0 < rank < len(self.members):
+            if hello["model"] != self.model or not 0 < rank < len(self.members):
                 channel.send({"wait": f"{self.name(0)} runs {self.model}"})
             elif rank in self.peers and self._answers(rank):
                 channel.send({"wait": f"{self.name(rank)} is connected already, and answers"})
             else:
-                self._welcome(rank, channel, hello.get("env") or {})
+                self._welcome(rank, channel, hello["env"])
                 self.follow(rank, channel.messages())
         except (OSError, ValueError, TypeError):
             pass

@@ -17,6 +17,9 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
+#: What is read of a record, which comes from a node; see `_node.shape.shaped`.
+RECORD: dict[str, Any] = {"model": "", "unit": "", "served_name": "", "engine": "", "members": [""]}
+
 ACTIVE = Path("/etc/gb10/engine/active.json")
 
 

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed
+
 #: A handshake takes one round trip; who is slower is no rank.
 HANDSHAKE_SECONDS = 5.0
 MAX_HELLO_BYTES = 2**16
@@ -110,7 +112,7 @@ class Channel:
                 if not hmac.compare_digest(mac, wanted):
                     raise ValueError("a message without the proof of its sender")
                 number += 1
-                message = json.loads(data)
+                message = parsed(data)
                 if isinstance(message, dict):
                     yield message
             if len(rest) > MAX_MESSAGE_BYTES:
@@ -143,7 +145,9 @@ def accept(peer: socket.socket, key: bytes, silence_s: float) -> tuple[dict[str,
         raise UnprovenError("what it sent is no hello") from error
     if not hmac.compare_digest(mac, _mac(key, b"hello", nonce.encode(), theirs, text).encode()):
         raise UnprovenError("its proof does not match the key of this node")
-    hello = json.loads(text)
+    hello = parsed(text)
+    if not isinstance(hello, dict):
+        raise UnprovenError("what it sent is no hello")
     return hello, Channel(peer, _session(key, (nonce.encode(), theirs)), (b"head", b"rank"), silence_s)
 
 

@@ -3,9 +3,18 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed, shaped
+
+#: What is read of iperf3's report.
+_IPERF3 = {"error": None, "end": {"sum_received": {"bits_per_second": float}}}
+
+
+#: Characters of a tool's own words in a message.
+MAX_WORDS = 500
 
 
 class MeasurementError(ValueError):
@@ -18,16 +27,16 @@ def parse_iperf3(text: str) -> float:
     Raises:
         MeasurementError: the run ended with an error, or printed something else.
     """
-    try:
-        report = json.loads(text)
-    except ValueError as error:
-        raise MeasurementError(text.strip() or "iperf3 printed nothing") from error
-    if report.get("error"):
-        raise MeasurementError(str(report["error"]))
-    try:
-        return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
-    except (KeyError, TypeError) as error:
-        raise MeasurementError("iperf3 reported no received total") from error
+    report = parsed(text)
+    if not isinstance(report, dict):
+        raise MeasurementError(text.strip()[:MAX_WORDS] or "iperf3 printed nothing")
+    report = shaped(report, _IPERF3)
+    if report["error"]:
+        raise MeasurementError(str(report["error"])[:MAX_WORDS])
+    received = report["end"]["sum_received"]["bits_per_second"]
+    if received is None:
+        raise MeasurementError("iperf3 reported no received total")
+    return float(received) / 1e9
 
 
 def parse_ib_bandwidth(text: str) -> float:
@@ -42,8 +51,14 @@ def parse_ib_bandwidth(text: str) -> float:
     figures = [row for row in rows if len(row) >= 5 and row[0].isdigit() and row[1].isdigit()]
     if not figures:
         words = [line.strip() for line in text.splitlines() if line.strip()]
-        raise MeasurementError(words[-1] if words else "ib_write_bw printed nothing")
-    return float(figures[-1][3])
+        raise MeasurementError(words[-1][:MAX_WORDS] if words else "ib_write_bw printed nothing")
+    try:
+        average = float(figures[-1][3])
+    except ValueError:
+        average = math.nan
+    if not math.isfinite(average):
+        raise MeasurementError(f"ib_write_bw printed no average: {' '.join(figures[-1])[:MAX_WORDS]}")
+    return average
 
 
 def slow_links(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
 
 FOLDER = Path("/run/gb10/lease")
 #: What can be leased: what is served, and the host, fabric and images beneath it.
@@ -25,6 +26,12 @@ SCOPES = (DEPLOYMENT, CLUSTER)
 #: A run renews its lease this often, and loses it when the head heard nothing for so long.
 RENEW_SECONDS = 20.0
 LASTS_SECONDS = 180.0
+
+
+#: What is read of a lease, which another run wrote, and of a holder as `shown`, which the head answered.
+_WORDS = {"scope": "", "run": "", "who": "", "where": "", "what": "", "since": ""}
+STORED: dict[str, Any] = {**_WORDS, "process": {}, "taken_s": float, "renewed_s": float}
+HOLDER: dict[str, Any] = {**_WORDS, "process": {}, "seconds": 0.0, "renewed_seconds": 0.0}
 
 
 def is_live(lease: Mapping[str, Any], now_s: float) -> bool:
@@ -49,7 +56,7 @@ def shown(lease: Mapping[str, Any], now_s: float) -> dict[str, Any]:
     return {
         **{key: str(lease.get(key, "")) for key in ("scope", "run", "who", "where", "what", "since")},
         "process": lease.get("process") or {},
-        "seconds": round(max(0.0, now_s - float(lease.get("taken_s", now_s))), 1),
+        "seconds": round(max(0.0, now_s - float(lease.get("taken_s") or now_s)), 1),
         "renewed_seconds": round(now_s - float(lease["renewed_s"]), 1),
     }
 
@@ -82,7 +89,7 @@ def locked(folder: Path) -> Iterator[None]:
 def read(folder: Path, scopes: Iterable[str] = SCOPES) -> list[dict[str, Any]]:
     """Return the leases of some scopes that are written down, whether they hold or not."""
     found = [files.read_json(folder / f"{scope}.json") for scope in scopes]
-    return [each for each in found if each]
+    return [shaped(each, STORED) for each in found if each]
 
 
 def hold(

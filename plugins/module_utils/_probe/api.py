@@ -7,13 +7,14 @@ and a test none. All limits are on silence (seconds without a byte), never on th
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed, shaped
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import pooling, tool_call
 
 METRICS = (
@@ -25,6 +26,17 @@ METRICS = (
     "vllm:request_success_total",
     "vllm:num_preemptions_total",
 )
+#: What is read of one event of a streamed completion.
+_CALL = {"index": 0, "function": {"name": "", "arguments": ""}}
+_DELTA = {"content": "", "reasoning": "", "reasoning_content": "", "tool_calls": [_CALL]}
+_EVENT = {
+    "error": None,
+    "usage": {"completion_tokens": 0},
+    "choices": [{"text": "", "finish_reason": "", "delta": _DELTA}],
+}
+_MODELS = {"data": [{"id": "", "root": "", "max_model_len": int}]}
+#: A token of text has fewer; an engine that counts otherwise must not make the probe write a prompt without end.
+_MAX_CHARACTERS_PER_TOKEN = 16.0
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{[^}]*\})? (?P<value>\S+)")
 
 NEEDLE_CODE = "HERON-KITE-5309"
@@ -141,33 +153,23 @@ def parse_metrics(text: str) -> dict[str, float]:
         else:
             continue
         try:
-            sums[key] = sums.get(key, 0.0) + float(found.group("value"))
+            value = float(found.group("value"))
         except ValueError:
             continue
-    return sums
+        if math.isfinite(value):
+            sums[key] = sums.get(key, 0.0) + value
+    return {key: value for key, value in sums.items() if math.isfinite(value)}
 
 
 def parse_models(body: str) -> list[dict[str, Any]]:
     """Name, root and context length of each model that /v1/models lists; [] when it is no such list."""
-    try:
-        data = json.loads(body).get("data", [])
-    except (ValueError, AttributeError):
-        return []
-    return [
-        {
-            "id": str(model.get("id", "")),
-            "root": str(model.get("root", "")),
-            "max_model_len": model.get("max_model_len"),
-        }
-        for model in data
-        if isinstance(model, dict)
-    ]
+    listed = shaped(parsed(body), _MODELS)["data"]
+    return [{key: model[key] for key in ("id", "root", "max_model_len")} for model in listed]
 
 
 def _error_of(body: str) -> str:
-    try:
-        answer = json.loads(body)
-    except ValueError:
+    answer = parsed(body)
+    if answer is None:
         return body.strip()[:300]
     error = answer.get("error", answer) if isinstance(answer, dict) else answer
     message = error.get("message", error) if isinstance(error, dict) else error
@@ -201,30 +203,25 @@ def _read_stream(lines: Iterator[str], clock: Callable[[], float]) -> _Streamed:
         data = line[5:].strip()
         if data == "[DONE]":
             break
-        try:
-            chunk = json.loads(data)
-        except ValueError:
-            continue
-        if "error" in chunk:
-            raise ProbeHttpError(int(chunk["error"].get("code") or 500), _error_of(data))
-        usage = chunk.get("usage") or {}
-        read.usage_tokens = max(read.usage_tokens, int(usage.get("completion_tokens") or 0))
-        for choice in chunk.get("choices", []):
-            delta = choice.get("delta") or {}
-            text = choice.get("text") or delta.get("content") or ""
-            reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
-            calls = delta.get("tool_calls") or []
-            read.finish_reason = choice.get("finish_reason") or read.finish_reason
+        event = shaped(parsed(data), _EVENT)
+        if event["error"] is not None:
+            raise ProbeHttpError(shaped(event["error"], {"code": 0})["code"] or 500, _error_of(data))
+        read.usage_tokens = max(read.usage_tokens, event["usage"]["completion_tokens"])
+        for choice in event["choices"]:
+            delta = choice["delta"]
+            text = choice["text"] or delta["content"]
+            reasoning = delta["reasoning"] or delta["reasoning_content"]
+            calls = delta["tool_calls"]
+            read.finish_reason = choice["finish_reason"] or read.finish_reason
             if text or reasoning or calls or read.usage_tokens:
                 read.chunks += 1
                 read.first_token_s = read.first_token_s or clock() - begun
             read.text += text
             read.reasoning += reasoning
             for call in calls:
-                slot = read.tool_calls.setdefault(int(call.get("index", 0)), {"name": "", "arguments": ""})
-                function = call.get("function") or {}
-                slot["name"] += function.get("name") or ""
-                slot["arguments"] += function.get("arguments") or ""
+                slot = read.tool_calls.setdefault(call["index"], {"name": "", "arguments": ""})
+                slot["name"] += call["function"]["name"]
+                slot["arguments"] += call["function"]["arguments"]
     return read
 
 
@@ -371,11 +368,8 @@ def run_canaries(client: Client, wanted: Wanted, clock: Callable[[], float] = ti
 def _characters_per_token(client: Client, served_name: str) -> float:
     sample = needle_prompt(1000, 4.0)
     reply = client.post("/tokenize", {"model": served_name, "prompt": sample})
-    try:
-        count = int(json.loads(reply.body)["count"])
-    except (ValueError, KeyError, TypeError):
-        return 4.0
-    return len(sample) / count if count else 4.0
+    count = shaped(parsed(reply.body), {"count": 0})["count"]
+    return min(_MAX_CHARACTERS_PER_TOKEN, len(sample) / count) if count > 0 else 4.0
 
 
 def probe_api(client: Client, url: str, wanted: Wanted, *, canaries: bool = True) -> dict[str, Any]:

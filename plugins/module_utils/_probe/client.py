@@ -17,6 +17,7 @@ from urllib.error import HTTPError, URLError
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import ProbeHttpError, Reply
 
 MAX_BODY_BYTES = 8 << 20
+MAX_ERROR_BYTES = 65536
 #: A request that got no answer, or not all of it; a server that dies in the middle of a chunk is an HTTPException.
 NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
 
@@ -78,10 +79,11 @@ class ProbeClient:
 
     def _ask(self, path: str, payload: Mapping[str, Any] | None, timeout_seconds: float) -> Reply:
         try:
-            with self._open(path, payload, timeout_seconds) as answer:
-                return Reply(int(answer.status), answer.read(MAX_BODY_BYTES).decode("utf-8", "replace"))
-        except HTTPError as problem:
-            return Reply(int(problem.code), problem.read(65536).decode("utf-8", "replace"))
+            try:
+                with self._open(path, payload, timeout_seconds) as answer:
+                    return Reply(int(answer.status), answer.read(MAX_BODY_BYTES).decode("utf-8", "replace"))
+            except HTTPError as problem:
+                return Reply(int(problem.code), problem.read(MAX_ERROR_BYTES).decode("utf-8", "replace"))
         except NO_ANSWER as problem:
             return Reply(0, "", error_word(problem))
 
@@ -95,13 +97,18 @@ class ProbeClient:
 
     def stream(self, path: str, payload: Mapping[str, Any]) -> Iterator[str]:
         """POST JSON and yield lines as they come; raises ProbeHttpError with what went wrong."""
+        left = MAX_BODY_BYTES
         try:
-            with self._open(path, payload, self.silence_seconds) as answer:
-                for raw in answer:
-                    yield raw.decode("utf-8", "replace").rstrip("\r\n")
-        except HTTPError as problem:
-            body = problem.read(65536).decode("utf-8", "replace").strip()
-            raise ProbeHttpError(int(problem.code), f"HTTP {problem.code}: {body[:300]}") from problem
+            try:
+                with self._open(path, payload, self.silence_seconds) as answer:
+                    while raw := answer.readline(left + 1):
+                        left -= len(raw)
+                        if left < 0:
+                            raise ProbeHttpError(0, f"the answer is longer than {MAX_BODY_BYTES >> 20} MiB")
+                        yield raw.decode("utf-8", "replace").rstrip("\r\n")
+            except HTTPError as problem:
+                body = problem.read(MAX_ERROR_BYTES).decode("utf-8", "replace").strip()
+                raise ProbeHttpError(int(problem.code), f"HTTP {problem.code}: {body[:300]}") from problem
         except NO_ANSWER as problem:
             word = error_word(problem)
             said = f"no byte for {self.silence_seconds:.0f} s" if word == "timeout" else word

@@ -7,11 +7,12 @@ pooling, 0.32).  So each question is asked until one is answered.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed, shaped
 
 _TEXTS = ("The ferry leaves the harbour at noon.", "A recipe for bread with rye and seeds.")
 
@@ -48,11 +49,8 @@ def not_offered(status: int, body: str) -> bool:
 
 def prompt_tokens(body: str) -> int:
     """Return the tokens that the engine read, from an answer's usage; 0 when it states none."""
-    try:
-        usage = json.loads(body)["usage"]
-        return int(usage.get("prompt_tokens") or usage.get("total_tokens") or 0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return 0
+    usage = shaped(parsed(body), {"usage": {"prompt_tokens": 0, "total_tokens": 0}})["usage"]
+    return int(usage["prompt_tokens"] or usage["total_tokens"])
 
 
 def read_answer(question: Question, body: str) -> str:
@@ -60,13 +58,12 @@ def read_answer(question: Question, body: str) -> str:
 
     :raises ShapeError: the answer has not the shape that the question asks for.
     """
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        raise ShapeError(f"{question.path} answered no JSON: {body[:120]!r}") from None
+    answer = parsed(body)
+    if answer is None:
+        raise ShapeError(f"{question.path} answered no JSON: {body[:120]!r}")
     try:
         return question.read(answer)
-    except (KeyError, TypeError, AttributeError, IndexError) as problem:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as problem:
         raise ShapeError(f"{question.path} answered without {problem}: {body[:120]!r}") from None
 
 
@@ -112,5 +109,5 @@ def numbers(values: Sequence[Any], what: str) -> list[float]:
         raise ShapeError(f"{what}: empty")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ShapeError(f"{what}: {value!r} is no finite number")
+            raise ShapeError(f"{what}: {repr(value)[:120]} is no finite number")
     return [float(value) for value in values]

@@ -12,14 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.explain import explain_loss, rank_diagnoses
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.front import front_problem
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import CAUSE, CONSEQUENCE, CONTEXT
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.states import (
     ABSENT,
+    API,
     DEAD,
     DEGRADED,
+    RANK,
     READY,
     RUNNING,
     STARTING,
@@ -108,9 +111,10 @@ def state_with_restarts(report: Mapping[str, Any], restarts_before: int, allowed
     A run that ended since is a death even if systemd has started the next one, except that the
     first `allowed` of them are forgiven when no log shows a cause that the next run will meet again.
     """
-    state = str(report.get("state", ABSENT))
-    died = int(report.get("unit", {}).get("restarts", 0)) - restarts_before
-    if state == DEAD and str(report.get("unit", {}).get("active_state", "")) == "activating":
+    report = shaped(report, RANK)
+    state = str(report["state"])
+    died = int(report["unit"]["restarts"]) - restarts_before
+    if state == DEAD and report["unit"]["active_state"] == "activating":
         died += 1
     elif state not in (RUNNING, STARTING):
         return state
@@ -118,8 +122,8 @@ def state_with_restarts(report: Mapping[str, Any], restarts_before: int, allowed
         return state
     lasting = [
         finding
-        for finding in report.get("findings", [])
-        if finding.get("kind") == CAUSE and finding.get("name") not in TRANSIENT_CAUSES
+        for finding in report["findings"]
+        if finding["kind"] == CAUSE and finding["name"] not in TRANSIENT_CAUSES
     ]
     return STARTING if died <= allowed and not lasting else DEAD
 
@@ -152,19 +156,19 @@ def progress_token(reports: Sequence[Mapping[str, Any]], api: Mapping[str, Any] 
     """
     ranks = tuple(
         (
-            str(report.get("node", "")),
-            str(report.get("state", "")),
-            str(report.get("unit", {}).get("invocation", "")),
-            str(report.get("log", {}).get("phase", "")),
-            int(report.get("log", {}).get("done", 0)),
-            int(report.get("log", {}).get("total", 0)),
-            int(report.get("log", {}).get("distinct_lines", 0)),
-            str(report.get("activity", {}).get("compilers", "")),
-            int(report.get("activity", {}).get("read_mib", 0)) // 64,
+            str(report["node"]),
+            str(report["state"]),
+            str(report["unit"]["invocation"]),
+            str(report["log"]["phase"]),
+            int(report["log"]["done"]),
+            int(report["log"]["total"]),
+            int(report["log"]["distinct_lines"]),
+            str(report["activity"]["compilers"]),
+            int(report["activity"]["read_mib"]) // 64,
         )
-        for report in sorted(reports, key=lambda each: str(each.get("node", "")))
+        for report in sorted((shaped(each, RANK) for each in reports), key=lambda each: str(each["node"]))
     )
-    return (ranks, int((api or {}).get("health", 0)))
+    return (ranks, int(shaped(api, API)["health"]))
 
 
 def state_from_dict(data: Mapping[str, Any]) -> ClusterState:
@@ -327,12 +331,13 @@ def merge(
     Raises ValueError when no report is the head's.
     """
     expected = expected or {}
+    reports = [shaped(each, RANK) for each in reports]
     known = {str(report.get("node", "")): str(report.get("state", ABSENT)) for report in reports}
     if head not in known:
         raise ValueError(
             f"There is no report of the head {head!r} among those of {', '.join(sorted(known)) or 'no node'}."
         )
-    api = api or {}
+    api = shaped(api, API) if api else {}
     log = _head_log(reports, head)
     phase = str(log.get("phase", "none"))
     done, total = int(log.get("done", 0)), int(log.get("total", 0))

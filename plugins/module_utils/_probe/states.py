@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 # States of one rank.
 ABSENT = "absent"
@@ -41,3 +42,59 @@ TRANSIENT_CAUSES = frozenset(
     {"rendezvous_timeout", "ray_head_unreachable", "node_unreachable", "memory_freed_while_profiling"}
 )
 """Causes that a restart may fix, because another rank was merely not there yet, or memory is free by then."""
+
+# What is read of the reports, each of which comes from a node; see `_node.shape.shaped`.
+FINDING: dict[str, Any] = {
+    "name": "",
+    "kind": "cause",
+    "cause": "",
+    "remedy": "",
+    "line": "",
+    "address": "",
+    "count": 1,
+    "time_s": 0.0,
+    "passed": None,
+}
+UNIT: dict[str, Any] = {
+    "name": "the unit",
+    "active_state": "",
+    "sub_state": "",
+    "result": "",
+    "invocation": "",
+    "exit_status": None,
+    "restarts": 0,
+    "seconds": 0.0,
+}
+LOG: dict[str, Any] = {
+    "phase": "none",
+    "done": 0,
+    "total": 0,
+    "phase_time_s": 0.0,
+    "distinct_lines": 0,
+    "last_line": "",
+    "complete": False,
+    "nccl_network": "",
+    "mtp": {"num_spec_tokens": 0, "method": "", "detected": None},
+}
+RANK: dict[str, Any] = {
+    "node": "",
+    "state": ABSENT,
+    "read_s": 0.0,
+    "unit": UNIT,
+    "log": LOG,
+    "findings": [FINDING],
+    "others": [""],
+    "activity": {"compilers": "", "read_mib": 0},
+}
+FRONT: dict[str, Any] = {"port": 0, "proxied": False, "status": 0, "error": "", "open": False, "engine": 0}
+CANARY: dict[str, Any] = {"name": "canary", "ok": False, "tokens": 0, "detail": "", "status": 0, "answer": ""}
+API: dict[str, Any] = {
+    "url": "the API",
+    "health": 0,
+    "health_error": "",
+    "models": [""],
+    "models_status": 0,
+    "key_refused": False,
+    "canaries": [CANARY],
+    "front": (FRONT,),
+}

@@ -10,19 +10,39 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.record import RECORD
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import (
     PENDING,
     pending_sentence,
     rolled_back_sentence,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.front import open_sentence
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.states import API, RANK
 
 #: What asks for JSON on the terminal; anything else that is not empty is a path.
 PRINTED = ("-", "true", "yes", "1")
 #: The state as long as the head does not answer, beside those of the probe.
 UNKNOWN = "unknown"
+
+#: What is read of `node_status`.
+_LOAD = ("running", "waiting", "kv_cache_percent", "generated_tokens_per_s", "prompt_tokens_per_s")
+NODE: dict[str, Any] = {
+    "rank": (RANK,),
+    "api": ({**API, "canary_wanted": True},),
+    "units": [""],
+    "record": (RECORD,),
+    "coming": ({"model": "", "served_name": "", "rank": 0, "nodes": 0},),
+    "leases": [lease.HOLDER],
+    "load": ({**dict.fromkeys(_LOAD, float), "window_s": 0.0},),
+    **dict.fromkeys(("mem_available_gib", "mem_total_gib", "mem_floor_gib"), float),
+    "last_failure": ({"time": None, "unit": "", "reason": ""},),
+    "swap": ({"state": "", "before": "", "after": "", "stall_seconds": 0.0},),
+    "rolled_back": ({"time": "", "before": "", "after": "", "why": "", "epoch_s": None},),
+    "watch": ({"state": "unknown", "since": None, "looked": None},),
+}
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
@@ -66,7 +86,10 @@ def since_text(seconds: float) -> str:
 
 def time_text(epoch_s: float) -> str:
     """Return an instant in UTC, to the second."""
-    return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.fromtimestamp(epoch_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return "an instant beyond the calendar"
 
 
 def instant(value: object) -> float:
@@ -74,12 +97,12 @@ def instant(value: object) -> float:
     if isinstance(value, bool):
         return 0.0
     if isinstance(value, (int, float)):
-        return float(value)
+        return float(shaped(value, 0.0))
     try:
         found = datetime.fromisoformat(str(value))
-    except ValueError:
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
         return 0.0
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 #: How `_engine.group` begins the sentence of a rank that ends because another did, and how soon after it.
@@ -162,9 +185,16 @@ def _coming(nodes: Sequence[str], reports: Mapping[str, Mapping[str, Any]]) -> d
     # During a second swap a node may lag behind: the model that most nodes start is the coming one.
     names = [str(each["model"]) for each in started.values()]
     model = max(dict.fromkeys(names), key=names.count)
-    by_rank = {int(each["rank"]): name for name, each in started.items() if each["model"] == model}
+    # A rank that this inventory has no node for is none.
+    by_rank = {
+        int(each["rank"]): name
+        for name, each in started.items()
+        if each["model"] == model and 0 <= each["rank"] < len(nodes)
+    }
+    if not by_rank:
+        return {}
     first = started[next(iter(by_rank.values()))]
-    size = max(int(first.get("nodes") or 0), max(by_rank) + 1)
+    size = max(min(int(first["nodes"]), len(nodes)), max(by_rank) + 1)
     return {**first, "members": [by_rank.get(rank, "") for rank in range(size)]}
 
 
@@ -180,6 +210,10 @@ def document(
     nodes: all members of the inventory, in order; reports: by node that answered; problems: why the
     others did not; now_s: seconds since the epoch.
     """
+    reports = {name: shaped(each, NODE) for name, each in reports.items()}
+    for name, each in reports.items():
+        if each["rank"]:
+            each["rank"]["node"] = name
     # The head's record is the one that counts; with the head gone, any member's.
     records = [reports[name].get("record") or {} for name in [head, *nodes] if name in reports]
     recorded: Mapping[str, Any] = next((each for each in records if each), {})

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed
+
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -50,9 +52,8 @@ def wrong_call(calls: Sequence[Mapping[str, str]], text: str) -> str:
     name, wanted = call["name"], TOOL["function"]["name"]
     if name != wanted:
         return f"the call is of {name!r}, not of {wanted!r}"
-    try:
-        arguments = json.loads(call["arguments"])
-    except ValueError:
+    arguments = parsed(call["arguments"])
+    if arguments is None:
         return f"the arguments are no JSON: {call['arguments'][:_SHOWN_CHARS]}"
     if arguments != ARGUMENTS:
         return f"the arguments are {json.dumps(arguments)[:_SHOWN_CHARS]}, not {json.dumps(ARGUMENTS)}"

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.record import RECORD
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import group_name
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
 
 #: ``-e model=inventory`` asks for the model that the inventory names.
 INVENTORY = "inventory"
@@ -53,7 +55,7 @@ def choose(named: str, own: str, head: Head | None, variables: Mapping[str, froz
         return Choice(own, "the inventory")
     if head.problem:
         return Choice(own, f"the inventory; {head.name} could not be asked what was last verified: {head.problem}")
-    recorded = str(head.record.get("model") or "")
+    recorded = str(shaped(head.record, RECORD)["model"])
     if not recorded:
         return Choice(own, f"the inventory; nothing was verified on {head.name} yet")
     if group_name(recorded) == group_name(own):
@@ -90,7 +92,8 @@ def placement_error(record: Mapping[str, Any], plan: Mapping[str, Any], head: st
     def shown(members: Any, engine: Any) -> str:
         return f"{len(members)} node(s) ({', '.join(map(str, members))})" + (f" with {engine}" if engine else "")
 
-    members, engine = record.get("members") or plan["members"], record.get("engine") or ""
+    record = shaped(record, RECORD)
+    members, engine = record["members"] or plan["members"], record["engine"]
     planned = plan["spec"]["engine"] if engine else ""
     if (list(members), engine) == (list(plan["members"]), planned):
         return ""

@@ -49,7 +49,7 @@ def started(pid: int) -> str | None:
     """
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has a number that does not fit
         return None
     except PermissionError:
         pass

@@ -306,7 +306,7 @@ def test_without_a_completion_no_token_is_reported() -> None:
 
 def test_whoever_changes_the_cluster_now_is_named() -> None:
     held = {"scope": "deployment", "run": "a", "who": "ada", "where": "desk", "what": "serve.yml", "since": "20:00",
-            "seconds": 9.0, "renewed_seconds": 1.0}  # fmt: skip
+            "seconds": 9.0, "renewed_seconds": 1.0, "process": {}}  # fmt: skip
     found = document(NODES, "gx10-1", told(**{"gx10-1": member("gx10-1", leases=[held])}), {}, NOW_S)
     assert found["leases"] == [held]
     assert "ada on desk runs serve.yml since 20:00 (9 s), with the lease of the deployment" in shown(found)
