@@ -116,6 +116,9 @@ class VersionRules:
     packs_any_model: bool
     #: Before that: a packed block is as large as its largest group, not as the most layers of each size.
     packs_densely: bool
+    #: An indexer's buffer is 16 instead of 40 times the longest context where that is above 256K
+    #: (``sparse_mla_prefill_workspace_factor``).
+    short_indexer_buffer: bool
 
 
 def rules_for(version: Version) -> VersionRules:
@@ -138,6 +141,7 @@ def rules_for(version: Version) -> VersionRules:
         # 0.30.0 has the general rule and 0.27.1 has not; 0.27.1 packs densely and 0.26.0 does not.
         packs_any_model=version >= (0, 30, 0),
         packs_densely=version >= (0, 27, 0),
+        short_indexer_buffer=version >= (0, 32, 0),
     )
 
 

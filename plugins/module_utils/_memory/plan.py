@@ -31,6 +31,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
     Settings,
     assumed_available_gib,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.sparse import indexer_buffer_bytes
 
 #: Smallest block of the attention kernels.
 _GRANULARITY = {CUDA: 16, CPU: 128}
@@ -190,6 +191,8 @@ def make_plan(settings: Settings, rules: VersionRules) -> Plan:
     tokens = min(tokens, settings.max_model_len * max_num_seqs)
     weights = weights_per_rank_gib(settings)
     overheads = overheads_gib(settings, tokens)
+    if settings.device != CPU:
+        overheads["indexer_gib"] = indexer_buffer_bytes(settings.geometry, settings.max_model_len, rules) / GIB
     on_top_gib = 0.0
     if settings.geometry.architecture in rules.graphs_on_top:
         on_top_gib, overheads["graphs_gib"] = overheads["graphs_gib"], 0.0

@@ -11,15 +11,18 @@ Bytes, of one rank; none of these caches is split over tensor-parallel ranks but
 from __future__ import annotations
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+    DSA,
     DTYPE_BYTES,
     GROUPED_INDEXERS,
     KPOOL,
     MSA,
     QSA,
     Compressed,
+    Geometry,
     Indexer,
     ShortConv,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import MIB, VersionRules
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.packing import Bucket
 
 #: Pages of the packed layout are padded to whole strides of the decode kernel.
@@ -40,6 +43,9 @@ SOURCES_BLOCK = MSA_BLOCK = 128
 #: DeepSeek-V4.1: tokens of a block of the window's cache, and rows of the smallest ring of a compressor.
 _SOURCES_WINDOW_BLOCK = 32
 _SMALLEST_RING = 8
+#: An indexer's buffer for prefills: longest context of the larger one, and the logits beside it.
+_LONG_CONTEXT = 256 * 1024
+_INDEXER_LOGITS_BYTES = 512 * MIB
 
 
 def _ceil_to(value: int, step: int) -> int:
@@ -163,3 +169,22 @@ def ring_bucket(indexer: Indexer, layers: int, speculative_tokens: int) -> Bucke
 def short_conv_bytes(conv: ShortConv, dtype: str, speculative_tokens: int) -> int:
     """Return the state of one short convolution, which every rank keeps whole."""
     return conv.width * (conv.columns + speculative_tokens) * DTYPE_BYTES[dtype]
+
+
+def indexer_buffer_bytes(geometry: Geometry, max_model_len: int, rules: VersionRules) -> int:
+    """Return what the indexer of sparse latent attention reserves for prefills, on every rank.
+
+    Keys of so many times the longest context (``get_max_prefill_buffer_size`` in v1/attention/backends/mla/indexer.py),
+    and the logits by which it chooses (VLLM_SPARSE_INDEXER_MAX_LOGITS_MB); both are part of vLLM's profile
+    (``sparse_attn_indexer`` in model_executor/layers/sparse_attn_indexer.py).
+    """
+    compressed, indexer = geometry.compressed, geometry.indexer
+    if compressed:
+        width = compressed.index_head_dim
+        tokens_per_state = 1 if compressed.token_sources else 2 if compressed.pair_sources else 4
+    elif indexer and indexer.kind in (DSA, KPOOL):
+        width, tokens_per_state = indexer.head_dim, indexer.tokens_per_state
+    else:
+        return 0
+    contexts = 16 if rules.short_indexer_buffer and max_model_len > _LONG_CONTEXT else 40
+    return contexts * max_model_len // tokens_per_state * (width + 4) + _INDEXER_LOGITS_BYTES

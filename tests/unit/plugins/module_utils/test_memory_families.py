@@ -29,9 +29,10 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Window,
     geometry_from_dict,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, rules_for, state_bytes
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, MIB, rules_for, state_bytes
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.layout import Asked, fill_pool, plan_layout
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.parts import ALWAYS
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.sparse import indexer_buffer_bytes
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.shape import geometry_values
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "memory"
@@ -178,6 +179,27 @@ def test_a_model_around_one_without_a_rule_is_unknown(inside: dict[str, Any], na
     with pytest.raises(UnknownGeometryError) as caught:
         geometry_from_hf_config(config("InternVLChatModel", text_config=inside))
     assert f"the architecture {named} inside InternVLChatModel." in caught.value.missing[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "max_model_len", "version", "expected"),
+    [
+        ("deepseek-v3.2", 163840, (0, 30, 0), 865_075_200),  # vLLM's own comment names the sum: 825 MB
+        ("deepseek-v4.1-flash", 1048576, (0, 30, 0), 40 * 1048576 * 132),
+        ("deepseek-v4.1-flash", 1048576, (0, 32, 0), 16 * 1048576 * 132),
+        ("deepseek-v4.1-flash", 262144, (0, 32, 0), 40 * 262144 * 132),
+        ("deepseek-v4-flash-0731", 1048576, (0, 31, 0), 10 * 1048576 * 132),
+        ("glm-5.3-flash", 1048576, (0, 33, 0), 4 * 1048576 * 132),
+        ("qwen3.8-flash-next", 262144, (0, 33, 0), None),
+        ("minimax-m3", 262144, (0, 33, 0), None),
+        ("gpt-oss-120b", 131072, (0, 33, 0), None),
+    ],
+)
+def test_an_indexer_reserves_keys_of_several_contexts(
+    name: str, max_model_len: int, version: tuple[int, int, int], expected: int | None
+) -> None:
+    found = indexer_buffer_bytes(geometry_from_hf_config(config_of(name)), max_model_len, rules_for(version))
+    assert found == (0 if expected is None else expected + 512 * MIB)
 
 
 def test_without_the_hybrid_manager_a_window_keeps_everything() -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.fit import GB10
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Indexer
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import rules_for
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import (
     default_batch,
+    make_plan,
     overheads_gib,
     weights_per_rank_gib,
 )
@@ -94,6 +97,16 @@ def test_overheads_grow_with_the_batch_and_vanish_where_nothing_causes_them() ->
     for part in ("autotuner_gib", "draft_gib", "graphs_gib", "distributed_gib"):
         assert lone[part] == 0.0
     assert overheads_gib(DENSE, 8192)["autotuner_gib"] == 0.0
+
+
+def test_an_indexers_buffer_takes_from_the_pool_and_the_cpu_build_has_none() -> None:
+    latent = replace(DENSE.geometry.attention, kv_heads=1, latent_dim=576)
+    geometry = replace(DENSE.geometry, attention=latent, indexer=Indexer("dsa", 128))
+    settings = replace(DENSE, geometry=geometry, max_model_len=163840)
+    rules = rules_for((0, 30, 0))
+    with_it, without = make_plan(settings, rules), make_plan(replace(settings, device="cpu"), rules)
+    assert with_it.overheads["indexer_gib"] == pytest.approx(865_075_200 / 2**30 + 0.5)
+    assert "indexer_gib" not in without.overheads
 
 
 def test_expert_parallel_keeps_whole_experts_on_a_rank() -> None:
