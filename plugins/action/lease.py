@@ -21,6 +21,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files, lease
 from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
+from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import text_refusal
 from ansible_collections.gb10.cluster.plugins.plugin_utils._lease import processes
 
 
@@ -61,6 +62,9 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
                 "ended": {"type": "list", "elements": "str", "default": []},
             }
         )
+        extra = load_extra_vars(self._loader)
+        if wrong := text_refusal(extra):
+            return {**result, "failed": True, "changed": False, "holders": [], "msg": wrong}
         self.vars = task_vars or {}
         # It lives as long as the run, and every process of the run sees it.
         board = Path(constants.DEFAULT_LOCAL_TMP) / "gb10-lease.json"
@@ -77,7 +81,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
                 "run": noted.get("run") or secrets.token_hex(8),
                 "who": processes.user(),
                 "where": socket.gethostname(),
-                "what": command_line(context.CLIARGS, load_extra_vars(self._loader)),
+                "what": command_line(context.CLIARGS, extra),
                 "process": processes.describe(run),
             },
         }

@@ -3,12 +3,13 @@
 
 ``-e name=value`` gives text: 'false' is true to a condition, '1.5' is no number to a program. Each role converts at its
 border: a switch is written ``name | bool``, a number ``name | int`` or ``name | float``, wherever it is more than
-handed on unchanged to a module, whose own specification converts it.
+handed on unchanged to a module, whose own specification converts it. A list or an object that a role takes apart has no
+conversion: the lease refuses it as text (plugin_utils/_choice/text.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,23 @@ import pytest
 import yaml
 from jinja2 import nodes
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import TAKEN_APART
 from tests.lint.test_contracts import REPO, ROLES, template_environment
 
-CASTS = {"bool": {"bool"}, "int": {"int", "float"}, "float": {"float", "int"}}
+CASTS: dict[str, set[str]] = {"bool": {"bool"}, "int": {"int", "float"}, "float": {"float", "int"}}
+PARTS: dict[str, set[str]] = {"list": set(), "dict": set()}
 CONDITIONS = ("when", "that", "until", "changed_when", "failed_when")
 #: Where a number is put into a text as it is, or compared as text.
 AS_TEXT = (nodes.Concat, nodes.Output)
 
 
-def typed(role: str) -> dict[str, str]:
-    """Return the switches and numbers of a role by name, with their types."""
+def typed(role: str, kinds: Container[str] = tuple(CASTS)) -> dict[str, str]:
+    """Return the options of a role of some types by name, with their types; else the switches and numbers."""
     path = REPO / "roles" / role / "meta" / "argument_specs.yml"
     found = {}
     for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
         for name, option in (entry.get("options") or {}).items():
-            if option.get("type") in CASTS:
+            if option.get("type") in kinds:
                 found[name] = option["type"]
     return found
 
@@ -68,7 +71,7 @@ def _walk(node: nodes.Node, parents: tuple[nodes.Node, ...], types: Mapping[str,
         # x | default(1) | int converts as well.
         above = [each for each in parents if not (isinstance(each, nodes.Filter) and each.name in ("default", "d"))]
         parent = above[-1] if above else None
-        cast = isinstance(parent, nodes.Filter) and parent.name in CASTS[kind]
+        cast = isinstance(parent, nodes.Filter) and parent.name in {**CASTS, **PARTS}[kind]
         defined = isinstance(parent, nodes.Test) and parent.name in ("defined", "undefined")
         if not cast and not defined and not (kind != "bool" and isinstance(parent, AS_TEXT)):
             yield node.name
@@ -104,6 +107,18 @@ def test_switches_and_numbers_are_converted(role: str) -> None:
         for name in unconverted(text, types, may_hand_on=may_hand_on)
     ]
     assert not found, f"{len(found)} uses take text from the command line as it is:\n" + "\n".join(found)
+
+
+def test_lists_that_roles_take_apart_are_refused_as_text() -> None:
+    types = {name: kind for each in ROLES for name, kind in typed(each, PARTS).items()}
+    found = {
+        name
+        for role in ROLES
+        for path in files_of(role)
+        for text, may_hand_on in templates_of(path)
+        for name in unconverted(text, types, may_hand_on=may_hand_on)
+    }
+    assert found == TAKEN_APART
 
 
 @pytest.mark.parametrize(
