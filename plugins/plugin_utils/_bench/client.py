@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import Request
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stream import Answer, EventReader, excerpt
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.tokens import Counter, TokenizerError, load_counter
@@ -151,10 +152,9 @@ class Client:
 
     async def _ask_json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         text = await self._ask(method, path, body)
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise BenchError(f"{self.endpoint.url}{path} answered no JSON: {excerpt(text)}") from error
+        found = parsed(text)
+        if found is None:
+            raise BenchError(f"{self.endpoint.url}{path} answered no JSON: {excerpt(text)}")
         if not isinstance(found, dict):
             raise BenchError(f"{self.endpoint.url}{path} answered no object: {excerpt(text)}")
         return found

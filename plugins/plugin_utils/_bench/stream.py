@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed
 
 #: Kinds of failure, and what each means in a report.
 FAILURES = {
@@ -98,9 +99,8 @@ class Answer:
             self.done = True
             return
         self.chunks += 1
-        try:
-            chunk = json.loads(data)
-        except ValueError:
+        chunk = parsed(data)
+        if chunk is None:
             self.fail("malformed", f"chunk {self.chunks} is no JSON: {excerpt(data)}")
             return
         if not isinstance(chunk, Mapping):
@@ -112,7 +112,7 @@ class Answer:
         else:
             try:
                 self._take_chunk(chunk, at_s)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
                 self.fail("malformed", f"chunk {self.chunks} has not the form of a completion: {excerpt(data)}")
 
     def _take_chunk(self, chunk: Mapping[str, Any], at_s: float) -> None:

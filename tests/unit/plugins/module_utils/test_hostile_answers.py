@@ -32,6 +32,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe import (
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.states import API, RANK
 from ansible_collections.gb10.cluster.plugins.modules import fabric_neighbours
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stream import FAILURES, Answer, EventReader
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice import model as choosing
 from ansible_collections.gb10.cluster.plugins.plugin_utils._lease import processes
 from tests.unit.plugins.module_utils.hostile import DEEP, JSON, bounded, near
@@ -163,6 +164,24 @@ def test_any_answer_of_a_pooling_model_is_a_phrase_or_a_sentence(asked: tuple[st
     assert pooling.prompt_tokens(json.dumps(answer)) >= 0
     with pytest.raises(pooling.ShapeError, match="no JSON"):
         pooling.read_answer(question, DEEP)
+
+
+USAGE = {"prompt_tokens": 0, "completion_tokens": 0}
+
+
+@bounded
+@given(st.lists(near({**EVENT, "usage": USAGE}) | st.just(DEEP), max_size=4))
+@example([{"usage": {"prompt_tokens": float("inf"), "completion_tokens": 1}}])
+def test_any_events_of_a_measured_completion_are_an_answer_or_a_failure(events: list[Any]) -> None:
+    reader, answer = EventReader(), Answer()
+    for event in events:
+        text = event if isinstance(event, str) else json.dumps(event)
+        for data in reader.feed(f"data: {text}\n\n".encode(errors="replace")):
+            answer.take(data, 1.0)
+    answer.close(reader.unfinished)
+    assert answer.failure in (*FAILURES, "")
+    assert len(answer.detail) < 1000
+    assert answer.said
 
 
 @contextmanager
