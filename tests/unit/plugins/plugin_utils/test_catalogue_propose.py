@@ -336,7 +336,7 @@ SHAPES = yaml.safe_load((Path(__file__).parents[3] / "unit/fixtures/memory/famil
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape["name"])
 def test_the_written_geometry_is_the_one_that_was_read(shape: dict[str, Any]) -> None:
     """Windows, latent caches, values of another width: each survives the way through the file."""
-    rest = {"architecture": "X", "layers": 99, "hidden_size": 64, "max_position_embeddings": 4096}
+    rest = {"architecture": "X", "layers": 199, "hidden_size": 64, "max_position_embeddings": 4096}
     geometry = geometry_from_dict({**rest, **shape["geometry"]})
     values = geometry_values(geometry)
     assert (
