@@ -68,6 +68,7 @@ _PLAIN = (
     "GraniteMoeForCausalLM",
     "GraniteMoeSharedForCausalLM",
     "GraniteSWAForCausalLM",
+    "HYV3ForCausalLM",
     "HunYuanDenseV1ForCausalLM",
     "HunYuanMoEV1ForCausalLM",
     "HyperCLOVAXForCausalLM",
@@ -135,6 +136,8 @@ _GEMMA_SHARED = (
     "Gemma4ForConditionalGeneration",
     "Gemma4UnifiedForConditionalGeneration",
 )
+#: KV heads called groups; windows with figures of their own.
+_GROUPS = ("Step3p5ForCausalLM",)
 _TWO_WIDTHS = ("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")
 _QWEN_GDN = (
     "Qwen3NextForCausalLM",
@@ -297,6 +300,38 @@ def _from_gemma_shared(config: Config, architecture: str, dtype: str) -> Geometr
     return plain_geometry(config, architecture, dtype, wide, windows)
 
 
+def _from_groups(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read Step 3.5 (vllm/model_executor/models/step3p5.py).
+
+    Its list of layers may go on with draft layers, which have no rule here: the geometry has no mtp section.
+    """
+    layers = config.integer("num_hidden_layers")
+    kinds = (config.texts("layer_types") or [])[:layers]
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        config.missing.append(f"config.json has no layer_types (full_attention, sliding_attention) of {layers} layers.")
+    if "full_attention" not in kinds:
+        config.missing.append("config.json has no layer of full attention: the memory model needs one.")
+    full = replace(
+        attention_from_config(config, max(1, kinds.count("full_attention"))),
+        kv_heads=config.integer("num_attention_groups"),
+    )
+    other = config.values.get("attention_other_setting")
+    its = Config(other if isinstance(other, Mapping) and other.get("attention_type") == "sliding_attention" else {})
+    windows: tuple[Window, ...] = ()
+    if "sliding_attention" in kinds:
+        heads = its.optional("num_attention_groups") or full.kv_heads
+        width = its.optional("head_dim") or full.head_dim
+        windows = (Window(kinds.count("sliding_attention"), config.integer("sliding_window"), heads, width),)
+    geometry = plain_geometry(config, architecture, dtype, full, windows)
+    named = config.values.get("moe_layers_enum")
+    if geometry.moe is None:
+        return geometry
+    return replace(
+        geometry,
+        moe=replace(geometry.moe, layers=len(named.split(",")) if isinstance(named, str) else max(1, layers - 1)),
+    )
+
+
 def _from_two_widths(config: Config, architecture: str, dtype: str) -> Geometry:
     """Read MiMo-V2 (vllm/model_executor/models/mimo_v2.py): windows with heads of their own, values narrower than keys.
 
@@ -366,6 +401,7 @@ _READERS: Mapping[str, Callable[[Config, str, str], Geometry]] = {
         (_DELTA_HYBRID, from_delta_hybrid),
         (_CHUNKED, _from_chunked),
         (_GEMMA_SHARED, _from_gemma_shared),
+        (_GROUPS, _from_groups),
         (_TWO_WIDTHS, _from_two_widths),
         (_QWEN_GDN, from_qwen_gdn),
         (_NEMOTRON_H, from_nemotron_h),

@@ -19,6 +19,15 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import 
 
 #: What some files (HunYuan, Gemma 3n) list layer by layer; the largest counts.
 _BY_LAYER = ("intermediate_size", "moe_intermediate_size", "moe_topk")
+_TOP_K = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_k",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+)
 EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 
 
@@ -95,10 +104,8 @@ def moe_of(config: Config, layers: int) -> Moe | None:
     return Moe(
         layers=max(1, sparse),
         experts=config.integer(*EXPERTS),
-        experts_per_token=config.integer(
-            "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "top_k_experts", "moe_topk"
-        ),
-        expert_intermediate_size=config.integer("moe_intermediate_size", "intermediate_size"),
+        experts_per_token=config.integer(*_TOP_K),
+        expert_intermediate_size=config.integer("moe_intermediate_size", "expert_hidden_dim", "intermediate_size"),
     )
 
 

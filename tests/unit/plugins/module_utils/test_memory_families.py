@@ -129,6 +129,10 @@ NO_ATTENTION = "config.json has no attention block: the memory model needs one t
         ("lfm2", {"full_attn_idxs": None}, "config.json has no layer_types of 8 layers."),
         ("lfm2-moe", {"layer_types": ["conv"] * 7 + ["full"]},
          "config.json has layers full, which the memory model does not know."),
+        ("step-3.5", {"layer_types": None},
+         "config.json has no layer_types (full_attention, sliding_attention) of 5 layers."),
+        ("step-3.5", {"layer_types": ["sliding_attention"] * 5},
+         "config.json has no layer of full attention: the memory model needs one."),
         ("gemma-3n", {"num_kv_shared_layers": 10},
          "config.json has no layer of full attention: the memory model needs one."),
     ],
@@ -143,8 +147,18 @@ def test_experts_of_a_list_and_of_some_layers() -> None:
     found = {name: geometry_from_hf_config(CLASSES[name]).moe for name in CLASSES}
     assert found["hunyuan-moe"] == Moe(4, 8, 2, 128)
     assert found["afmoe"] == Moe(6, 8, 2, 128)
+    assert found["hy-v3"] == found["step-3.5"] == Moe(3, 8, 2, 128)
     assert found["jamba"] == Moe(4, 4, 2, 512)
     assert found["jamba-dense"] is found["granite-4-dense"] is None
+
+
+def test_windows_without_figures_of_their_own_have_those_of_the_full_layers() -> None:
+    values = CLASSES["step-3.5"] | {"attention_other_setting": None, "moe_num_experts": None}
+    found = geometry_from_hf_config(values)
+    assert (found.windows, found.moe, found.mtp) == ((Window(3, 128, 2, 64),), None, None)
+    unnamed = geometry_from_hf_config(CLASSES["step-3.5"] | {"moe_layers_enum": None}).moe
+    assert unnamed is not None
+    assert unnamed.layers == 4
 
 
 def test_a_layer_of_two_halves_counts_twice() -> None:
