@@ -129,10 +129,12 @@ def api_post(path: str, body: Mapping[str, Any], *, timeout_s: float = 300, base
 
 
 def served_models(base: str = API) -> list[str]:
-    """Return the ids in /v1/models; an endpoint that does not answer serves none."""
+    """Return the ids in /v1/models; an endpoint that does not answer, or a proxy without an engine, serves none."""
     try:
         response = api_get("/v1/models", base=base)
     except requests.ConnectionError:
+        return []
+    if response.status_code == requests.codes.unavailable:
         return []
     response.raise_for_status()
     return [str(model["id"]) for model in response.json()["data"]]
