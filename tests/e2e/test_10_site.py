@@ -100,8 +100,19 @@ def test_no_port_of_the_transfers_is_left_open() -> None:
     for node in NODES:
         ports = {line.split()[3] for line in harness.node_exec(node, "ss -Hltn").lines}
         assert not [port for port in ports if port.endswith((":5080", ":5081", ":5000", ":80"))]
-    units = harness.node_exec(HEAD, "systemctl list-units 'gb10-*' --no-legend --plain").stdout
-    assert "running" not in units
+    units = harness.node_exec(HEAD, "systemctl list-units 'gb10-*' --no-legend --plain").lines
+    assert [line.split()[0] for line in units if "running" in line] == ["gb10-edge.service"]
+
+
+def test_the_engine_is_reached_through_the_proxy_alone() -> None:
+    """Other paths of the engine are closed, and its own port listens on loopback."""
+    listening = {line.split()[3] for line in harness.node_exec(HEAD, "ss -Hltn").lines}
+    assert {"0.0.0.0:8000", "127.0.0.1:29602"} <= listening
+    assert not [address for address in listening if address.endswith(":29602") and address != "127.0.0.1:29602"]
+    ask = "curl --silent --output /dev/null --write-out '%{http_code}' http://127.0.0.1:"
+    assert harness.node_exec(HEAD, f"{ask}29602/load").stdout == "200"
+    assert harness.node_exec(HEAD, f"{ask}8000/load").stdout == "404"
+    assert harness.node_exec(HEAD, f"{ask}8000/metrics").stdout == "200"
 
 
 def test_the_environment_file_is_roots_alone() -> None:

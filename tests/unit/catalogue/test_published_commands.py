@@ -107,6 +107,14 @@ NETWORK: dict[str, Deviation] = {
     "env NCCL_IB_HCA": Deviation(None, "=" + ",".join(HCAS), AT_START),
     "env UCX_NET_DEVICES": Deviation(None, ",".join([*(f"{hca}:1" for hca in HCAS), INTERFACE]), AT_START),
 }
+PROXY = (
+    "Port 8000 is the proxy's, which checks the key on a list of paths; "
+    "`edge_proxy: false` renders `0.0.0.0` and `8000`."
+)
+PUBLIC = {
+    "serve --host": Deviation("0.0.0.0", "127.0.0.1", PROXY),
+    "serve --port": Deviation("8000", "29602", PROXY),
+}
 FOUR = "enp1s0f0np0,enp1s0f1np1,enP2p1s0f0np0,enP2p1s0f1np1"
 
 DEVIATIONS: dict[str, dict[str, Deviation]] = {
@@ -114,6 +122,7 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
         **COMMON,
         **RDMA_RAY,
         **NETWORK,
+        **PUBLIC,
         "docker --detach": Deviation("true", None, SYSTEMD),
         "docker --name": Deviation("nemotron3-ultra-nvfp4-tp4", "vllm-nemotron-ultra", NAMED),
         "docker --ipc": Deviation(
@@ -173,8 +182,8 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
         "serve --served-model-name": Deviation(
             None, "nvidia/nemotron-3-super", "The name that the bench of [S2] asks for; its skeleton leaves it out."
         ),
-        "serve --host": Deviation(None, "0.0.0.0", "vLLM's default, written down."),
-        "serve --port": Deviation(None, "8000", "vLLM's default, written down."),
+        "serve --host": Deviation(None, "127.0.0.1", PROXY),
+        "serve --port": Deviation(None, "29602", PROXY),
         "serve --distributed-executor-backend": Deviation(
             None, "ray", "vLLM would choose it with more ranks than GPUs; written down, so that nothing is chosen."
         ),
@@ -194,6 +203,7 @@ DEVIATIONS: dict[str, dict[str, Deviation]] = {
     },
     "nemotron-nano": {
         **COMMON,
+        **PUBLIC,
         **NETWORK,
         "docker --detach": Deviation("true", None, SYSTEMD),
         "docker --name": Deviation("nemotron-nvfp4", "vllm-nemotron-nano", NAMED),

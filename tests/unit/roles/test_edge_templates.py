@@ -192,3 +192,4 @@ def test_the_engine_stands_behind_the_proxy_that_the_role_has_by_default() -> No
     behind = trust_as_template(playbooks["engine_behind_proxy"])
     for given, expected in (({}, ours), ({"edge_proxy": "false"}, False), ({"edge_proxy": True}, True)):
         assert Templar(loader=DataLoader(), variables=given).template(behind) is expected
+    assert ours is True
