@@ -11,9 +11,11 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch
 
 
-def rank_options(plan: Mapping[str, Any], host: str, api_host: str, api_port: int = 0) -> dict[str, Any]:
+def rank_options(
+    plan: Mapping[str, Any], host: str, api_host: str, api_port: int = 0, taken: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Return the options of ``vllm serve`` for one member of the plan."""
-    options, errors = launch.rank_options(plan, host, api_host, api_port)
+    options, errors = launch.rank_options(plan, host, api_host, api_port, taken)
     if errors:
         raise AnsibleFilterError("\n".join(errors))
     return options

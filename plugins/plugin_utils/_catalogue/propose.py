@@ -32,6 +32,8 @@ GIB = 2**30
 ASSUMED_MEMORY_GIB = 119.0
 #: A rendezvous port for each model, as the catalogue has them.
 FIRST_PORT, PORT_STEP, LAST_PORT = 29510, 10, 29990
+#: On which the roles listen by default: engine_tether_port, engine_swap_port, edge_engine_port.
+OUR_PORTS = (29600, 29601, 29602)
 #: The context of a model whose cache cannot be computed: a start, to be raised after it has served.
 CAUTIOUS_TOKENS = 32768
 
@@ -102,7 +104,7 @@ def free_port(taken: Sequence[int]) -> int:
     :raises ProposalError: all of them are taken.
     """
     for port in range(FIRST_PORT, LAST_PORT + 1, PORT_STEP):
-        if port not in taken:
+        if port not in taken and port not in OUR_PORTS:
             return port
     raise ProposalError(f"Every rendezvous port from {FIRST_PORT} to {LAST_PORT} is taken; give ports.master yourself.")
 

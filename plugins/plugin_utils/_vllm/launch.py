@@ -24,7 +24,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*
 
 
 def rank_options(
-    plan: Mapping[str, Any], host: str, api_host: str, api_port: int = 0
+    plan: Mapping[str, Any], host: str, api_host: str, api_port: int = 0, taken: Mapping[str, int] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return all ``vllm serve`` options of one rank, and what contradicts the engine.
 
@@ -32,6 +32,7 @@ def rank_options(
     :param host: the member whose rank is wanted.
     :param api_host: the address on which the API listens on the head.
     :param api_port: the port there behind a proxy; 0 for ``ports.api``, which is the proxy's otherwise.
+    :param taken: ports of the head on which this collection listens itself, by the variable that sets each.
     """
     spec = plan["spec"]
     rank = plan["members"].index(host)
@@ -56,7 +57,13 @@ def rank_options(
         if name in spec["serve"]
     ]
     options = {**own, **spec["serve"]}
-    errors += _behind_proxy_errors(spec, api_port) if api_port else _direct_errors(str(options["host"]))
+    errors += [
+        f"{variable} is {port}, and so is model_spec.ports.{name}: each needs a port of its own."
+        for variable, port in (taken or {}).items()
+        for name in _ports_in_use(plan)
+        if port == spec["ports"][name]
+    ]
+    errors += _behind_proxy_errors(spec) if api_port else _direct_errors(str(options["host"]))
     speculation, draft_errors = speculative_config(plan)
     errors += draft_errors
     if speculation is not None:
@@ -89,18 +96,19 @@ def rank_options(
     return options, errors
 
 
-def _behind_proxy_errors(spec: Mapping[str, Any], api_port: int) -> list[str]:
-    errors = [
-        f"edge_engine_port is {api_port}, and so is model_spec.ports.{name}: behind the proxy the engine needs its own."
-        for name, port in spec["ports"].items()
-        if port == api_port
+def _ports_in_use(plan: Mapping[str, Any]) -> list[str]:
+    """Return the names of the ports on which the head of this launch listens; one node has no rendezvous."""
+    engine = "ray" if plan["spec"]["engine"] == "ray" else "master"
+    return ["api", engine] if plan["multi_node"] else ["api"]
+
+
+def _behind_proxy_errors(spec: Mapping[str, Any]) -> list[str]:
+    if "host" not in spec["serve"]:
+        return []
+    return [
+        "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback, and "
+        "engine_api_host says where clients reach it. Remove it, or set edge_proxy: false."
     ]
-    if "host" in spec["serve"]:
-        errors.append(
-            "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback, and "
-            "engine_api_host says where clients reach it. Remove it, or set edge_proxy: false."
-        )
-    return errors
 
 
 def _direct_errors(address: str) -> list[str]:
@@ -284,12 +292,10 @@ def rank_ports(plan: Mapping[str, Any], host: str, tether_port: int = 0, api_por
     spec = plan["spec"]
     if plan["members"].index(host):
         return []
-    ports = [api_port or spec["ports"]["api"]]
-    if plan["multi_node"]:
-        ports.append(spec["ports"]["ray"] if spec["engine"] == "ray" else spec["ports"]["master"])
-        if tether_port:
-            ports.append(tether_port)
-    return ports
+    ports = [spec["ports"][name] for name in _ports_in_use(plan)]
+    if api_port:
+        ports[0] = api_port
+    return [*ports, tether_port] if plan["multi_node"] and tether_port else ports
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_@:,./+=-]+")

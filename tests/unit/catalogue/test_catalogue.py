@@ -16,7 +16,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import rows
-from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose import Cluster, Wanted, propose
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose import OUR_PORTS, Cluster, Wanted, propose
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.source import Repository
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, serve_files
 
@@ -24,6 +24,13 @@ REPO = Path(__file__).resolve().parents[3]
 MODELS = ms.names_from_files(map(str, (REPO / "playbooks" / "group_vars").glob("model_*.yml")))
 #: What CUDA reports on a GX10 [P]; the tightest node then has 111.27 GiB for vLLM [S0].
 GX10_GIB = 121.69
+#: Ports on which the roles listen themselves, by variable.
+TAKEN = {
+    variable: int(port)
+    for role in ("engine", "edge")
+    for variable, port in yaml.safe_load((REPO / "roles" / role / "defaults" / "main.yml").read_text()).items()
+    if variable in ("engine_tether_port", "engine_swap_port", "edge_engine_port")
+}
 #: Keys of a model file that need no source in a comment: they have one of their own, or each value below them has.
 WITHOUT_A_COMMENT = frozenset("name steps provenance expected notes required_env memory serve ports".split())
 #: The mark of a source, whose number docs/sources.md explains.
@@ -66,6 +73,7 @@ def test_says_where_its_launch_comes_from(model: str, catalogue: dict[str, Any])
 def test_models_do_not_share_a_rendezvous_port(catalogue: dict[str, Any]) -> None:
     ports = [spec["ports"]["master"] for spec in catalogue.values()]
     assert len(set(ports)) == len(ports), f"a forgotten engine would be met by the next one [S1]: {ports}"
+    assert sorted(TAKEN.values()) == sorted(OUR_PORTS), "add_model keeps these free"
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -78,7 +86,7 @@ def test_every_rank_passes_the_options_of_its_vllm(
     version = version_of(spec, images)
     upstream = image_recipe.resolve(images, spec["image"])[0]["vllm_upstream"] or ""
     for host in members:
-        options, errors = launch.rank_options(plan, host, "0.0.0.0")
+        options, errors = launch.rank_options(plan, host, "0.0.0.0", taken=TAKEN)
         assert not errors, errors
         result = serve_files.render(options, version, spec["env"], spec["mods"], upstream=upstream)
         known = version if version else "0.33.0"  # the newest, where no source states a version

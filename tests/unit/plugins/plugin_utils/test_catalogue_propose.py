@@ -320,6 +320,7 @@ def test_a_name_from_a_repository(repo: str, name: str) -> None:
 def test_a_port_that_no_other_model_has() -> None:
     assert free_port([]) == 29510
     assert free_port([29510, 29530]) == 29520
+    assert free_port(range(29510, 29600)) == 29610, "29600 is where the ranks of an engine meet"
     with pytest.raises(ProposalError, match=r"Every rendezvous port from 29510 to 29990 is taken"):
         free_port(range(29000, 30000))
 

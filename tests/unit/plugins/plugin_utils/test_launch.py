@@ -91,16 +91,23 @@ def test_behind_a_proxy_the_engine_has_a_port_of_its_own() -> None:
     assert launch.rank_ports(plan(), "b", 29600, 29602) == []
 
 
-def test_what_would_bypass_the_proxy_or_collide_with_it_is_refused() -> None:
+def test_what_would_bypass_the_proxy_is_refused() -> None:
     exposed = plan(serve={"host": "0.0.0.0"})
     assert launch.rank_options(exposed, "a", "127.0.0.1", 29602)[1] == [
         "model_spec.serve must not hold 'host': behind the proxy (edge_proxy) the engine listens on loopback, and "
         "engine_api_host says where clients reach it. Remove it, or set edge_proxy: false."
     ]
     assert launch.rank_options(exposed, "a", "0.0.0.0")[1] == []
-    assert launch.rank_options(plan(), "a", "127.0.0.1", 29510)[1] == [
-        "edge_engine_port is 29510, and so is model_spec.ports.master: behind the proxy the engine needs its own."
+
+
+@pytest.mark.parametrize("behind", [0, 29602])
+def test_a_port_of_the_model_on_which_something_else_listens_is_refused(behind: int) -> None:
+    taken = {"engine_tether_port": 29510, "engine_swap_port": 29601, "edge_engine_port": 29602}
+    assert launch.rank_options(plan(), "a", "127.0.0.1", behind, taken)[1] == [
+        "engine_tether_port is 29510, and so is model_spec.ports.master: each needs a port of its own."
     ]
+    one = plan(nodes=1, serve={"tensor-parallel-size": 1})
+    assert launch.rank_options(one, "a", "127.0.0.1", behind, taken)[1] == [], "one node has no rendezvous"
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "127.0.0.1", "localhost"])
