@@ -170,6 +170,14 @@ LIVE = DIRECTORY / "live"
 UNIT = Path("/etc/systemd/system/gb10-firewall.service")
 
 
+def command_line(pid: int) -> str:
+    """Return the command line of a process; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def read(path: Path) -> str:
     """Return a file's text; empty when there is none."""
     try:
@@ -215,7 +223,7 @@ class Node:
         listening = self.run("ss", "-Hltnp")[1]
         waiting = self.run("systemctl", "show", "ssh.socket", "sshd.socket", "--property=Listen")[1]
         active = self.run("systemctl", "is-active", "ssh.socket", "sshd.socket")[1]
-        ports = listening_ssh_ports(listening, waiting if "active" in active.split() else "")
+        ports = listening_ssh_ports(listening, waiting if "active" in active.split() else "", command_line)
         ports |= set(self.module.params["ssh_ports"])
         # sudo takes the variable out of its command's environment, but not out of its own.
         pid = os.getpid()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ TABLE = "gb10"
 #: Removes the table whether or not there is one.
 REMOVE = f"add table {FAMILY} {TABLE}; delete table {FAMILY} {TABLE}"
 
-_SSHD = re.compile(r'"(?:sshd|dropbear)"')
+_SSHD = re.compile(r'"(?:sshd|dropbear)",pid=(\d+)')
 _INTERFACE = re.compile(r"^[\w.@+:-]{1,15}\*?$")
 
 
@@ -107,17 +107,33 @@ def find_fabric(
     )
 
 
-def listening_ssh_ports(ss_output: str, sockets: str) -> set[int]:
+def _of_a_session(title: str) -> bool:
+    """Whether this is the command line of sshd for one connection, not for its port."""
+    return title.startswith("sshd: ") and "[listener]" not in title
+
+
+def listening_ssh_ports(ss_output: str, sockets: str, title: Callable[[int], str] = lambda _pid: "") -> set[int]:
     """Return the ports on which an SSH server waits.
 
     From ``ss -Hltnp``, where its process is named, and from ``systemctl show --property=Listen`` of ssh.socket, where
-    systemd waits in its place.
+    systemd waits in its place.  What a session forwards (``ssh -R``, X11) has the same name and is none: it is on
+    loopback, or its process has the title of a session.
+
+    :param title: returns the command line of a process; empty when it has ended.
     """
     ports = set()
     for line in ss_output.splitlines():
         words = line.split()
-        if len(words) > 3 and _SSHD.search(line):
-            ports.add(int(words[3].rpartition(":")[2]))
+        servers = [int(pid) for pid in _SSHD.findall(line) if not _of_a_session(title(int(pid)))]
+        if len(words) < 4 or not servers:
+            continue
+        address, _colon, port = words[3].rpartition(":")
+        try:
+            forwarded = ipaddress.ip_address(address.strip("[]").partition("%")[0]).is_loopback
+        except ValueError:  # `*`
+            forwarded = False
+        if not forwarded:
+            ports.add(int(port))
     for line in sockets.splitlines():
         found = re.match(r"Listen=.*?:?(\d+) \(Stream\)$", line.strip())
         if found:

@@ -109,6 +109,25 @@ def test_ssh_ports_of_a_server_and_of_a_socket() -> None:
     assert listening_ssh_ports("", "") == set()
 
 
+#: A server, and what two sessions of it forward: `ssh -R 127.0.0.1:9000:…`, `ssh -R 0.0.0.0:9001:…` and X11.
+FORWARDED = """\
+LISTEN 0      128        127.0.0.1:9000       0.0.0.0:*    users:(("sshd",pid=801,fd=9))
+LISTEN 0      128            [::1]:6010          [::]:*    users:(("sshd",pid=801,fd=11))
+LISTEN 0      128          0.0.0.0:9001       0.0.0.0:*    users:(("sshd",pid=802,fd=9))
+LISTEN 0      128                *:2200             *:*    users:(("sshd",pid=71,fd=3))
+"""
+TITLES = {
+    71: "sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups",
+    801: "sshd: ada",
+    802: "sshd: ada@pts/0",
+}
+
+
+def test_what_a_session_forwards_is_no_port_of_the_server() -> None:
+    assert listening_ssh_ports(FORWARDED, "", TITLES.__getitem__) == {2200}
+    assert listening_ssh_ports(FORWARDED, "") == {9001, 2200}, "a process without a title may be the server"
+
+
 @pytest.mark.parametrize(
     ("environ", "port"),
     [
