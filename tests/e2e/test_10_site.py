@@ -109,10 +109,18 @@ def test_the_engine_is_reached_through_the_proxy_alone() -> None:
     listening = {line.split()[3] for line in harness.node_exec(HEAD, "ss -Hltn").lines}
     assert {"0.0.0.0:8000", "127.0.0.1:29602"} <= listening
     assert not [address for address in listening if address.endswith(":29602") and address != "127.0.0.1:29602"]
-    ask = "curl --silent --output /dev/null --write-out '%{http_code}' http://127.0.0.1:"
-    assert harness.node_exec(HEAD, f"{ask}29602/load").stdout == "200"
-    assert harness.node_exec(HEAD, f"{ask}8000/load").stdout == "404"
-    assert harness.node_exec(HEAD, f"{ask}8000/metrics").stdout == "200"
+    ask = (
+        "import http.client, sys\n"
+        "for port, path in ((29602, '/load'), (8000, '/load'), (8000, '/metrics')):\n"
+        "    connection = http.client.HTTPConnection('127.0.0.1', port)\n"
+        "    connection.request('GET', path)\n"
+        "    print(port, path, connection.getresponse().status)"
+    )
+    assert harness.node_exec(HEAD, ["python3", "-c", ask]).lines == [
+        "29602 /load 200",
+        "8000 /load 404",
+        "8000 /metrics 200",
+    ]
 
 
 def test_the_environment_file_is_roots_alone() -> None:

@@ -32,6 +32,7 @@ RECIPE = harness.REPO / "tests" / "e2e" / "tiny-recipe.yaml"
 ADDED = "tiny-added"
 ADDED_REPO = "gb10-hub/tiny"
 LEASE = "/run/gb10/lease/deployment.json"
+NFT = "nft list table inet gb10"
 
 
 def lease() -> dict[str, Any]:
@@ -173,10 +174,16 @@ def reachable(address: str, port: int) -> bool:
 def test_ray_is_reachable_on_the_fabric_alone() -> None:
     for node in NODES:
         management = node.replace("gx10-", "10.210.0.1")
-        listening = {int(line.split()[3].rsplit(":", 1)[1]) for line in harness.node_exec(node, "ss -Hltn").lines}
-        assert len(listening) > 2, f"{node} listens on {listening}: Ray should"
-        open_ports = {port for port in listening if reachable(management, port)}
-        assert open_ports == ({22, 8000} if node == HEAD else {22})
+        fabric = node.replace("gx10-", "10.211.0.1")
+        lines = harness.node_exec(node, "ss -Hltnp").lines
+        listening = [(*line.split()[3].rsplit(":", 1), line) for line in lines]
+        assert [port for address, port, _line in listening if address == fabric], f"Ray should listen: {lines}"
+        # On the addresses that the management network reaches.
+        elsewhere = {
+            int(port) for address, port, _line in listening if not address.startswith((fabric, "127.", "[::1]"))
+        }
+        open_ports = {port for port in elsewhere if reachable(management, port)}
+        assert open_ports == ({22, 8000} if node == HEAD else {22}), (lines, harness.node_exec(node, NFT).stdout)
     peer = harness.node_exec(NODES[1], "timeout 3 bash -c '</dev/tcp/10.211.0.11/6379'", check=False)
     assert peer.rc == 0, "a worker does not reach the head's Ray over the fabric"
 
