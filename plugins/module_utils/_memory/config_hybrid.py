@@ -199,7 +199,7 @@ def from_granite_hybrid(config: Config, architecture: str, dtype: str) -> Geomet
 def _every(config: Config, what: str, layers: int) -> int:
     """Return how many layers are of a kind of which Jamba's file gives the period and the first."""
     period, offset = config.integer(f"{what}_period"), config.values.get(f"{what}_offset")
-    if type(offset) is not int:
+    if not isinstance(offset, int) or isinstance(offset, bool):
         config.missing.append(f"config.json has no {what}_offset that is a whole number.")
         return 0
     return sum(index % period == offset for index in range(layers))

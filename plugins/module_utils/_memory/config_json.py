@@ -285,7 +285,7 @@ def _from_gemma_shared(config: Config, architecture: str, dtype: str) -> Geometr
             "config.json attends in both directions everywhere, which the memory model has no rule for."
         )
     shared = config.values.get("num_kv_shared_layers", 15 if is_3n else 0)
-    own = kinds[: max(0, layers - shared)] if type(shared) is int else kinds
+    own = kinds[: max(0, layers - shared)] if isinstance(shared, int) and not isinstance(shared, bool) else kinds
     if "full_attention" not in own:
         config.missing.append("config.json has no layer of full attention: the memory model needs one.")
     narrow = attention_from_config(config, max(1, own.count("full_attention")))
