@@ -33,7 +33,11 @@ EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_expe
 
 def _largest(value: Any) -> Any:
     """Return the largest figure of a list of figures, and anything else as it is."""
-    if isinstance(value, list) and value and all(type(each) is int for each in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(each, int) and not isinstance(each, bool) for each in value)
+    ):
         return max(value)
     return value
 
