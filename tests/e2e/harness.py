@@ -149,9 +149,9 @@ def stop_what_serves() -> None:
             assert containers_on(node) == []
 
 
-def chat(model: str, text: str, *, max_tokens: int = 24, base: str = API) -> dict[str, Any]:
+def chat(model: str, text: str, *, max_tokens: int = 24, base: str = API, **options: object) -> dict[str, Any]:
     """Return a chat completion's JSON; fail with the server's words when there is none."""
-    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens}
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, **options}
     response = api_post("/v1/chat/completions", body, base=base)
     assert response.status_code == 200, f"chat completion: {response.status_code} {response.text}"
     answer: dict[str, Any] = response.json()

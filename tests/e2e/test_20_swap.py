@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,6 +33,15 @@ RECIPE = harness.REPO / "tests" / "e2e" / "tiny-recipe.yaml"
 #: A model that the inventory does not have, in a repository of a hub.
 ADDED = "tiny-added"
 ADDED_REPO = "gb10-hub/tiny"
+#: What the recipe names as its draft model.
+DRAFTER = "gb10-lab/tiny-draft"
+CONTAINER = "/root/.cache/huggingface"
+DATA = {
+    "name": "words",
+    "command": ["sh", "-c", "sha256sum < {model}/config.json | cut -c -64 > {output}/digest"],
+    "mount": "/data/words",
+    "size_gib": 0.001,
+}
 LEASE = "/run/gb10/lease/deployment.json"
 NFT = "nft list table inet gb10"
 
@@ -126,14 +137,40 @@ def test_a_model_of_a_hub_is_added_by_one_command_and_served_by_one(model_file: 
     assert [node for node in NODES if f"vllm-{FIRST}" in harness.containers_on(node)] == []
 
 
-def test_a_recipe_file_is_served_as_it_is() -> None:
-    result = harness.run("swap-model.yml", {"recipe": str(RECIPE)})
+@pytest.fixture
+def drafter() -> Iterator[dict[str, str]]:
+    """A draft model beside the lab's models, the dense one without its tokenizer: SHA-256 of each file by its name."""
+    models = REPO / ".lab" / "models"
+    made = models / DRAFTER
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(models / QWEN3_REPO, made, ignore=shutil.ignore_patterns("tokenizer*"))
+    yield {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made.iterdir()}
+    shutil.rmtree(made)
+
+
+def test_a_recipe_file_is_served_as_it_is_with_a_draft_model_and_data_that_the_image_makes(
+    drafter: dict[str, str],
+) -> None:
+    """Both are moved to every node, verified and mounted, and vLLM takes the words that the draft model proposes."""
+    overrides = {"model_overrides": {"prepared_data": [DATA]}, "weights_prepare_docker_args": []}
+    result = harness.run("swap-model.yml", {"recipe": str(RECIPE), **overrides})
 
     assert harness.served_models() == ["lab/tiny-recipe"]
-    assert harness.chat("lab/tiny-recipe", "What is a GB10?")["usage"]["completion_tokens"] > 0
+    # The most likely word each time: when words are drawn, those of a draft model come through on the CPU.
+    answer = harness.chat("lab/tiny-recipe", "What is a GB10?", temperature=0)["choices"][0]["message"]["content"]
+    assert QWEN3_SENTENCE in answer, answer
     assert "post_commands: nothing is run after a start but the verification." in " ".join(result.output().split())
+    metrics = harness.api_get("/metrics").text
+    accepted = re.findall(r"^vllm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)$", metrics, re.MULTILINE)
+    assert sum(map(float, accepted)) > 0, "no word of the draft model was taken"
+    config = hashlib.sha256((REPO / ".lab" / "models" / QWEN3_REPO / "config.json").read_bytes()).hexdigest()
     for node in NODES:
         assert f"vllm-{FIRST}" not in harness.containers_on(node)
+        inside = f"docker exec vllm-tiny-recipe sh -c 'cd {CONTAINER}/{DRAFTER} && sha256sum *; cat /data/words/digest'"
+        *files, digest = harness.node_exec(node, inside).stdout.splitlines()
+        assert {name: digest for digest, name in (line.split() for line in files)} == drafter
+        assert digest == config
+    harness.assert_converged(harness.run("playbooks/weights.yml", {"recipe": str(RECIPE), **overrides}))
 
 
 def test_swap_serves_the_second_model_through_ray_while_a_second_operator_is_refused(tmp_path: Path) -> None:
