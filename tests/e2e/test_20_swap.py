@@ -21,7 +21,7 @@ import yaml
 
 from lab.models import QWEN3_REPO, QWEN3_SENTENCE
 from tests import hub
-from tests.e2e import harness
+from tests.e2e import harness, registry
 from tests.e2e.faults import kill_with_all
 from tests.e2e.harness import HEAD, NODES, REPO
 from tests.unit.repositories import GIB, THREE
@@ -42,6 +42,8 @@ DATA = {
     "mount": "/data/words",
     "size_gib": 0.001,
 }
+#: Where the tables of options are kept that images gave.
+FLAGS = REPO / harness.INVENTORY / ".image_flags"
 LEASE = "/run/gb10/lease/deployment.json"
 NFT = "nft list table inet gb10"
 
@@ -148,18 +150,42 @@ def drafter() -> Iterator[dict[str, str]]:
     shutil.rmtree(made)
 
 
-def test_a_recipe_file_is_served_as_it_is_with_a_draft_model_and_data_that_the_image_makes(
-    drafter: dict[str, str],
+@pytest.fixture
+def reference() -> Iterator[str]:
+    """The lab's image by its digest in a registry on the head; no table of an image is there before and after."""
+    program = Path(registry.__file__).read_text(encoding="utf-8")
+    tag = harness.node_exec(HEAD, "docker image ls --format '{{.Repository}}:{{.Tag}}' gb10/vllm-lab").lines[0]
+    digest = harness.node_exec(HEAD, ["python3", "-c", program, "publish", tag]).stdout.strip()
+    serve = ["systemd-run", "--quiet", "--collect", "--unit", "e2e-registry", "python3", "-c", program, "serve"]
+    harness.node_exec(HEAD, serve)
+    shutil.rmtree(FLAGS, ignore_errors=True)
+    yield f"127.0.0.1:{registry.PORT}/{registry.NAME}@{digest}"
+    harness.node_exec(HEAD, "systemctl stop e2e-registry")
+    shutil.rmtree(FLAGS, ignore_errors=True)
+
+
+def test_a_recipe_file_is_served_as_it_is_with_its_image_a_draft_model_and_data_that_the_image_makes(
+    drafter: dict[str, str], reference: str, tmp_path: Path
 ) -> None:
-    """Both are moved to every node, verified and mounted, and vLLM takes the words that the draft model proposes."""
-    overrides = {"model_overrides": {"prepared_data": [DATA]}, "weights_prepare_docker_args": []}
-    result = harness.run("swap-model.yml", {"recipe": str(RECIPE), **overrides})
+    """The image is pulled and gives its options; drafter and data are on every node; vLLM takes what one proposes."""
+    recipe = tmp_path / RECIPE.name
+    recipe.write_text(RECIPE.read_text(encoding="utf-8").replace("container: vllm-lab", f"container: {reference}"))
+    overrides = {
+        "model_overrides": {"prepared_data": [DATA]},
+        "weights_prepare_docker_args": [],
+        # A reference says nothing of a CPU build, and the memory of a GPU is what is judged.
+        "model_memory_check": False,
+    }
+    result = harness.run("swap-model.yml", {"recipe": str(recipe), **overrides})
 
     assert harness.served_models() == ["lab/tiny-recipe"]
     # The most likely word each time: when words are drawn, those of a draft model come through on the CPU.
     answer = harness.chat("lab/tiny-recipe", "What is a GB10?", temperature=0)["choices"][0]["message"]["content"]
     assert QWEN3_SENTENCE in answer, answer
     assert "post_commands: nothing is run after a start but the verification." in " ".join(result.output().split())
+    (table,) = (json.loads(path.read_text(encoding="utf-8")) for path in FLAGS.glob("*.json"))
+    assert table["vllm"] == "0.32.0+cpu"
+    assert {"tensor-parallel-size", "speculative-config"} <= set(table["options"])
     metrics = harness.api_get("/metrics").text
     accepted = re.findall(r"^vllm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)$", metrics, re.MULTILINE)
     assert sum(map(float, accepted)) > 0, "no word of the draft model was taken"
@@ -170,7 +196,7 @@ def test_a_recipe_file_is_served_as_it_is_with_a_draft_model_and_data_that_the_i
         *files, digest = harness.node_exec(node, inside).stdout.splitlines()
         assert {name: digest for digest, name in (line.split() for line in files)} == drafter
         assert digest == config
-    harness.assert_converged(harness.run("playbooks/weights.yml", {"recipe": str(RECIPE), **overrides}))
+    harness.assert_converged(harness.run("playbooks/weights.yml", {"recipe": str(recipe), **overrides}))
 
 
 def test_swap_serves_the_second_model_through_ray_while_a_second_operator_is_refused(tmp_path: Path) -> None:
