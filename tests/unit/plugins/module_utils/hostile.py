@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values for property tests of what another machine writes: any JSON, and JSON that is nearly what a reader expects."""
+"""What another machine may write: any JSON, JSON that is nearly what a reader expects, and bytes from a port."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -40,3 +43,25 @@ def near(example: Any) -> st.SearchStrategy[Any]:
     }
     kind = example if isinstance(example, type) else type(example)
     return JSON | kinds.get(kind, JSON) | (st.none() if isinstance(example, type) else st.just(example))
+
+
+@contextmanager
+def serving(answer: bytes) -> Iterator[int]:
+    """Answer each connection's first request with some bytes and hang up; the port on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    peer, _where = server.accept()
+                    with peer, suppress(OSError):
+                        peer.recv(65536)
+                        peer.sendall(answer)
+                        peer.shutdown(socket.SHUT_WR)
+                        # What was not read when a socket is closed resets the connection, and the answer with it.
+                        while peer.recv(65536):
+                            pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield int(server.getsockname()[1])
+        server.shutdown(socket.SHUT_RDWR)

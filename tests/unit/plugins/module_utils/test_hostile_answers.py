@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from ansible_collections.gb10.cluster.plugins.modules import fabric_neighbours
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stream import FAILURES, Answer, EventReader
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice import model as choosing
 from ansible_collections.gb10.cluster.plugins.plugin_utils._lease import processes
-from tests.unit.plugins.module_utils.hostile import DEEP, JSON, bounded, near
+from tests.unit.plugins.module_utils.hostile import DEEP, JSON, bounded, near, serving
 
 WANTED = api.Wanted("m", needle_tokens=1000, tool_call=True, reasoning=True)
 EVENT = api._EVENT
@@ -185,28 +185,6 @@ def test_any_events_of_a_measured_completion_are_an_answer_or_a_failure(events: 
     assert answer.said
 
 
-@contextmanager
-def serving(answer: bytes) -> Iterator[str]:
-    """Serve bytes, whatever is asked, and close; the address."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    peer, _where = server.accept()
-                    with peer, suppress(OSError):
-                        peer.recv(65536)
-                        peer.sendall(answer)
-                        peer.shutdown(socket.SHUT_WR)
-                        # What was not read when a socket is closed resets the connection, and the answer with it.
-                        while peer.recv(65536):
-                            pass
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-
-
 HEADS = st.sampled_from(
     [
         b"", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -225,8 +203,8 @@ BODIES = st.binary(max_size=60) | st.sampled_from(
 @settings(bounded, max_examples=60)
 @given(HEADS, BODIES)
 def test_any_bytes_from_a_port_are_a_reply(head: bytes, body: bytes) -> None:
-    with serving(head + body) as url:
-        asked = client.ProbeClient(url, short_seconds=60, silence_seconds=60)
+    with serving(head + body) as port:
+        asked = client.ProbeClient(f"http://127.0.0.1:{port}", short_seconds=60, silence_seconds=60)
         reply = asked.get("/health")
         assert reply.status or reply.error
         with suppress(api.ProbeHttpError):
@@ -236,8 +214,8 @@ def test_any_bytes_from_a_port_are_a_reply(head: bytes, body: bytes) -> None:
 def test_a_stream_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_BODY_BYTES", 1 << 20)
     for endless in (b"x" * (3 << 20), b"data: {}\n" * 400_000):
-        with serving(b"HTTP/1.1 200 OK\r\n\r\n" + endless) as url:
-            lines = client.ProbeClient(url, silence_seconds=60).stream("/v1/completions", {})
+        with serving(b"HTTP/1.1 200 OK\r\n\r\n" + endless) as port:
+            lines = client.ProbeClient(f"http://127.0.0.1:{port}", silence_seconds=60).stream("/v1/completions", {})
             with pytest.raises(api.ProbeHttpError, match="the answer is longer than 1 MiB"):
                 assert sum(map(len, lines)) <= 1 << 20
 

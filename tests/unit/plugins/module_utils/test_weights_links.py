@@ -22,6 +22,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._weights import mover
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import server as server_module
 from ansible_collections.gb10.cluster.plugins.module_utils._weights.server import Server
 from ansible_collections.gb10.cluster.plugins.module_utils._weights.source import Connection, SourceDeadError, Stream
+from tests.unit.plugins.module_utils.hostile import serving
 from tests.unit.weights_cluster import PIECE, TOKEN, TOTAL, Cluster, address, make_cluster
 
 __all__ = ["make_cluster"]
@@ -265,16 +266,6 @@ def test_who_does_not_show_the_token_in_time_is_hung_up_on(cluster: Cluster, mon
     connection.close()
 
 
-def answer_with(listener: socket.socket, data: bytes) -> None:
-    """Answer each connection's first request with some bytes and hang up."""
-    with suppress(OSError):
-        while True:
-            client, _peer = listener.accept()
-            with client, suppress(OSError):
-                client.recv(4096)
-                client.sendall(data)
-
-
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
@@ -289,9 +280,8 @@ def answer_with(listener: socket.socket, data: bytes) -> None:
     ],
 )
 def test_an_answer_that_is_none_of_ours_is_refused_before_it_is_read(answer: bytes, sentence: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=answer_with, args=(listener, answer), daemon=True).start()
-        connection = Connection("127.0.0.1", int(listener.getsockname()[1]), TOKEN, "digest", silence_s=60)
+    with serving(answer) as port:
+        connection = Connection("127.0.0.1", port, TOKEN, "digest", silence_s=60)
         with pytest.raises(SourceDeadError, match=sentence):
             connection.get("pieces", 32)
         connection.close()
