@@ -21,7 +21,7 @@ from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files, lease
 from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
-from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import text_refusal
+from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import given_as_text
 from ansible_collections.gb10.cluster.plugins.plugin_utils._lease import processes
 
 
@@ -63,7 +63,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
             }
         )
         extra = load_extra_vars(self._loader)
-        if wrong := text_refusal(extra):
+        if wrong := given_as_text():
             return {**result, "failed": True, "changed": False, "holders": [], "msg": wrong}
         self.vars = task_vars or {}
         # It lives as long as the run, and every process of the run sees it.

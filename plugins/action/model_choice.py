@@ -15,6 +15,7 @@ from ansible.utils.vars import combine_vars, load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice import model as choosing
+from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import given_as_text
 
 _ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,8 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
                 "recipe": {"type": "str", "default": ""},
             }
         )
+        if wrong := given_as_text():
+            return {**result, "failed": True, "msg": wrong}
         known = task_vars or {}
         heads = (known.get("groups") or {}).get("head", [])
         if len(heads) > 1:

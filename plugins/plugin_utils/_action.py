@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED
+from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import given_as_text
 
 
 class ControlNodeAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
@@ -26,9 +28,11 @@ class ControlNodeAction(ActionBase):  # type: ignore[misc]  # ansible-core has n
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the result to fill in and the task's arguments, checked against an argument spec.
 
-        :raises AnsibleActionFail: an argument does not fit the spec.
+        :raises AnsibleActionFail: an argument does not fit the spec, or the command line gives a list as text.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
+        if wrong := given_as_text():
+            raise AnsibleActionFail(wrong)
         _validation, arguments = self.validate_argument_spec(argument_spec=dict(spec))
         return result, dict(arguments)
 

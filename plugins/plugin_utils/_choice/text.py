@@ -11,6 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ansible.parsing.dataloader import DataLoader
+from ansible.utils.vars import load_extra_vars
+
 from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed
 
 #: Options that their roles take apart (tests/lint/test_types.py compares this with the roles).
@@ -26,6 +29,15 @@ TAKEN_APART = frozenset(
     watch_hook weights_addresses weights_members weights_prepared
     """.split()
 )
+
+
+def given_as_text() -> str:
+    """Return the `text_refusal` of this run's command line: every way into a role asks for it first.
+
+    Those ways are the choice of a model, the check of an inventory, the lease, and each action of the control node.
+    """
+    # Ansible has read the command line by now, with the passwords that its files may need, and gives what it read.
+    return text_refusal(load_extra_vars(DataLoader()))
 
 
 def text_refusal(extra: Mapping[str, Any]) -> str:

@@ -134,3 +134,36 @@ def test_an_engine_is_not_changed_on_a_part_of_its_nodes(
     )  # fmt: skip
     assert (run.returncode != 0) is bool(sentence), run.output
     assert sentence in sentences(run.output)
+
+
+#: Playbooks that take no lease, one for each way into a role, with a list that its command line gives as text.
+WITHOUT_LEASE = {
+    "add_model.yml": "engine_devices=a,b",
+    "doctor.yml": "doctor_nodes=gx10-1,gx10-2",
+    "dynamo.yml": "dynamo_catalogue=a,b",
+    "dynamo_delete.yml": "dynamo_catalogue=a,b",
+    "dynamo_render.yml": "dynamo_node_selector=a=b",
+    "import_recipe.yml": "engine_devices=a,b",
+    "init.yml": "init_names=a,b",
+    "validate.yml": "fabric_nodes=gx10-1,gx10-2",
+}
+
+
+@pytest.mark.parametrize("playbook", WITHOUT_LEASE)
+def test_a_list_that_is_text_is_refused_before_anything_is_read(site: Callable[[], Site], playbook: str) -> None:
+    place, given = site(), WITHOUT_LEASE[playbook]
+    place.addresses()
+    name = given.partition("=")[0]
+    more = ("-e", "dynamo_namespace=ours", "-e", f"render_dir={place.folder / 'out'}", "-e", "add_model_memory_gib=119")
+    run = place.run(playbook, "-e", given, "-e", "target=agg-b200-chat-mtp", "-e", "nodes=10.255.255.1", *more)
+    assert run.returncode != 0
+    assert f'-e {name}=… is text, where a list or an object is needed: give -e \'{{"{name}": ' in sentences(run.output)
+    assert not run.contacted
+
+
+def test_every_playbook_goes_one_of_these_ways() -> None:
+    """By the plan, the lease, the check of an inventory or an action of the control node: each looks for text first."""
+    ways = ("plan.yml", "lease.yml", "tasks_from: inventory", "tasks_from: render", "gb10.cluster.dynamo")
+    for path in sorted((REPO / "playbooks").glob("*.yml")):
+        if path.name not in (*WITHOUT_LEASE, "lease.yml", "plan.yml"):
+            assert any(way in path.read_text(encoding="utf-8") for way in ways), path
