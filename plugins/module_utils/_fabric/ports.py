@@ -16,10 +16,11 @@ import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.rdma import parse_state
+from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
 
 _PCI = re.compile(r"([0-9a-f]{4,}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])$")
 _ZERO_GID = "0000:0000:0000:0000:0000:0000:0000:0000"
@@ -297,25 +298,34 @@ def to_dict(machine: Machine) -> dict[str, Any]:
     return asdict(machine)
 
 
-def _gid(data: Mapping[str, Any]) -> Gid:
-    return Gid(**data)
+#: What is read of a machine, which comes from a node; see `_node.shape.shaped`.
+_GID = {"index": 0, "value": "", "kind": "", "netdev": "", "ipv4": ""}
+_HCA = {"name": "", "state": "", "physical": "", "rate_gbps": 0.0, "link_layer": "", "firmware": "", "gids": [_GID]}
+_NETDEV = {
+    "name": "", "driver": "", "pci": "", "mac": "", "mtu_bytes": 0, "up": False, "carrier": False, "speed_mbps": int,
+    "lanes": 0, "lanes_max": 0, "addresses": [""], "hca": (_HCA,), "manager": "",
+}  # fmt: skip
+MACHINE: dict[str, Any] = {"ports": [{"key": "", "netdevs": [_NETDEV]}], "other": ({},), "backend": ""}
+
+_Record = TypeVar("_Record", Gid, Hca, Netdev)
+
+
+def _made(kind: type[_Record], data: Mapping[str, Any], **parts: Any) -> _Record:
+    """Return a record of the fields that it has; a node may report more."""
+    return kind(**{each.name: parts.get(each.name, data[each.name]) for each in fields(kind)})
 
 
 def _netdev(data: Mapping[str, Any]) -> Netdev:
-    hca = data.get("hca")
-    return Netdev(
-        **{
-            **data,
-            "addresses": tuple(data.get("addresses", ())),
-            "hca": Hca(**{**hca, "gids": tuple(_gid(gid) for gid in hca.get("gids", ()))}) if hca else None,
-        }
-    )
+    hca = data["hca"]
+    gids = tuple(_made(Gid, gid) for gid in hca.get("gids", ()))
+    return _made(Netdev, data, addresses=tuple(data["addresses"]), hca=_made(Hca, hca, gids=gids) if hca else None)
 
 
-def from_dict(data: Mapping[str, Any]) -> Machine:
-    """Return the machine that ``to_dict`` was given."""
+def from_dict(data: Any) -> Machine:
+    """Return the machine that ``to_dict`` was given; what is not of its shape is missing."""
+    found = shaped(data, MACHINE)
     return Machine(
-        ports=tuple(Port(port["key"], tuple(_netdev(each) for each in port["netdevs"])) for port in data["ports"]),
-        other=dict(data.get("other", {})),
-        backend=data.get("backend", ""),
+        ports=tuple(Port(port["key"], tuple(_netdev(each) for each in port["netdevs"])) for port in found["ports"]),
+        other={str(address): str(device) for address, device in found["other"].items()},
+        backend=found["backend"],
     )

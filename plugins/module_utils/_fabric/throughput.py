@@ -13,6 +13,9 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import pa
 _IPERF3 = {"error": None, "end": {"sum_received": {"bits_per_second": float}}}
 
 
+#: What is read of a measurement between two nodes.
+_MEASURED = {"gbps": 0.0, "error": ""}
+
 #: Characters of a tool's own words in a message.
 MAX_WORDS = 500
 
@@ -78,12 +81,15 @@ def slow_links(
     """
     slow: dict[tuple[str, str], tuple[float, float]] = {}
     problems = []
-    for source, targets in measured.items():
-        for target, result in targets.items():
-            if result.get("error"):
-                problems.append(f"{source} -> {target}: the throughput could not be measured: {result['error']}.")
+    found = {source: targets for source, targets in measured.items() if isinstance(targets, Mapping)}
+    for source, targets in found.items():
+        for target, given in targets.items():
+            result = shaped(given, _MEASURED)
+            if result["error"]:
+                why = result["error"][:MAX_WORDS]
+                problems.append(f"{source} -> {target}: the throughput could not be measured: {why}.")
                 continue
-            wanted = floor * min(rates_gbps[source], rates_gbps[target])
+            wanted = floor * min(rates_gbps.get(source, 0.0), rates_gbps.get(target, 0.0))
             if (source, target) in forwarded:
                 wanted /= 2
             if float(result["gbps"]) < wanted:
@@ -91,10 +97,10 @@ def slow_links(
     left = dict(slow)
     names = sorted({name for pair in slow for name in pair})
     for name in names:
-        others = [peer for peer in measured if peer != name]
+        others = [peer for peer in found if peer != name]
         # One direction of a shaped or damaged link is enough to slow a node against everyone.
-        sends = [(name, peer) for peer in others if peer in measured[name]]
-        receives = [(peer, name) for peer in others if name in measured[peer]]
+        sends = [(name, peer) for peer in others if peer in found.get(name, ())]
+        receives = [(peer, name) for peer in others if name in found[peer]]
         for pairs, way in ((sends, "sends"), (receives, "receives")):
             if len(pairs) > 1 and all(pair in slow for pair in pairs):
                 best = max(slow[pair][0] for pair in pairs)

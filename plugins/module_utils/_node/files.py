@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+#: Bytes of a JSON file; the largest that this project writes is the manifest of a repository's weights, of some MB.
+MAX_JSON_BYTES = 64 << 20
 #: As many symbolic links in one path as the kernel itself follows.
 MAX_LINKS = 40
 
@@ -295,9 +297,16 @@ def delete(path: Path | str) -> bool:
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """Return the JSON object that a file holds, or an empty one when it is missing or holds something else."""
+    """Return the JSON object that a file holds, or an empty one when it is missing or holds something else.
+
+    More than `MAX_JSON_BYTES`, and what is no regular file, a pipe that nobody writes to for one, hold nothing.
+    """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as stream:
+            regular = stat.S_ISREG(os.fstat(handle).st_mode)
+            text = stream.read(MAX_JSON_BYTES + 1) if regular else b""
+        found = json.loads(text.decode("utf-8")) if len(text) <= MAX_JSON_BYTES else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -41,7 +41,7 @@ def shaped(value: Any, example: Any) -> Any:
         given = value if isinstance(value, Mapping) else {}
         return {**given, **{key: shaped(given.get(key), part) for key, part in example.items()}}
     if isinstance(example, list):
-        found = value if isinstance(value, list) else []
+        found = value if isinstance(value, list | tuple) else []
         return [shaped(each, example[0]) for each in found if _fits(each, example[0])]
     if isinstance(example, type):
         return value if _is(value, example) else None

@@ -14,6 +14,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import KI
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import diagnose
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.journal import entries_of
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.signatures import GAVE_UP, START_REFUSED
 
@@ -88,23 +89,13 @@ def parse_journal(output: str, *, kernel: bool = False, earlyoom: bool = False) 
     run in INVOCATION_ID.
     """
     lines: list[LogLine] = []
-    for raw in output.splitlines():
-        try:
-            entry = json.loads(raw)
-        except ValueError:
-            continue
-        if not isinstance(entry, dict):
-            continue
-        message = entry.get("MESSAGE") or ""
-        if isinstance(message, list):
-            # The journal gives bytes that it does not take for printable text as numbers.
-            message = bytes(each for each in message if isinstance(each, int)).decode("utf-8", "replace")
+    for entry, time_us, message in entries_of(output.splitlines()):
         about_unit = str(entry.get("INVOCATION_ID", ""))
         source = "kernel" if kernel else "earlyoom" if earlyoom else "unit" if about_unit else "engine"
         lines.append(
             LogLine(
-                text=str(message),
-                time_s=int(entry.get("__REALTIME_TIMESTAMP", 0)) / 1e6,
+                text=message,
+                time_s=time_us / 1e6,
                 source=source,
                 invocation=about_unit or str(entry.get("_SYSTEMD_INVOCATION_ID", "")),
             )
