@@ -128,7 +128,7 @@ def listen(
             link.bind((netdev, ETHERTYPE))
         started = time.monotonic()
         end, next_send = started + seconds, started
-        while (now := time.monotonic()) < end:
+        while links and (now := time.monotonic()) < end:
             if now >= next_send:
                 next_send = now + INTERVAL_S
                 for link, netdev in links.items():

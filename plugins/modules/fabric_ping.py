@@ -143,24 +143,34 @@ def mtu_of(device: str) -> int:
     return int(Path(f"/sys/class/net/{device}/mtu").read_text(encoding="ascii"))
 
 
-def ask(link: socket.socket, address: str, size_bytes: int, sequence: int, timeout_s: float) -> float | None:
-    """Send one echo request; return the seconds until its answer, or None.
+def ask(
+    link: socket.socket, address: str, sizes: list[int], first: int, timeout_s: float, refused: dict[int, OSError]
+) -> dict[int, float]:
+    """Send an echo request of each size; return the seconds until the reply by size.
 
-    Raises:
-        OSError: the kernel refused to send.
+    Ends with the reply to the largest packet that was sent. ``refused`` gets the kernel's reasons by size.
     """
     identifier = os.getpid() & 0xFFFF
     started = time.monotonic()
-    link.sendto(echo_request(identifier, sequence, payload_bytes(size_bytes)), (address, 0))
-    while (left := started + timeout_s - time.monotonic()) > 0:
+    sent: dict[int, int] = {}
+    for sequence, size in enumerate(sizes, first):
+        try:
+            link.sendto(echo_request(identifier, sequence, payload_bytes(size)), (address, 0))
+            sent[sequence] = size
+            refused.pop(size, None)
+        except OSError as error:
+            refused[size] = error
+    answered: dict[int, float] = {}
+    while sent and max(sent.values()) not in answered and (left := started + timeout_s - time.monotonic()) > 0:
         link.settimeout(left)
         try:
             packet, (source, _port) = link.recvfrom(65536)
         except TimeoutError:
-            return None
-        if source == address and is_reply(packet, identifier, sequence):
-            return time.monotonic() - started
-    return None
+            break
+        for sequence, size in sent.items():
+            if source == address and is_reply(packet, identifier, sequence):
+                answered[size] = time.monotonic() - started
+    return answered
 
 
 def own_macs() -> list[str]:
@@ -202,29 +212,27 @@ def claims(interface: str, addresses: list[str], timeout_s: float) -> dict[str, 
 def probe(
     interface: str, own: str, peer: str, address: str, sizes: list[int], attempts: int, timeout_s: float
 ) -> tuple[Probe, float | None]:
-    """Ask one peer with each packet size until one is answered; return the finding and the round trip."""
-    tried: list[tuple[int, bool]] = []
-    error = ""
-    rtt_s: float | None = None
+    """Ask one peer with all packet sizes at once; return the finding and the round trip of the largest that passed."""
+    answered: dict[int, float] = {}
+    refused: dict[int, OSError] = {}
+    too_large: set[int] = set()
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
         link.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
         link.bind((own, 0))
-        for size in sizes:
-            for attempt in range(attempts):
-                try:
-                    rtt_s = ask(link, address, size, len(tried) * attempts + attempt, timeout_s)
-                except OSError as refused:
-                    error = os.strerror(refused.errno or 0)
-                    if refused.errno == errno.EMSGSIZE:
-                        error = f"this node's own interface {interface} does not accept {size} bytes"
-                        break
-                if rtt_s is not None:
-                    break
-            tried.append((size, rtt_s is not None))
-            if rtt_s is not None:
+        for attempt in range(attempts):
+            answered |= ask(link, address, sizes, attempt * len(sizes), timeout_s, refused)
+            too_large = {size for size, reason in refused.items() if reason.errno == errno.EMSGSIZE}
+            if max(answered, default=0) >= max(set(sizes) - too_large, default=0):
                 break
-    return Probe(peer, address, tuple(tried), error), rtt_s
+    error = ""
+    for size, reason in refused.items():
+        error = os.strerror(reason.errno or 0)
+        if size in too_large:
+            error = f"this node's own interface {interface} does not accept {size} bytes"
+    largest = max(answered, default=0)
+    tried = tuple((size, size in answered) for size in sizes if size >= largest)
+    return Probe(peer, address, tried, error), answered.get(largest)
 
 
 def ask_all(module: AnsibleModule, name: str, held: Held, result: dict[str, Any]) -> None:

@@ -51,6 +51,12 @@ def test_two_nodes_hear_each_other_and_end_early(monkeypatch: pytest.MonkeyPatch
     assert found == {"n1": {"lo": {("n2", "lo")}}, "n2": {"lo": {("n1", "lo")}}}
 
 
+def test_without_a_device_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in check mode on machines whose ports are off."""
+    monkeypatch.setattr("select.select", lambda *_words: pytest.fail("it listens on nothing"))
+    assert listen([], "n1", "desk", {"n2"}, 30.0) == {}
+
+
 def call(capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]:
     """Run the module as Ansible does and return what it prints."""
     with (

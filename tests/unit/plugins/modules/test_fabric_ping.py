@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.gb10.cluster.plugins.module_utils._fabric.icmp import Probe
+from ansible_collections.gb10.cluster.plugins.module_utils._fabric.icmp import IP_HEADER_BYTES, Probe, sentence
 from ansible_collections.gb10.cluster.plugins.modules import fabric_ping
 from tests.lint.collection import REPO
 
@@ -138,6 +140,64 @@ def test_it_needs_root(node: Node, capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr(fabric_ping, "probe", refuse)
     assert "needs root" in call(capsys)["msg"]
     assert node.bound == []
+
+
+class Link:
+    """A raw socket: its peer replies to some sizes, and the kernel refuses what is larger than the device's MTU."""
+
+    def __init__(self, replies: set[int], mtu: int) -> None:
+        self.replies, self.mtu = replies, mtu
+        self.sent: list[int] = []
+        self.waits = 0
+        self.queue: list[bytes] = []
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Nothing to close."""
+
+    setsockopt = bind = settimeout = lambda self, *_words: None
+
+    def sendto(self, packet: bytes, _to: tuple[str, int]) -> None:
+        """Take a packet, and reply to it as ICMP does."""
+        size = len(packet) + IP_HEADER_BYTES
+        if size > self.mtu:
+            raise OSError(errno.EMSGSIZE, "Message too long")
+        self.sent.append(size)
+        if size in self.replies:
+            self.queue.append(b"\x45" + bytes(19) + b"\0" + packet[1:])
+
+    def recvfrom(self, _most: int) -> tuple[bytes, tuple[str, int]]:
+        """Give the next reply, or nothing until the time is over."""
+        if self.queue:
+            return self.queue.pop(), ("10.77.0.2", 0)
+        self.waits += 1
+        raise TimeoutError
+
+
+@pytest.mark.parametrize(
+    ("replies", "mtu", "waits", "largest", "words"),
+    [
+        ({9000, 1500, 84}, 9000, 0, 9000, ""),
+        ({1500, 84}, 9000, 3, 1500, "packets of 9000 bytes do not pass, 1500 bytes do"),
+        ({1500, 84}, 1500, 0, 1500, "packets of 9000 bytes do not pass, 1500 bytes do"),
+        (set(), 9000, 3, 0, "no reply. Check"),
+        (set(), 1500, 3, 0, "no reply (this node's own interface eth1 does not accept 9000 bytes)"),
+        (set(), 60, 0, 0, "no reply (this node's own interface eth1 does not accept 84 bytes)"),
+    ],
+)
+def test_a_silent_peer_is_waited_for_once_an_attempt_and_not_for_each_size(
+    monkeypatch: pytest.MonkeyPatch, replies: set[int], mtu: int, waits: int, largest: int, words: str
+) -> None:
+    link = Link(replies, mtu)
+    monkeypatch.setattr(socket, "socket", lambda *_words: link)
+    found, rtt_s = fabric_ping.probe("eth1", "10.77.0.1", "n2", "10.77.0.2", [9000, 1500, 84], 3, 1.0)
+    assert (link.waits, max((size for size, passed in found.sizes if passed), default=0)) == (waits, largest)
+    assert (rtt_s is None) is (largest == 0)
+    assert words in sentence("n1", "10.77.0.1", found)
+    assert found.ok is (words == "")
+    assert sorted(set(link.sent), reverse=True) == [size for size in (9000, 1500, 84) if size <= mtu]
 
 
 def ip(*words: str) -> None:
