@@ -173,7 +173,8 @@ def test_every_verdict_of_the_wait(kube: Kube, space: str, fault: str, log: str,
     kube.behaviour.faults[name] = fault
     kube.behaviour.logs[f"{name}-worker"] = log
     kube.api.cluster.apply(made)
-    patience = Patience(stall_seconds=20, passing_seconds=3, every_seconds=0.2)
+    # Only a fault that shows no cause is waited for as long as that.
+    patience = Patience(stall_seconds=5 if fault == "stall" else 60, passing_seconds=3, every_seconds=0.2)
     found = ready(kube.api.cluster, name, space, patience)
     assert found.state == FAILED
     assert words in str(found.cause)

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -11,6 +15,8 @@ from unittest import mock
 import pytest
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
+
+from lab.locks import locked
 
 
 class ModuleEnd(SystemExit):
@@ -20,6 +26,22 @@ class ModuleEnd(SystemExit):
         """Take the result."""
         super().__init__(0)
         self.result = result
+
+
+@contextmanager
+def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Give a directory and a record that the processes of one run of the tests share; the first one fills both.
+
+    :param factory: of the process.
+    :param name: of the directory, which no other fixture has.
+    """
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    file = folder / "record.json"
+    with locked(folder / "lock"):
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        yield folder, record
+        file.write_text(json.dumps(record), encoding="utf-8")
 
 
 def run_module(

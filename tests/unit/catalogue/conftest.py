@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from scripts import models_page
+from tests.unit.helper import made_once
 
 REPO = Path(__file__).resolve().parents[3]
 API_KEY = "an-api-key-that-nobody-may-see"
@@ -107,8 +108,12 @@ def rendered(site: Callable[[], Site], tmp_path_factory: pytest.TempPathFactory)
 
     @functools.cache
     def render(model: str) -> tuple[Path, Run]:
-        where = tmp_path_factory.mktemp(f"rendered-{model}") / "out"
-        run = site().run("render.yml", "-e", f"model={model}", "-e", f"model_render_dir={where}", VLLM_API_KEY=API_KEY)
+        with made_once(tmp_path_factory, f"rendered-{model}") as (folder, kept):
+            where = folder / "out"
+            if not kept:
+                words = ("-e", f"model={model}", "-e", f"model_render_dir={where}")
+                kept.update(asdict(site().run("render.yml", *words, VLLM_API_KEY=API_KEY)))
+        run = Run(**kept)
         assert run.returncode == 0, run.output
         return where, run
 

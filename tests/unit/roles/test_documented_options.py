@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,6 +18,7 @@ import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.parsing.convert_bool import boolean
 
+from tests.unit.helper import made_once
 from tests.unit.roles.documented import (
     REPO,
     borders,
@@ -156,11 +158,8 @@ def cases() -> list[Case]:
     return found
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, str]]:
-    """Return each case and what it was answered; nothing where its value was taken."""
-    folder = tmp_path_factory.mktemp("border")
-    every = batches(cases())
+def answers_of(folder: Path, every: list[list[Case]]) -> list[str]:
+    """Return what a play answers to each batch."""
     tasks: list[dict[str, Any]] = [
         {"ansible.builtin.add_host": {"name": "localhost", "groups": ["gx10", "head"]}, "tags": ["border"]}
     ]
@@ -180,8 +179,18 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, str]]:
     }
     ran = run_play(folder, yaml.safe_dump([play], sort_keys=False), "--tags", "border")
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
-    answered = json.loads((folder / "said.json").read_text(encoding="utf-8"))
-    return [(case, answer) for batch, answer in zip(every, answered, strict=True) for case in batch]
+    answered: list[str] = json.loads((folder / "said.json").read_text(encoding="utf-8"))
+    return answered
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, str]]:
+    """Return each case and what it was answered; nothing where its value was taken."""
+    every = batches(cases())
+    with made_once(tmp_path_factory, "border") as (folder, kept):
+        if not kept:
+            kept["answered"] = answers_of(folder, every)
+    return [(case, answer) for batch, answer in zip(every, kept["answered"], strict=True) for case in batch]
 
 
 def test_every_documented_variable_is_read_by_something() -> None:
