@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         digest = hashlib.sha256(args.wheel.read_bytes()).hexdigest()
         source = f"{args.wheel.name} sha256:{digest}"
     table = json.loads(text)
+    del table["device"]  # of this interpreter's build; the table is for every build of the release
     if args.command == "wheel":
         table["vllm"] = wheel_version(args.wheel.name)
     table["source"] = source
@@ -166,9 +167,17 @@ def table_of_installed() -> dict[str, Any]:
         return {
             "vllm": metadata.version("vllm"),
             "source": "",
+            "device": _device(),
             "options": options,
             "env": _environment(),
         }
+
+
+def _device() -> str:
+    """Return what this build runs on: cpu, as vLLM itself finds by its version, or cuda; empty for anything else."""
+    if "cpu" in metadata.version("vllm").partition("+")[2]:
+        return "cpu"
+    return "cuda" if _from("torch", "version").cuda else ""
 
 
 def _from(module: str, name: str) -> Any:

@@ -10,7 +10,7 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import MemoryModelError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import tightest_of
-from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import device_of
+from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import build_of
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments as arguments_of
 
 
@@ -25,10 +25,12 @@ def tightest(results: Sequence[Mapping[str, Any]], nodes: Sequence[str]) -> dict
         raise AnsibleFilterError(f"gb10.cluster.tightest: {error}") from error
 
 
-def memory_arguments(spec: Mapping[str, Any], vllm_version: str, weights_root: str = "") -> dict[str, Any]:
+def memory_arguments(
+    spec: Mapping[str, Any], vllm_version: str, weights_root: str = "", image_says: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the module's arguments for a model; see memory_arguments.yml."""
     try:
-        return arguments_of(spec, vllm_version, device_of(vllm_version), weights_root)
+        return arguments_of(spec, *build_of(vllm_version, image_says), weights_root)
     except MemoryModelError as error:
         raise AnsibleFilterError("gb10.cluster.memory_arguments: " + " ".join(error.problems)) from error
     except KeyError as error:

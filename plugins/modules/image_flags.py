@@ -10,7 +10,7 @@ short_description: Read the options and variables that the vLLM of an image know
 version_added: 0.2.0
 description:
   - Runs C(scripts/vllm_flags.py) inside the image, without a network, and returns the table that it prints. It is what
-    M(gb10.cluster.serve_args) takes as O(gb10.cluster.serve_args#module:image_table).
+    M(gb10.cluster.serve_args) takes as O(gb10.cluster.serve_args#module:image_table), and says what the build runs on.
   - An image whose vLLM does not answer gives a warning and no table; its options are then checked by the image itself
     before the start (M(gb10.cluster.engine_check)).
 options:
@@ -56,7 +56,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 table:
-  description: The table, with the identity of its image as C(image); empty when it is known or cannot be read.
+  description: >-
+    The table, with the identity of its image as C(image) and what its vLLM is built for as C(device) (V(cuda), V(cpu),
+    or empty for anything else); empty when it is known or cannot be read.
   returned: always
   type: dict
 """

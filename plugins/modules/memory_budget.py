@@ -9,13 +9,12 @@ module: memory_budget
 short_description: Say whether a model fits this node, and what to change when it does not
 version_added: 0.1.0
 description:
-  - Computes, without a GPU and without weights, what an engine takes of this node's unified memory
-    (weights, activations, vLLM's cache with its groups, pages and recurrent states, host)
-    and judges whether it starts and survives a long prompt.
-  - The layout of the cache follows the source of the vLLM release given; what cannot be computed is
-    fitted to published measurements. C(docs/memory.md) explains both.
-  - Run it on every node of a cluster and give the results to P(gb10.cluster.tightest#filter), or on
-    the control node with O(mem_total_gib) and O(mem_available_gib) for a cluster that is not there.
+  - Computes, without a GPU and without weights, what an engine takes of this node's unified memory (weights,
+    activations, vLLM's cache, host), and judges whether it starts and survives a long prompt.
+  - The layout of the cache follows the source of the vLLM release given; what cannot be computed is fitted to published
+    measurements. C(docs/memory.md) explains both.
+  - Run it on every node of a cluster and give the results to P(gb10.cluster.tightest#filter), or on the control node
+    with O(mem_total_gib) and O(mem_available_gib) for a cluster that is not there.
   - A refusal is a result, not a failure of the task; only arguments that contradict one another fail.
 options:
   geometry:
@@ -119,8 +118,7 @@ options:
       - One of O(budget_gib), O(gpu_memory_utilization) and O(kv_cache_memory_gib) is needed.
     type: float
   gpu_memory_utilization:
-    description: >-
-      Budget as a share of the node's memory. Beside O(kv_cache_memory_gib) it only moves vLLM's start-up check.
+    description: Share of the node's memory; beside O(kv_cache_memory_gib) it only moves vLLM's start-up check.
     type: float
   kv_cache_memory_gib:
     description: Size of the cache itself (C(--kv-cache-memory-bytes)); the rest comes on top.
@@ -133,9 +131,7 @@ options:
     type: str
     choices: [none, align, all]
   block_granularity:
-    description: >-
-      Tokens of the smallest block that the attention kernel takes. Defaults to 16, and to 128 with
-      O(device=cpu).
+    description: Tokens of the smallest block of the attention kernel. Defaults to 16, and to 128 with O(device=cpu).
     type: int
   async_scheduling:
     description: Whether two steps overlap (C(--async-scheduling)); layers with a window keep the tokens of both.
@@ -164,10 +160,12 @@ options:
     default: marlin
     choices: [marlin, flashinfer]
   device:
-    description: V(cuda) for a GB10; V(cpu) for vLLM's CPU build.
+    description: >-
+      V(cuda) for a GB10; V(cpu) for vLLM's CPU build; V(auto) for an image that was not asked yet, which takes V(cuda)
+      on a node with NVIDIA's driver and V(cpu) on any other.
     type: str
     default: cuda
-    choices: [cuda, cpu]
+    choices: [cuda, cpu, auto]
   floor_gib:
     description: MemAvailable that must remain during a long prefill.
     type: float
@@ -394,6 +392,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.inputs import
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import CACHE_MODES, KV_CACHE_DTYPES, SSM_DTYPES
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    AUTO,
     DEVICES,
     FP4_BACKENDS,
     Budget,
@@ -440,7 +439,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "hybrid_kv_cache_manager": {"type": "bool", "default": True},
     "enforce_eager": {"type": "bool", "default": False},
     "fp4_backend": {"type": "str", "default": "marlin", "choices": list(FP4_BACKENDS)},
-    "device": {"type": "str", "default": "cuda", "choices": list(DEVICES)},
+    "device": {"type": "str", "default": "cuda", "choices": [*DEVICES, AUTO]},
     "floor_gib": {"type": "float", "default": 0.5},
     "firm_cap_gib": {"type": "float"},
     "mem_total_gib": {"type": "float"},

@@ -173,8 +173,6 @@ def test_a_recipe_file_is_served_as_it_is_with_its_image_a_draft_model_and_data_
     overrides = {
         "model_overrides": {"prepared_data": [DATA]},
         "weights_prepare_docker_args": [],
-        # A reference says nothing of a CPU build, and the memory of a GPU is what is judged.
-        "model_memory_check": False,
     }
     result = harness.run("swap-model.yml", {"recipe": str(recipe), **overrides})
 
@@ -184,7 +182,8 @@ def test_a_recipe_file_is_served_as_it_is_with_its_image_a_draft_model_and_data_
     assert QWEN3_SENTENCE in answer, answer
     assert "post_commands: nothing is run after a start but the verification." in " ".join(result.output().split())
     (table,) = (json.loads(path.read_text(encoding="utf-8")) for path in FLAGS.glob("*.json"))
-    assert table["vllm"] == "0.32.0+cpu"
+    assert (table["vllm"], table["device"]) == ("0.32.0+cpu", "cpu")
+    assert "tiny-recipe fits on this cluster." in " ".join(result.output().split())
     assert {"tensor-parallel-size", "speculative-config"} <= set(table["options"])
     metrics = harness.api_get("/metrics").text
     accepted = re.findall(r"^vllm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)$", metrics, re.MULTILINE)

@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import UnknownGeometryError
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import available_on_idle_node, meminfo_gib
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    AUTO,
+    CPU,
+    CUDA,
+    available_on_idle_node,
+    meminfo_gib,
+)
 
 MEMINFO = Path("/proc/meminfo")
+#: There where NVIDIA's driver is loaded.
+DRIVER = Path("/proc/driver/nvidia/version")
 #: Lists units that are active and match the patterns that follow, one a line.
 ACTIVE_UNITS = ("systemctl", "list-units", "--plain", "--no-legend", "--state=active")
 
@@ -38,14 +46,22 @@ def not_moved_yet(folder: Path) -> bool:
     return folder.suffix != ".json" and not (folder / "config.json").exists() and not weights_there_gib(folder)
 
 
+def device_here(driver: Path = DRIVER) -> str:
+    """Return what an engine on this node runs on: without NVIDIA's driver only a CPU build starts."""
+    return CUDA if driver.exists() else CPU
+
+
 def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float, float | None]:
     """Return the node's total and what the engine will find free; None for what its size suggests.
 
-    On a node that serves (``serving``, which is taken out), what is free now is not what will be free.
+    On a node that serves (``serving``, which is taken out), what is free now is not what will be free. A ``device``
+    that is left to the node is filled in.
 
     :raises ValueError: ``/proc/meminfo`` was needed and cannot be read
     """
     serving = params.pop("serving", False)
+    if params["device"] == AUTO:
+        params["device"] = device_here()
     total, available = params["mem_total_gib"], params["mem_available_gib"]
     if total is not None:
         return total, available

@@ -48,6 +48,9 @@ CPU = "cpu"
 
 DEVICES = (CUDA, CPU)
 
+#: What the node is made for, of an image that does not say yet what it runs on.
+AUTO = "auto"
+
 MARLIN = "marlin"
 
 FLASHINFER = "flashinfer"

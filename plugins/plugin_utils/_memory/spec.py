@@ -13,8 +13,15 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import GIB, NEWEST_READ, version_text
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
+    GIB,
+    NEWEST_READ,
+    OLDEST_READ,
+    parse_version,
+    version_text,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
+    AUTO,
     AUTO_LENGTH,
     CPU,
     CUDA,
@@ -175,6 +182,23 @@ def device_of(vllm_version: str) -> str:
     return CPU if vllm_version.partition("+")[2].split(".")[0] == "cpu" else CUDA
 
 
+def build_of(vllm_version: str, image_says: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return (version, device) of the vLLM in an image.
+
+    :param vllm_version: as the image's entry says it; may be empty
+    :param image_says: the table that the image gave; empty before it was asked, None for an image that is built here
+    """
+    device = device_of(vllm_version)
+    if image_says is None or device == CPU:
+        return vllm_version, device
+    if not image_says:
+        return vllm_version, AUTO
+    given = str(image_says.get("vllm", ""))
+    # A fork's own version says nothing about the rules of its cache.
+    known = (parse_version(given) or OLDEST_READ) > OLDEST_READ
+    return vllm_version or (given if known else ""), image_says.get("device") or device_of(given)
+
+
 def measured_points(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the caches that a model's file says were measured, as M(gb10.cluster.memory_budget) takes them.
 
@@ -200,7 +224,7 @@ def memory_arguments(
 
     :param spec: a validated ``model_spec``
     :param vllm_version: of the model's image
-    :param device: ``cuda``, or ``cpu`` for vLLM's CPU build
+    :param device: ``cuda``, ``cpu`` for vLLM's CPU build, or ``auto`` for what the node is made for
     :param weights_root: of the node, where config.json is read when the model's file has no geometry
     :raises MemoryModelError: with every problem at once, one sentence each
     """
@@ -241,9 +265,9 @@ def memory_arguments(
     if "max_model_len" not in arguments and not problems:
         problems.append("model_spec.serve has no max-model-len: without it nothing can be sized.")
     pool = env.get("VLLM_CPU_KVCACHE_SPACE")
-    if device == CPU and pool is not None:
+    if device in (CPU, AUTO) and pool is not None:
         # The CPU build takes its pool from here; the options for a GPU's memory do not reach it.
-        arguments = {key: value for key, value in arguments.items() if key not in _MEMORY_KEYS}
+        arguments = {key: value for key, value in arguments.items() if key not in _MEMORY_KEYS} | {"device": CPU}
         number = parse_number(pool)
         if number is None:
             problems.append(f"model_spec.env.VLLM_CPU_KVCACHE_SPACE is {pool!r}, which is no number of GiB.")

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -274,3 +275,21 @@ def test_a_table_is_written_as_the_difference_from_the_release_below(tmp_path: P
     vllm_flags.write(table("1.3.0", "a", "c"), tmp_path)
     newest = json.loads((tmp_path / "1.10.0.json").read_text(encoding="utf-8"))
     assert (newest["base"], newest["options"]) == ("1.3.0", {})
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "device"),
+    [
+        ("0.32.0+cpu", None, "cpu"),
+        ("0.32.0+cu130", "13.0", "cuda"),
+        ("0.31.0", "12.9", "cuda"),
+        ("0.1.dev1+g1.d20260101", "13.2", "cuda"),
+        ("0.31.0+rocm700", None, ""),
+    ],
+)
+def test_a_build_says_what_it_runs_on(
+    version: str, cuda: str | None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_flags.metadata, "version", {"vllm": version}.__getitem__)
+    monkeypatch.setattr(vllm_flags, "_from", lambda _module, _name: SimpleNamespace(cuda=cuda))
+    assert vllm_flags._device() == device

@@ -79,3 +79,35 @@ def test_arguments_of_a_model() -> None:
         memory_arguments({"repo": "a/b", "size_gib": 1, "serve": {}}, "0.32.0")
     with pytest.raises(AnsibleFilterError, match="memory_arguments: model_spec has no 'size_gib'"):
         memory_arguments({"repo": "a/b", "serve": {"max-model-len": 2048}}, "0.32.0")
+
+
+@pytest.mark.parametrize(
+    ("version", "says", "device", "release"),
+    [
+        ("0.32.0", None, "cuda", "0.32.0"),
+        ("", None, "cuda", "0.33.0"),
+        ("", {}, "auto", "0.33.0"),
+        ("0.30.0", {}, "auto", "0.30.0"),
+        ("0.32.0+cpu", {}, "cpu", "0.32.0+cpu"),
+        ("", {"vllm": "0.32.0+cpu", "device": "cpu"}, "cpu", "0.32.0+cpu"),
+        ("0.32.0", {"vllm": "0.32.0+cpu", "device": "cpu"}, "cpu", "0.32.0"),
+        ("", {"vllm": "0.30.1.dev5+gabc", "device": "cuda"}, "cuda", "0.30.1.dev5+gabc"),
+        # Neither of them: ROCm, say.
+        ("", {"vllm": "0.31.0", "device": ""}, "cuda", "0.31.0"),
+        # A fork's own count of versions, and a table of before the device was read.
+        ("", {"vllm": "0.1.dev20051+g487ecf187"}, "cuda", "0.33.0"),
+        ("", {"vllm": "0.32.0+cpu"}, "cpu", "0.32.0+cpu"),
+    ],
+)
+def test_a_pulled_image_says_itself_what_it_runs_on(
+    version: str, says: dict[str, str] | None, device: str, release: str
+) -> None:
+    spec = {"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}}
+    found = memory_arguments(spec, version, "", says)
+    assert (found["device"], found["vllm_version"]) == (device, release)
+
+
+def test_a_pool_for_the_cpu_build_says_what_an_image_runs_on_that_was_not_asked() -> None:
+    spec = {"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}, "env": {"VLLM_CPU_KVCACHE_SPACE": 2}}
+    found = memory_arguments(spec, "", "", {})
+    assert (found["device"], found["kv_cache_memory_gib"]) == ("cpu", 2)

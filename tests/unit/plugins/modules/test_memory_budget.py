@@ -13,6 +13,7 @@ import yaml
 from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import inputs
 from ansible_collections.gb10.cluster.plugins.modules import memory_budget
 
 REPO = Path(__file__).resolve().parents[4]
@@ -126,6 +127,19 @@ def test_a_node_that_serves_is_judged_by_its_size(
     result = call(capsys, **arguments)
     assert (result["verdict"], result["mem_available_gib"]) == (verdict, pytest.approx(available_gib))
     assert asked == [["systemctl", "list-units", "--plain", "--no-legend", "--state=active", "vllm-*.service"]]
+
+
+@pytest.mark.parametrize(("driver", "verdict"), [(True, "refused"), (False, "fits")])
+def test_an_image_that_was_not_asked_runs_on_what_the_node_is_made_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool, verdict: str
+) -> None:
+    """Without a budget vLLM wants 0.92 of the node free at its start, on a GPU alone."""
+    file = tmp_path / "version"
+    if driver:
+        file.touch()
+    monkeypatch.setattr(inputs.device_here, "__defaults__", (file,))
+    arguments = {**NANO, "gpu_memory_utilization": None, "kv_cache_memory_gib": 1, "vllm_version": "0.32.0"}
+    assert call(capsys, **arguments, device="auto")["verdict"] == verdict
 
 
 def test_a_given_total_needs_no_node(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
