@@ -26,6 +26,24 @@ import yaml
 #: One rank; a store on a port that the system chooses.
 ALONE: dict[str, Any] = {"world_size": 1, "rank": 0, "local_rank": 0, "backend": "gloo"}
 
+#: What models for images read beside their configuration.
+PROCESSOR = {
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "rescale_factor": 1 / 255,
+    "patch_size": 14,
+}
+
+
+class Record(dict[str, Any]):
+    """A dictionary whose values are also attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
 
 def register(model_type: str) -> None:
     """Make a configuration class for a model whose own one comes with its repository."""
@@ -33,15 +51,23 @@ def register(model_type: str) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
+    def own(self: Any, **values: Any) -> None:
+        blocks = values.pop("block_configs", None)
+        PretrainedConfig.__init__(self, **values)
+        if blocks:  # records, as in the classes of the repositories
+            self.block_configs = json.loads(json.dumps(blocks), object_hook=Record)
+
     if model_type not in CONFIG_MAPPING and model_type not in _CONFIG_REGISTRY:
-        AutoConfig.register(model_type, type("Own", (PretrainedConfig,), {"model_type": model_type}))
+        members = {"model_type": model_type, "__init__": own}
+        AutoConfig.register(model_type, type("Own", (PretrainedConfig,), members))
 
 
 def row(spec: Any) -> tuple[Any, ...]:
     """Return what a specification keeps, without the tokens of a block, which depend on the device."""
     if hasattr(spec, "shapes"):
         return (sum(prod(shape) * dtype.itemsize for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)),)
-    return spec.num_kv_heads, spec.head_size, spec.head_size_v, spec.sliding_window
+    window = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
+    return spec.num_kv_heads, spec.head_size, spec.head_size_v, window
 
 
 def specs_of(values: Mapping[str, Any]) -> list[list[Any]]:
@@ -55,20 +81,27 @@ def specs_of(values: Mapping[str, Any]) -> list[list[Any]]:
 
     register(values["model_type"])
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory, "config.json").write_text(json.dumps(values), encoding="utf-8")
+        for name, content in (("config", values), ("preprocessor_config", PROCESSOR), ("processor_config", PROCESSOR)):
+            Path(directory, f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
         config = EngineArgs(
-            model=directory, skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, max_model_len=4096
+            model=directory,
+            skip_tokenizer_init=True,
+            load_format="dummy",
+            enforce_eager=True,
+            max_model_len=4096,
+            # A model around another is built without its towers.
+            language_model_only="text_config" in values,
         ).create_engine_config()
-    # The processor's build keeps float32 states whatever is asked for; a GPU keeps those of the option.
-    config.cache_config.mamba_ssm_cache_dtype = "auto"
-    with set_current_vllm_config(config):
-        if not torch.distributed.is_initialized():
-            store = Path(tempfile.mkdtemp(), "store")
-            init_distributed_environment(distributed_init_method=f"file://{store}", **ALONE)
-        destroy_model_parallel()
-        initialize_model_parallel(1, 1)
-        with set_default_torch_dtype(torch.bfloat16):
-            initialize_model(config)
+        # The processor's build keeps float32 states whatever is asked for; a GPU keeps those of the option.
+        config.cache_config.mamba_ssm_cache_dtype = "auto"
+        with set_current_vllm_config(config):
+            if not torch.distributed.is_initialized():
+                store = Path(tempfile.mkdtemp(), "store")
+                init_distributed_environment(distributed_init_method=f"file://{store}", **ALONE)
+            destroy_model_parallel()
+            initialize_model_parallel(1, 1)
+            with set_default_torch_dtype(torch.bfloat16):
+                initialize_model(config)
     specs = [
         layer.get_kv_cache_spec(config)
         for layer in config.compilation_config.static_forward_context.values()

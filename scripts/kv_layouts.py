@@ -76,7 +76,8 @@ def attention_specs(prefix: str, geometry: Mapping[str, Any], case: Mapping[str,
                 dtype=element(case),
             )
     for number, window in enumerate(geometry.get("windows", [])):
-        common = {"block_size": block, "num_kv_heads": heads(window["kv_heads"], case), "dtype": element(case)}
+        own = window.get("block_tokens", block)
+        common = {"block_size": own, "num_kv_heads": heads(window["kv_heads"], case), "dtype": element(case)}
         for index in range(window["layers"]):
             name = f"{prefix}window{number}.{index}"
             if window.get("chunked"):

@@ -53,7 +53,7 @@ HYBRID: dict[str, Any] = {
 }
 #: A class of vLLM's whose cache the memory model cannot compute.
 UNREAD: dict[str, Any] = {
-    "architectures": ["InklingForCausalLM"],
+    "architectures": ["LongcatFlashForCausalLM"],
     "max_position_embeddings": 262144,
     "num_attention_heads": 64,
     "num_hidden_layers": 32,

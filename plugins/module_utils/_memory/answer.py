@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import (
+    geometry_from_hf_config,
+    keeps_nothing,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     Geometry,
     UnknownGeometryError,
@@ -62,7 +65,11 @@ def answer(asked: Mapping[str, Any], read: Reader = nothing_to_read) -> Budget:
         geometry = _shape(asked.get("geometry"), asked.get("config_json"), read, sentence)
         if asked.get("draft_weights_gib") and asked.get("speculative_tokens"):
             sentence = "The shape of the draft model is not given, so its cache is not computed."
-            draft = _shape(asked.get("draft_geometry"), asked.get("draft_config_json"), read, sentence)
+            described, path = asked.get("draft_geometry"), asked.get("draft_config_json")
+            if not described and path and keeps_nothing(read(path)):
+                asked = {**asked, "draft_has_layers": False}
+            else:
+                draft = _shape(described, path, read, sentence)
     except UnknownGeometryError as error:
         return verdict_from_points(points, error.missing, asked) if points else unknown(error.missing)
     plain = {name: value for name, value in asked.items() if name not in APART and value is not None}

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
@@ -23,6 +26,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Moe,
     Mtp,
     Recurrent,
+    Window,
 )
 
 NO_ATTENTION = "config.json has no attention block: the memory model needs one to size its pages."
@@ -159,12 +163,19 @@ def _kinds(config: Config, *keys: str) -> list[str]:
     return kinds or []
 
 
-def _mamba2(config: Config, layers: int, dtype: str, width: int | None) -> Mamba2:
+def _mamba2(
+    config: Config,
+    layers: int,
+    dtype: str,
+    width: int | None,
+    n_heads: str = "mamba_n_heads",
+    groups: str = "mamba_n_groups",
+) -> Mamba2:
     """Return Mamba-2 layers as Falcon-H1's and Granite's files spell them.
 
     :param width: of all heads; ``mamba_expand`` times the model's unless given
     """
-    heads = config.integer("mamba_n_heads")
+    heads = config.integer(n_heads)
     width = width or config.integer("mamba_expand") * config.integer("hidden_size")
     if width % heads:
         config.missing.append(f"config.json has {heads} mamba_n_heads, which do not divide their width of {width}.")
@@ -173,10 +184,10 @@ def _mamba2(config: Config, layers: int, dtype: str, width: int | None) -> Mamba
         heads=heads,
         head_dim=max(1, width // heads),
         state_size=config.integer("mamba_d_state"),
-        groups=config.integer("mamba_n_groups"),
+        groups=config.integer(groups),
         conv_kernel=config.integer("mamba_d_conv"),
         state_dtype=dtype,
-        chunk_size=config.optional("mamba_chunk_size") or 2048,
+        chunk_size=config.optional("mamba_chunk_size") or config.optional("chunk_size") or 2048,
     )
 
 
@@ -240,3 +251,52 @@ def from_lfm2(config: Config, architecture: str, dtype: str) -> Geometry:
         config.integer("conv_L_cache"),
     )
     return _hybrid(config, architecture, dtype, kinds.count("full_attention"), recurrent)
+
+
+def from_zamba2(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read Zamba2 (vllm/model_executor/models/zamba2.py): Mamba-2 in every layer, attention of double width in some."""
+    kinds = [_BLOCK_KINDS.get(kind, kind) for kind in _kinds(config, "layers_block_type", "layer_types")]
+    if odd := sorted(set(kinds) - {"mamba", "hybrid"}):
+        config.missing.append(f"config.json has layers {', '.join(odd)}, which the memory model does not know.")
+    recurrent = _mamba2(config, max(1, len(kinds)), dtype, None, "n_mamba_heads", "mamba_ngroups")
+    geometry = _hybrid(config, architecture, dtype, kinds.count("hybrid"), recurrent)
+    heads = geometry.attention.heads
+    width = config.optional("attention_head_dim") or max(1, 2 * geometry.hidden_size // heads)
+    attention = replace(geometry.attention, kv_heads=heads, head_dim=width)
+    return replace(geometry, layers=geometry.layers + kinds.count("hybrid"), attention=attention)
+
+
+def _blocks_of(config: Config, key: str) -> list[Mapping[str, Any]]:
+    """Return the blocks that a Nemotron-H puzzle lists under a key."""
+    listed = config.values.get(key)
+    return [each for each in listed if isinstance(each, Mapping)] if isinstance(listed, list) else []
+
+
+def from_nemotron_puzzle(config: Config, architecture: str, dtype: str) -> Geometry:
+    """Read a Nemotron-H whose blocks have figures of their own (``block_configs``): windows, experts."""
+    blocks, heads = _blocks_of(config, "block_configs"), _blocks_of(config, "mtp_block_configs")
+    if not blocks or any("ssm_state_size" in each for each in blocks):
+        config.missing.append("config.json has no block_configs, or Mamba blocks in them whose states differ.")
+
+    def works_on(block: Mapping[str, Any]) -> int:
+        figures = Config(block)
+        return (figures.optional("num_experts_per_tok") or 0) * (figures.optional("moe_intermediate_size") or 0)
+
+    # The experts that take most count for all.
+    heaviest = max((each for each in blocks if each.get("block_type") == "moe"), key=works_on, default={})
+    kinds = {
+        "layers_block_type": [str(each.get("block_type")) for each in blocks],
+        "mtp_layers_block_type": [str(each.get("block_type")) for each in heads],
+    }
+    flat = Config({**config.values, **heaviest, **kinds})
+    geometry = from_nemotron_h(flat, architecture, dtype)
+    config.missing += flat.missing
+    attention = geometry.attention
+    kept = Counter(Config(each).optional("sliding_window") for each in blocks if each.get("block_type") == "attention")
+    full = kept.pop(None, 0)
+    if not full:
+        config.missing.append(NO_ATTENTION)
+    windows = [
+        Window(count, tokens, attention.kv_heads, attention.head_dim) for tokens, count in kept.items() if tokens
+    ]
+    return replace(geometry, attention=replace(attention, layers=max(1, full)), windows=tuple(windows))

@@ -7,13 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_blocks import (
+    from_block_configs,
+    from_convolved,
+    from_split_keys,
+    respelled,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_hybrid import (
     from_falcon_h1,
     from_granite_hybrid,
     from_jamba,
     from_lfm2,
     from_nemotron_h,
+    from_nemotron_puzzle,
     from_qwen_gdn,
+    from_zamba2,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_sparse import (
     from_block_sparse,
@@ -48,15 +56,22 @@ _PLAIN = (
     "ArceeForCausalLM",
     "BailingMoeForCausalLM",
     "BailingMoeV2ForCausalLM",
+    "BloomForCausalLM",
     "Cohere2ForCausalLM",
     "CohereForCausalLM",
     "CwmForCausalLM",
+    "DbrxForCausalLM",
     "Dots1ForCausalLM",
     "Ernie4_5ForCausalLM",
     "Ernie4_5_MoeForCausalLM",
     "Exaone4ForCausalLM",
+    "ExaoneForCausalLM",
     "ExaoneMoEForCausalLM",
     "ExaoneMoeForCausalLM",
+    "GPT2LMHeadModel",
+    "GPTBigCodeForCausalLM",
+    "GPTJForCausalLM",
+    "GPTNeoXForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "GemmaForCausalLM",
@@ -79,6 +94,7 @@ _PLAIN = (
     "LagunaForCausalLM",
     "LlamaForCausalLM",
     "MiMoForCausalLM",
+    "MiniCPMForCausalLM",
     "MiniMaxM2ForCausalLM",
     "Ministral3ForCausalLM",
     "MistralForCausalLM",
@@ -100,6 +116,7 @@ _PLAIN = (
     "SmolLM3ForCausalLM",
     "SolarForCausalLM",
     "SolarOpenForCausalLM",
+    "StableLmForCausalLM",
 )
 #: Draft models with weights of their own: attention like any other's, in the few layers that they have.
 _DRAFTS = (
@@ -116,6 +133,8 @@ _DRAFTS = (
     "PeagleQwen3ForCausalLM",
     "Qwen3DSparkModel",
 )
+#: Draft models that read the target's cache and keep nothing of their own (vllm/model_executor/models/gemma4_mtp.py).
+_WITHOUT_A_CACHE = ("Gemma4AssistantForCausalLM", "Gemma4MTPModel", "Gemma4UnifiedAssistantForCausalLM")
 #: One latent vector of a token instead of keys and values.
 _LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
 #: The same with an indexer, which chooses what attention reads.
@@ -134,6 +153,8 @@ _GEMMA_SHARED = (
     "Gemma3nForConditionalGeneration",
     "Gemma4ForCausalLM",
     "Gemma4ForConditionalGeneration",
+    # A draft model that keeps keys of its own.
+    "Gemma4DSparkModel",
     "Gemma4UnifiedForConditionalGeneration",
 )
 #: KV heads called groups; windows with figures of their own.
@@ -147,9 +168,14 @@ _QWEN_GDN = (
     "Qwen3_5MoeForConditionalGeneration",
 )
 _NEMOTRON_H = ("NemotronHForCausalLM",)
+_NEMOTRON_PUZZLE = ("NemotronHPuzzleForCausalLM",)
 _FALCON_H1 = ("FalconH1ForCausalLM",)
 _GRANITE_HYBRID = ("GraniteMoeHybridForCausalLM",)
 _JAMBA = ("JambaForCausalLM",)
+_ZAMBA2 = ("Zamba2ForCausalLM",)
+_SPLIT_KEYS = ("MiniCPM3ForCausalLM",)
+_BLOCK_CONFIGS = ("DeciLMForCausalLM",)
+_CONVOLVED = ("InklingForCausalLM", "InklingForConditionalGeneration")
 _LFM2 = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
 #: A model for images around a language model: the class that reads that one's configuration, or nothing where the
 #: configuration names its class.
@@ -162,6 +188,7 @@ _AROUND = {
     "InternS1ForConditionalGeneration": "",
     "InternVLChatModel": "",
     "KimiK25ForConditionalGeneration": "DeepseekV3ForCausalLM",
+    "KimiK3ForConditionalGeneration": "KimiLinearForCausalLM",
     "KimiVLForConditionalGeneration": "DeepseekV3ForCausalLM",
     "Lfm2VlForConditionalGeneration": "",
     "Llama4ForConditionalGeneration": "Llama4ForCausalLM",
@@ -178,6 +205,7 @@ _AROUND = {
 _EVERY = {
     "AfmoeForCausalLM": 4,
     "Cohere2ForCausalLM": 4,
+    "Exaone4ForCausalLM": 4,
     "Gemma2ForCausalLM": 2,
     "Gemma3ForCausalLM": 6,
     "Olmo3ForCausalLM": 4,
@@ -229,8 +257,7 @@ def _from_plain(config: Config, architecture: str, dtype: str) -> Geometry:
         windows = (
             Window(
                 layers=kinds.count("sliding_attention"),
-                # vllm/model_executor/models/commandr.py: the window of Cohere2 counts the token itself besides.
-                tokens=config.integer("sliding_window") + (architecture == "Cohere2ForCausalLM"),
+                tokens=config.integer("sliding_window"),
                 kv_heads=attention.kv_heads,
                 head_dim=attention.head_dim,
             ),
@@ -405,10 +432,15 @@ _READERS: Mapping[str, Callable[[Config, str, str], Geometry]] = {
         (_TWO_WIDTHS, _from_two_widths),
         (_QWEN_GDN, from_qwen_gdn),
         (_NEMOTRON_H, from_nemotron_h),
+        (_NEMOTRON_PUZZLE, from_nemotron_puzzle),
         (_FALCON_H1, from_falcon_h1),
         (_GRANITE_HYBRID, from_granite_hybrid),
         (_JAMBA, from_jamba),
         (_LFM2, from_lfm2),
+        (_ZAMBA2, from_zamba2),
+        (_SPLIT_KEYS, from_split_keys),
+        (_BLOCK_CONFIGS, from_block_configs),
+        (_CONVOLVED, from_convolved),
     )
     for name in names
 }
@@ -419,6 +451,11 @@ def _class_of(values: Mapping[str, Any]) -> str | None:
     """Return the class that a configuration names, or None."""
     named = values.get("architectures")
     return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else None
+
+
+def keeps_nothing(values: Mapping[str, Any]) -> bool:
+    """Tell whether a configuration is of a draft model without a cache of its own."""
+    return _class_of(values) in _WITHOUT_A_CACHE
 
 
 def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
@@ -446,7 +483,7 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
                 "(docs/memory.md), or give a measured point in expected.kv_cache."
             ]
         )
-    config = Config(inner)
+    config = Config(respelled(inner, inner_architecture))
     dtype = inner.get("dtype") or inner.get("torch_dtype") or values.get("dtype") or values.get("torch_dtype")
     dtype = dtype or "bfloat16"
     if not is_dtype(dtype):

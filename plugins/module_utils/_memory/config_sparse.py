@@ -235,4 +235,5 @@ def from_delta_hybrid(config: Config, architecture: str, dtype: str) -> Geometry
         lists = [[1], [1]]
     linear, full = (len(each) if isinstance(each, list) else 1 for each in lists)
     geometry = plain_geometry(config, architecture, dtype, _latent(config, full), (), mtp_of(config, _NEXT))
-    return replace(geometry, recurrent=_delta(config, linear))
+    bounded = isinstance(section, Mapping) and section.get("gate_lower_bound") is not None
+    return replace(geometry, recurrent=replace(_delta(config, linear), bounded_gate=bounded))

@@ -75,6 +75,8 @@ class Window:
     value_head_dim: int | None = None
     #: The cache of a chunk is dropped as a whole when the next one begins (Llama 4).
     chunked: bool = False
+    #: Tokens of a block where it is not the attention kernel's: the state of a convolution, in the model's own dtype.
+    block_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ class Kda:
     head_dim: int
     conv_kernel: int
     state_dtype: str
+    #: The gate has a lower bound, as FlashKDA wants it.
+    bounded_gate: bool = False
 
     kind = KDA
 
@@ -357,7 +361,8 @@ def check_consistency(geometry: Geometry) -> list[str]:
     """Return a sentence for each pair of fields that contradict one another."""
     problems = []
     attention, recurrent, moe = geometry.attention, geometry.recurrent, geometry.moe
-    stateful = attention.layers + sum(each.layers for each in geometry.windows)
+    # Convolutions stand beside the attention of their layers.
+    stateful = attention.layers + sum(each.layers for each in geometry.windows if not each.block_tokens)
     stateful += recurrent.layers if recurrent else 0
     if stateful > geometry.layers:
         problems.append(

@@ -17,6 +17,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
 )
 
 MEMINFO = Path("/proc/meminfo")
+CPUINFO = Path("/proc/cpuinfo")
 #: There where NVIDIA's driver is loaded.
 DRIVER = Path("/proc/driver/nvidia/version")
 #: Lists units that are active and match the patterns that follow, one a line.
@@ -51,11 +52,11 @@ def device_here(driver: Path = DRIVER) -> str:
     return CUDA if driver.exists() else CPU
 
 
-def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float, float | None]:
+def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO, cpuinfo: Path = CPUINFO) -> tuple[float, float | None]:
     """Return the node's total and what the engine will find free; None for what its size suggests.
 
     On a node that serves (``serving``, which is taken out), what is free now is not what will be free. A ``device``
-    that is left to the node is filled in.
+    that is left to the node is filled in, and for the CPU build what the processor has.
 
     :raises ValueError: ``/proc/meminfo`` was needed and cannot be read
     """
@@ -69,6 +70,8 @@ def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO) -> tuple[float,
         total, free = meminfo_gib(meminfo.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{meminfo} cannot be read on this node: {error.strerror}. Give mem_total_gib.") from error
+    if params["device"] == CPU:
+        params["cpu_flags"] = tuple(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else None
     if available is None and not serving:
         available = min(total, available_on_idle_node(free, params["reclaim_gib"], params["device"]))
     return total, available

@@ -110,6 +110,12 @@ class VersionRules:
     graphs_want_block_per_sequence: bool
     #: Architectures that get vLLM's V2 model runner while its profile does not count CUDA graphs: they come on top.
     graphs_on_top: frozenset[str]
+    #: The same for Kimi Delta Attention with a bounded gate, whose prefill runs on FlashKDA on GB10.
+    kda_checkpoint_block: bool
+    #: Flag of a processor on which the CPU build sets the dtype of recurrent states to float32; empty for none.
+    float32_states_on: str
+    #: Architectures whose windows have one token more than config.json says, the token itself.
+    windows_count_the_token_itself: frozenset[str]
     #: A window keeps the tokens of every batch under way at once, of which asynchronous scheduling has two.
     windows_count_batches_in_flight: bool
     #: Pages of several sizes are packed by a general rule, which models with an indexer beside recurrent states need.
@@ -137,6 +143,14 @@ def rules_for(version: Version) -> VersionRules:
         graphs_want_block_per_sequence=version >= (0, 20, 0),
         # vllm/config/vllm.py, DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES; 0.32.0 profiles them in either runner.
         graphs_on_top=frozenset({"Qwen3ForCausalLM"}) if (0, 22, 0) <= version < (0, 23, 0) else frozenset(),
+        # 0.29.0 and 0.31.0 have it for Kimi's classes, 0.32.0 for GLM's too, which come with that release.
+        kda_checkpoint_block=version >= (0, 29, 0),
+        # vllm/platforms/cpu.py
+        float32_states_on="avx512_bf16" if version >= (0, 29, 0) else "amx_tile" if version >= (0, 26, 0) else "",
+        # vllm/model_executor/models/commandr.py
+        windows_count_the_token_itself=frozenset({"Cohere2ForCausalLM", "Cohere2VisionForConditionalGeneration"})
+        if version >= (0, 29, 0)
+        else frozenset(),
         windows_count_batches_in_flight=version >= IN_FLIGHT,
         # 0.30.0 has the general rule and 0.27.1 has not; 0.27.1 packs densely and 0.26.0 does not.
         packs_any_model=version >= (0, 30, 0),

@@ -20,6 +20,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Attention,
     GatedDeltaNet,
     Geometry,
+    Kda,
     Mamba1,
     Mamba2,
     Recurrent,
@@ -67,6 +68,12 @@ class Kind:
     chunked: bool = False
     #: KV heads and widths: layers of another form are apart, even if they keep as many bytes.
     form: tuple[int, int, int] = (0, 0, 0)
+    #: Tokens of a block, where it is not the common one.
+    block_tokens: int | None = None
+
+    def page(self, block_tokens: int) -> int:
+        """Return the bytes of a page, from the tokens of a common block."""
+        return (self.block_tokens or block_tokens) * self.bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -187,28 +194,31 @@ def _group_layers(*layers: int) -> int:
     return largest if largest < 1.5 * smallest else smallest
 
 
-def _kinds(attention: Attention, windows: Sequence[Window], dtype: str, ranks: int, kv_cache_dtype: str) -> list[Kind]:
+def _kinds(geometry: Geometry, ranks: int, kv_cache_dtype: str, rules: VersionRules) -> list[Kind]:
     """Return what the layers of a model keep, those that keep every token first."""
+    attention, dtype = geometry.attention, geometry.dtype
+    itself = geometry.architecture in rules.windows_count_the_token_itself
 
     def form(each: Attention | Window) -> tuple[int, int, int]:
         return max(1, each.kv_heads // ranks), each.head_dim, each.value_head_dim or each.head_dim
 
     size = attention_bytes(attention, dtype, ranks, kv_cache_dtype)
     found = [Kind(attention.layers, size, form=form(attention))]
-    for each in windows:
+    for each in geometry.windows:
         value = each.value_head_dim or each.head_dim
-        size = bytes_per_token(each.kv_heads, each.head_dim, value, ranks, dtype, kv_cache_dtype)
-        found.append(Kind(each.layers, size, each.tokens, each.chunked, form(each)))
+        kept = "auto" if each.block_tokens else kv_cache_dtype
+        size = bytes_per_token(each.kv_heads, each.head_dim, value, ranks, dtype, kept)
+        found.append(Kind(each.layers, size, each.tokens + itself, each.chunked, form(each), each.block_tokens))
     return found
 
 
 def _merged(kinds: Sequence[Kind]) -> list[Kind]:
     """Return the kinds with equal ones put together, as the planner does with equal specifications."""
-    found: dict[tuple[int, int | None, bool, tuple[int, int, int]], int] = {}
+    found: dict[Kind, int] = {}
     for each in kinds:
-        key = each.bytes_per_token, each.tokens, each.chunked, each.form
-        found[key] = found.get(key, 0) + each.layers
-    return [Kind(layers, *key) for key, layers in found.items()]
+        kind = replace(each, layers=0)
+        found[kind] = found.get(kind, 0) + each.layers
+    return [replace(kind, layers=layers) for kind, layers in found.items()]
 
 
 def _kind_groups(kind: Kind, block_tokens: int, page: int, group_layers: int, in_flight_tokens: int) -> KindGroups:
@@ -216,7 +226,8 @@ def _kind_groups(kind: Kind, block_tokens: int, page: int, group_layers: int, in
 
     A smaller page holds more tokens when it divides the common one, and is padded otherwise.
     """
-    own_page = block_tokens * kind.bytes_per_token
+    own_page = kind.page(block_tokens)
+    block_tokens = kind.block_tokens or block_tokens
     if page % own_page == 0:
         block_tokens = block_tokens * (page // own_page)
     kept = None
@@ -239,6 +250,8 @@ def _fixed_recurrent_blocks(recurrent: Recurrent, mode: str, speculative_tokens:
         return 1 + speculative_tokens
     if isinstance(recurrent, Mamba2):
         checkpoint = rules.mamba2_checkpoint_block
+    elif isinstance(recurrent, Kda):
+        checkpoint = rules.kda_checkpoint_block and recurrent.bounded_gate and recurrent.head_dim == 128
     else:
         # FlashInfer's prefill kernel for GB10 (SM12x) is built for heads of 128; the other kinds export none there.
         is_delta_net = isinstance(recurrent, GatedDeltaNet) and recurrent.k_head_dim == 128
@@ -319,14 +332,14 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
     if geometry.compressed:
         kinds = [Kind(geometry.attention.layers, 1)]  # replaced by its compressed states
     else:
-        kinds = _kinds(geometry.attention, geometry.windows, geometry.dtype, ranks, kv_cache_dtype)
+        kinds = _kinds(geometry, ranks, kv_cache_dtype, asked.rules)
     per_token = kinds[0].bytes_per_token
     heads = geometry.mtp if asked.speculative_tokens and asked.own_heads else None
     if heads:
         kinds[0] = replace(kinds[0], layers=kinds[0].layers + heads.attention_layers)
     if asked.draft is not None:
         plain = "fp8" if kv_cache_dtype.endswith("_ds_mla") else kv_cache_dtype  # the packed states are the target's
-        kinds += _kinds(asked.draft.attention, asked.draft.windows, asked.draft.dtype, ranks, plain)
+        kinds += _kinds(asked.draft, ranks, plain, asked.rules)
     kinds = _merged(kinds)
     caching = resolve_prefix_caching(geometry, asked.prefix_caching, asked.rules)
     state = _state_of(geometry, asked, per_token, caching)
@@ -334,7 +347,7 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
         return _packed_layout(geometry, asked, kinds, state, caching, kv_cache_dtype)
     whole = [each for each in kinds if each.tokens is None]
     recurrent = geometry.recurrent
-    page = state.block_tokens * max(each.bytes_per_token for each in kinds)
+    page = max(each.page(state.block_tokens) for each in kinds)
     if geometry.attention.latent_dim and any(page % (state.block_tokens * each.bytes_per_token) for each in kinds):
         # Latent rows cannot be padded: the windows of a draft model are kept whole.
         whole = kinds

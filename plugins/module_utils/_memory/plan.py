@@ -30,6 +30,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
     Figures,
     Settings,
     assumed_available_gib,
+    ssm_dtype_of,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.sparse import indexer_buffer_bytes
 
@@ -173,7 +174,7 @@ def make_plan(settings: Settings, rules: VersionRules) -> Plan:
         Asked(
             tensor_parallel_size=settings.tensor_parallel_size,
             kv_cache_dtype=settings.kv_cache_dtype,
-            ssm_dtype=settings.ssm_dtype,
+            ssm_dtype=ssm_dtype_of(settings, rules) or settings.ssm_dtype,
             speculative_tokens=settings.speculative_tokens,
             block_granularity=settings.block_granularity or _GRANULARITY[settings.device],
             prefix_caching=settings.enable_prefix_caching,

@@ -114,6 +114,8 @@ class Settings:
     enforce_eager: bool = False
     fp4_backend: str = MARLIN
     device: str = CUDA
+    #: Flags of the processor, for the CPU build; None where they are not known.
+    cpu_flags: tuple[str, ...] | None = None
     #: The GPU's memory is the host's, as on a GB10; False for a card with memory of its own.
     unified_memory: bool = True
     floor_gib: float = memory_fit.DEFAULT_FLOOR_GIB
@@ -368,6 +370,24 @@ def split_problems(settings: Settings) -> list[str]:
     return problems
 
 
+def ssm_dtype_of(settings: Settings, rules: VersionRules) -> str | None:
+    """Return the dtype of the recurrent states, ``auto`` for the model's own; None where an unknown processor decides.
+
+    vLLM's CPU build keeps float32 on some (vllm/platforms/cpu.py); with AVX512-BF16 a gated delta net that was asked
+    for less keeps that.
+    """
+    recurrent, asked, flag = settings.geometry.recurrent, settings.ssm_dtype, rules.float32_states_on
+    if settings.device != CPU or not flag or recurrent is None or isinstance(recurrent, GatedConv):
+        return asked
+    meant = recurrent.state_dtype if asked == "auto" else asked
+    delta_net = isinstance(recurrent, GatedDeltaNet) and flag == "avx512_bf16"
+    if meant == "float32" or (delta_net and asked != "auto"):
+        return asked
+    if settings.cpu_flags is None:
+        return None
+    return "float32" if flag in settings.cpu_flags else asked
+
+
 def missing_facts(settings: Settings, rules: VersionRules) -> list[str]:
     """Return one sentence for each fact without which a figure would be a guess."""
     geometry = settings.geometry
@@ -404,6 +424,11 @@ def missing_facts(settings: Settings, rules: VersionRules) -> list[str]:
             "the size of a state is not known."
         )
     recurrent = geometry.recurrent
+    if ssm_dtype_of(settings, rules) is None:
+        missing.append(
+            f"vLLM's CPU build keeps recurrent states as float32 on a processor with {rules.float32_states_on}, and "
+            "that of the node is not known: run the check there, or serve with --mamba-ssm-cache-dtype float32."
+        )
     if isinstance(recurrent, Mamba2) and recurrent.chunk_size is None:
         caching = resolve_prefix_caching(geometry, settings.enable_prefix_caching, rules)
         mode = resolve_cache_mode(recurrent, caching, settings.speculative_tokens, rules, settings.mamba_cache_mode)

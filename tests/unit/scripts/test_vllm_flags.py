@@ -10,6 +10,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -290,6 +291,6 @@ def test_a_table_is_written_as_the_difference_from_the_release_below(tmp_path: P
 def test_a_build_says_what_it_runs_on(
     version: str, cuda: str | None, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm_flags.metadata, "version", {"vllm": version}.__getitem__)
+    monkeypatch.setattr(metadata, "version", {"vllm": version}.__getitem__)
     monkeypatch.setattr(vllm_flags, "_from", lambda _module, _name: SimpleNamespace(cuda=cuda))
     assert vllm_flags._device() == device

@@ -25,6 +25,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Geometry,
     GeometryError,
     Moe,
+    Mtp,
     UnknownGeometryError,
     Window,
     geometry_from_dict,
@@ -104,7 +105,10 @@ def test_a_class_keeps_what_vllm_builds(name: str) -> None:
     keeps: list[list[int | None]] = [
         [attention.layers, attention.kv_heads, attention.head_dim, attention.head_dim, None]
     ]
-    keeps += [[each.layers, each.kv_heads, each.head_dim, each.head_dim, each.tokens] for each in found.windows]
+    itself = found.architecture in rules_for((0, 32, 0)).windows_count_the_token_itself
+    keeps += [
+        [each.layers, each.kv_heads, each.head_dim, each.head_dim, each.tokens + itself] for each in found.windows
+    ]
     if recurrent:
         keeps.append([recurrent.layers, state_bytes(recurrent, "bfloat16", 1, 0, "auto")])
     assert sorted(keeps, key=str) == sorted(BUILT[name], key=str)
@@ -135,6 +139,18 @@ NO_ATTENTION = "config.json has no attention block: the memory model needs one t
          "config.json has no layer of full attention: the memory model needs one."),
         ("gemma-3n", {"num_kv_shared_layers": 10},
          "config.json has no layer of full attention: the memory model needs one."),
+        ("exaone-4", {"sliding_window": None}, "config.json has no sliding_window that is a whole number above zero."),
+        ("dbrx", {"attn_config": {}}, "config.json has no attn_config.kv_n_heads."),
+        ("nemotron-nas", {"block_configs": [{"attention": {"n_heads_in_group": 4}}]},
+         "config.json has no block_configs of 4 blocks with attention.n_heads_in_group, or no_op."),
+        ("nemotron-nas", {"block_configs": [{"attention": {"no_op": True}}] * 4}, NO_ATTENTION),
+        ("nemotron-nas", {"block_configs": [{"attention": {"n_heads_in_group": each}} for each in (1, 2, 4, 4)]},
+         "config.json has blocks whose KV heads differ in number, which have no rule here."),
+        ("zamba2", {"layers_block_type": ["mamba"] * 6}, NO_ATTENTION),
+        ("zamba2", {"layers_block_type": ["mamba", "hybrid"] * 2 + ["rwkv"] * 2},
+         "config.json has layers rwkv, which the memory model does not know."),
+        ("nemotron-h-puzzle", {"block_configs": None}, "config.json has no block_configs"),
+        ("nemotron-h-puzzle", {"block_configs": [{"block_type": "attention", "sliding_window": 512}]}, NO_ATTENTION),
     ],
 )  # fmt: skip
 def test_a_class_without_what_it_needs_is_unknown(name: str, change: dict[str, Any], sentence: str) -> None:
@@ -150,6 +166,76 @@ def test_experts_of_a_list_and_of_some_layers() -> None:
     assert found["hy-v3"] == found["step-3.5"] == Moe(3, 8, 2, 128)
     assert found["jamba"] == Moe(4, 4, 2, 512)
     assert found["jamba-dense"] is found["granite-4-dense"] is None
+
+
+def test_blocks_of_a_puzzle_have_windows_and_experts_of_their_own() -> None:
+    values = CLASSES["nemotron-h-puzzle"]
+    experts = [
+        {"block_type": "moe", "n_routed_experts": 8, "num_experts_per_tok": top_k, "moe_intermediate_size": width}
+        for top_k, width in ((2, 512), (6, 256), (4, 128))
+    ]
+    blocks = [*values["block_configs"], *experts, *[{"block_type": "attention", "sliding_window": 512}] * 2]
+    heads = {"mtp_block_configs": [{"block_type": "attention"}, experts[0]], "num_nextn_predict_layers": 1}
+    found = geometry_from_hf_config(values | heads | {"block_configs": blocks})
+    assert (found.layers, found.attention.layers, found.windows) == (9, 1, (Window(2, 512, 2, 64),))
+    assert (found.moe, found.mtp) == (Moe(3, 8, 6, 256), Mtp(1, 1))
+    assert geometry_from_hf_config(CLASSES["nemotron-nas"]).intermediate_size == 512
+
+
+@pytest.mark.parametrize(
+    ("bound", "version", "blocks"), [(None, (0, 30, 0), 2), (-5.0, (0, 30, 0), 3), (-5.0, (0, 28, 0), 2)]
+)
+def test_a_bounded_gate_exports_a_checkpoint_from_0_29_on(
+    bound: float | None, version: tuple[int, int, int], blocks: int
+) -> None:
+    values = config_of("kimi-linear-48b-a3b")
+    section = values["linear_attn_config"] | {"gate_lower_bound": bound}
+    around = {
+        "architectures": ["KimiK3ForConditionalGeneration"],
+        "text_config": values | {"linear_attn_config": section},
+    }
+    asked = Asked(
+        tensor_parallel_size=1, kv_cache_dtype="auto", ssm_dtype="auto", speculative_tokens=0, block_granularity=16,
+        prefix_caching=True, cache_mode=None, rules=rules_for(version),
+    )  # fmt: skip
+    assert plan_layout(geometry_from_hf_config(around), asked).recurrent_blocks_fixed == blocks
+
+
+#: As the files of the family are written; the sizes are of our making.
+CONVOLVED = {
+    "num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
+    "max_position_embeddings": 32768, "local_layer_ids": [0, 1, 2, 3, 4], "sliding_window_size": 128,
+    "swa_num_key_value_heads": 4, "swa_head_dim": 64, "sconv_kernel_size": 4, "intermediate_size": 128,
+    "dense_intermediate_size": 1024, "dense_mlp_idx": 2, "n_routed_experts": 8, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def test_convolutions_beside_the_layers_are_windows_with_blocks_of_their_own() -> None:
+    found = geometry_from_hf_config(config("InklingForConditionalGeneration", text_config=CONVOLVED))
+    assert (found.layers, found.attention) == (6, Attention(1, 8, 2, 64))
+    # Of a KV head: a key, a value and twice 512 / 2 of the streams, filled up from 640 to 1024; then from 384 to 512.
+    assert found.windows == (
+        Window(1, 4, 2, 512, block_tokens=4), Window(5, 128, 4, 64), Window(5, 4, 4, 256, block_tokens=4),
+    )  # fmt: skip
+    assert (found.moe, found.intermediate_size) == (Moe(4, 8, 2, 128), 1024)
+    assert geometry_from_dict(geometry_values(found)) == found
+    for change in ({"local_layer_ids": None}, {"local_layer_ids": [*range(6)]}):
+        with pytest.raises(UnknownGeometryError):
+            geometry_from_hf_config(config("InklingForCausalLM", **CONVOLVED | change))
+
+
+def test_the_token_itself_counts_in_a_window_from_0_29_on() -> None:
+    """Cohere 2: what a sequence keeps grows at the token behind the window."""
+    geometry = geometry_from_hf_config(CLASSES["cohere2"] | {"sliding_window": 128})
+
+    def blocks(version: tuple[int, int, int]) -> int:
+        asked = Asked(
+            tensor_parallel_size=1, kv_cache_dtype="auto", ssm_dtype="auto", speculative_tokens=0,
+            block_granularity=16, prefix_caching=None, cache_mode=None, rules=rules_for(version), in_flight_tokens=1,
+        )  # fmt: skip
+        return plan_layout(geometry, asked).blocks_per_sequence(4096)
+
+    assert blocks((0, 29, 0)) == blocks((0, 28, 0)) + 3
 
 
 def test_windows_without_figures_of_their_own_have_those_of_the_full_layers() -> None:
@@ -187,7 +273,10 @@ def test_a_flat_file_of_a_model_around_another_is_read_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("inside", "named"),
-    [({"hidden_size": 1}, "without a name"), ({"architectures": ["InklingForCausalLM"]}, "InklingForCausalLM")],
+    [
+        ({"hidden_size": 1}, "without a name"),
+        ({"architectures": ["LongcatFlashForCausalLM"]}, "LongcatFlashForCausalLM"),
+    ],
 )
 def test_a_model_around_one_without_a_rule_is_unknown(inside: dict[str, Any], named: str) -> None:
     with pytest.raises(UnknownGeometryError) as caught:

@@ -288,8 +288,8 @@ def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
         ({}, "config.json names no architecture."),
         ({"architectures": []}, "config.json names no architecture."),
         (
-            {"architectures": ["InklingForConditionalGeneration"]},
-            "The memory model has no rules for the architecture InklingForConditionalGeneration. Describe the model in "
+            {"architectures": ["LongcatFlashForCausalLM"]},
+            "The memory model has no rules for the architecture LongcatFlashForCausalLM. Describe the model in "
             "`geometry` (docs/memory.md), or give a measured point in expected.kv_cache.",
         ),
         (

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.fit import GB10
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Indexer
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
+    GatedConv,
+    GatedDeltaNet,
+    Indexer,
+    Mamba2,
+    Recurrent,
+)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import rules_for
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import (
     default_batch,
@@ -22,6 +28,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
     assumed_available_gib,
     available_on_idle_node,
     meminfo_gib,
+    ssm_dtype_of,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import evaluate
 from tests.unit.plugins.module_utils.memory_models import (
@@ -152,3 +159,41 @@ def test_many_sequences_of_a_large_vocabulary_take_more_than_a_layer() -> None:
     few, many = (replace(DENSE, geometry=geometry, max_num_seqs=number) for number in (1, 1024))
     assert overheads_gib(many, 2048)["activations_gib"] == pytest.approx(1024 * 248320 * 6 / 2**30)
     assert overheads_gib(few, 2048)["activations_gib"] < overheads_gib(many, 2048)["activations_gib"]
+
+
+MAMBA = Mamba2(2, 16, 32, 64, 4, 4, "bfloat16", 128)
+DELTA = GatedDeltaNet(3, 4, 8, 64, 64, 4, "bfloat16")
+
+
+HAS_BOTH = ("avx512_bf16", "amx_tile")
+
+
+@pytest.mark.parametrize(
+    ("recurrent", "asked", "flags", "kept", "kept_before"),
+    [
+        (MAMBA, "auto", HAS_BOTH, "float32", "float32"),
+        (MAMBA, "auto", ("avx512_bf16",), "float32", "auto"),
+        (MAMBA, "auto", (), "auto", "auto"),
+        (MAMBA, "bfloat16", HAS_BOTH, "float32", "float32"),
+        (MAMBA, "float32", None, "float32", "float32"),
+        (MAMBA, "auto", None, None, None),
+        (replace(MAMBA, state_dtype="float32"), "auto", None, "auto", "auto"),
+        (DELTA, "auto", HAS_BOTH, "float32", "float32"),
+        (DELTA, "bfloat16", HAS_BOTH, "bfloat16", "float32"),
+        (GatedConv(2, 64, 3), "auto", None, "auto", "auto"),
+        (None, "auto", None, "auto", "auto"),
+    ],
+)
+def test_the_cpu_build_keeps_float32_states_on_some_processors(
+    recurrent: Recurrent | None, asked: str, flags: tuple[str, ...] | None, kept: str | None, kept_before: str | None
+) -> None:
+    geometry = replace(DENSE.geometry, layers=20, recurrent=recurrent)
+    settings = replace(DENSE, geometry=geometry, device="cpu", ssm_dtype=asked, cpu_flags=flags, vllm_version="0.32.0")
+    rules = rules_for((0, 32, 0))
+    assert ssm_dtype_of(settings, rules) == kept
+    assert ssm_dtype_of(settings, rules_for((0, 28, 0))) == kept_before
+    assert ssm_dtype_of(settings, rules_for((0, 25, 1))) == asked
+    assert ssm_dtype_of(replace(settings, device="cuda"), rules) == asked
+    said = evaluate(settings).missing
+    assert [sentence for sentence in said if "processor with avx512_bf16" in sentence] == (said if kept is None else [])
+    assert bool(said) is (kept is None)

@@ -142,6 +142,27 @@ def test_an_image_that_was_not_asked_runs_on_what_the_node_is_made_for(
     assert call(capsys, **arguments, device="auto")["verdict"] == verdict
 
 
+@pytest.mark.parametrize(("flags", "state"), [("avx512f avx512_bf16 amx", 4), ("avx2", 2)])
+def test_the_nodes_processor_decides_on_the_states_of_the_cpu_build(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meminfo: Path,
+    flags: str, state: int,
+) -> None:  # fmt: skip
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: {flags}\n", encoding="utf-8")
+    monkeypatch.setattr(inputs.node_memory, "__defaults__", (meminfo, cpuinfo))
+    recurrent = {
+        "kind": "mamba2", "layers": 2, "heads": 16, "head_dim": 32, "state_size": 64, "groups": 4, "conv_kernel": 4,
+        "state_dtype": "bfloat16",
+    }  # fmt: skip
+    found = call(
+        capsys, geometry=QWEN | {"recurrent": recurrent}, weights_gib=1, vllm_version="0.32.0+cpu", device="cpu",
+        max_model_len=4096, kv_cache_memory_gib=2,
+    )  # fmt: skip
+    kept = 16 * 32 * 64 * state + (16 * 32 + 2 * 4 * 64) * 3 * 2
+    page = found["attn_block_tokens"] * 2 * 4 * 256 * 2
+    assert found["padding_percent"] == pytest.approx(100 * (page - kept) / kept, abs=0.01)
+
+
 def test_a_given_total_needs_no_node(capsys: pytest.CaptureFixture[str], meminfo: Path) -> None:
     meminfo.unlink()
     result = call(capsys, **{**NANO, "mem_available_gib": None})
@@ -261,7 +282,7 @@ def test_a_wrong_geometry_fails_with_every_sentence(capsys: pytest.CaptureFixtur
         ({"geometry": None}, "one of the following is required: geometry, config_json, measured"),
         ({"config_json": "/srv/models"}, "parameters are mutually exclusive: geometry|config_json"),
         ({"kv_cache_dtype": "int4"}, "value of kv_cache_dtype must be one of"),
-        ({"device": "tpu"}, "value of device must be one of: cuda, cpu, got: tpu"),
+        ({"device": "tpu"}, "value of device must be one of: cuda, cpu, auto, got: tpu"),
         ({"max_model_len": None}, "missing required arguments: max_model_len"),
         ({"vllm_version": None}, "missing required arguments: vllm_version"),
         ({"budget": 108}, "Unsupported parameters for"),
@@ -413,6 +434,16 @@ def test_a_draft_model_is_read_from_its_own_config(capsys: pytest.CaptureFixture
     assert (missing["verdict"], missing["missing"]) == (
         "unknown", [f"{tmp_path}/config.json cannot be read on this node: No such file or directory."],
     )  # fmt: skip
+
+
+def test_a_draft_model_that_reads_the_targets_cache_takes_its_weights_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    values = {"architectures": ["Gemma4AssistantForCausalLM"], "text_config": {"num_hidden_layers": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    found = with_draft(capsys, draft_geometry=None, draft_config_json=str(tmp_path))
+    assert found["weights_gib_per_rank"] == pytest.approx(23.9)
+    assert found["kv_bytes_per_token"] == 16 * 2048
 
 
 def test_a_search_in_the_text_takes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

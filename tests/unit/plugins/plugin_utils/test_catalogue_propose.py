@@ -214,7 +214,7 @@ def test_a_class_without_a_memory_rule_is_marked_and_not_guessed() -> None:
     assert made.spec["serve"]["max-model-len"] == 32768
     assert [each.verdict for each in made.fits] == ["refused", "unknown", "unknown"]
     text = text_of(made)
-    assert "# UNKNOWN geometry: The memory model has no rules for the architecture InklingForCausalLM." in text
+    assert "# UNKNOWN geometry: The memory model has no rules for the architecture LongcatFlashForCausalLM." in text
     assert "# UNKNOWN expected.kv_cache: " in text
     lines = report.lines(made)
     assert any(line.startswith("2 boxes: unknown. 75.0 GiB of weights on each node") for line in lines)
