@@ -373,15 +373,15 @@ def split_problems(settings: Settings) -> list[str]:
 def ssm_dtype_of(settings: Settings, rules: VersionRules) -> str | None:
     """Return the dtype of the recurrent states, ``auto`` for the model's own; None where an unknown processor decides.
 
-    vLLM's CPU build keeps float32 on some (vllm/platforms/cpu.py); with AVX512-BF16 a gated delta net that was asked
-    for less keeps that.
+    vLLM's CPU build keeps float32 on some (vllm/platforms/cpu.py). With AVX512-BF16 a class whose recurrent layers
+    transformers calls linear attention keeps what it was asked for; Falcon-H1's are hybrid layers.
     """
     recurrent, asked, flag = settings.geometry.recurrent, settings.ssm_dtype, rules.float32_states_on
     if settings.device != CPU or not flag or recurrent is None or isinstance(recurrent, GatedConv):
         return asked
     meant = recurrent.state_dtype if asked == "auto" else asked
-    delta_net = isinstance(recurrent, GatedDeltaNet) and flag == "avx512_bf16"
-    if meant == "float32" or (delta_net and asked != "auto"):
+    heeded = flag == "avx512_bf16" and settings.geometry.architecture != "FalconH1ForCausalLM"
+    if meant == "float32" or (heeded and asked != "auto"):
         return asked
     if settings.cpu_flags is None:
         return None

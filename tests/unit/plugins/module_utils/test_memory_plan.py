@@ -174,7 +174,7 @@ HAS_BOTH = ("avx512_bf16", "amx_tile")
         (MAMBA, "auto", HAS_BOTH, "float32", "float32"),
         (MAMBA, "auto", ("avx512_bf16",), "float32", "auto"),
         (MAMBA, "auto", (), "auto", "auto"),
-        (MAMBA, "bfloat16", HAS_BOTH, "float32", "float32"),
+        (MAMBA, "bfloat16", HAS_BOTH, "bfloat16", "float32"),
         (MAMBA, "float32", None, "float32", "float32"),
         (MAMBA, "auto", None, None, None),
         (replace(MAMBA, state_dtype="float32"), "auto", None, "auto", "auto"),
@@ -197,3 +197,9 @@ def test_the_cpu_build_keeps_float32_states_on_some_processors(
     said = evaluate(settings).missing
     assert [sentence for sentence in said if "processor with avx512_bf16" in sentence] == (said if kept is None else [])
     assert bool(said) is (kept is None)
+
+
+def test_the_cpu_build_does_not_heed_what_falcon_h1_is_asked_for() -> None:
+    geometry = replace(DENSE.geometry, architecture="FalconH1ForCausalLM", layers=20, recurrent=MAMBA)
+    settings = replace(DENSE, geometry=geometry, device="cpu", ssm_dtype="bfloat16", cpu_flags=HAS_BOTH)
+    assert ssm_dtype_of(settings, rules_for((0, 32, 0))) == "float32"
