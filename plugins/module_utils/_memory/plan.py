@@ -164,7 +164,9 @@ def in_flight_tokens(settings: Settings, batched_tokens: int, rules: VersionRule
     """Return the tokens that may be scheduled and not yet settled, which windows keep besides their own."""
     if not rules.windows_count_batches_in_flight:
         return batched_tokens
-    return batched_tokens * (settings.pipeline_parallel_size + (1 if settings.async_scheduling else 0))
+    # The CPU build switches asynchronous scheduling off (vllm/platforms/cpu.py).
+    overlaps = settings.async_scheduling and settings.device != CPU
+    return batched_tokens * (settings.pipeline_parallel_size + (1 if overlaps else 0))
 
 
 def make_plan(settings: Settings, rules: VersionRules) -> Plan:

@@ -19,6 +19,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import rules_for
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import (
     default_batch,
+    in_flight_tokens,
     make_plan,
     overheads_gib,
     weights_per_rank_gib,
@@ -203,3 +204,20 @@ def test_the_cpu_build_does_not_heed_what_falcon_h1_is_asked_for() -> None:
     geometry = replace(DENSE.geometry, architecture="FalconH1ForCausalLM", layers=20, recurrent=MAMBA)
     settings = replace(DENSE, geometry=geometry, device="cpu", ssm_dtype="bfloat16", cpu_flags=HAS_BOTH)
     assert ssm_dtype_of(settings, rules_for((0, 32, 0))) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("device", "overlap", "version", "tokens"),
+    [
+        ("cuda", True, (0, 32, 0), 4096),
+        ("cuda", False, (0, 32, 0), 2048),
+        # vLLM's CPU build switches asynchronous scheduling off.
+        ("cpu", True, (0, 32, 0), 2048),
+        ("cuda", True, (0, 25, 1), 2048),
+    ],
+)
+def test_tokens_under_way_are_those_of_one_step_or_of_two(
+    device: str, overlap: bool, version: tuple[int, int, int], tokens: int
+) -> None:
+    settings = replace(DENSE, device=device, async_scheduling=overlap)
+    assert in_flight_tokens(settings, 2048, rules_for(version)) == tokens
