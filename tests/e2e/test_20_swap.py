@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,6 @@ DATA = {
     "mount": "/data/words",
     "size_gib": 0.001,
 }
-#: Where the tables of options are kept that images gave.
-FLAGS = REPO / harness.INVENTORY / ".image_flags"
 LEASE = "/run/gb10/lease/deployment.json"
 NFT = "nft list table inet gb10"
 
@@ -100,39 +99,42 @@ def test_what_the_image_itself_refuses_is_refused_while_the_first_model_serves_o
 
 
 @pytest.fixture(scope="module")
-def model_file() -> Iterator[Path]:
-    """The file that add_model writes into the lab's inventory; gone before and after these tests."""
-    path = REPO / harness.INVENTORY / "group_vars" / "model_tiny_added.yml"
-    path.unlink(missing_ok=True)
-    yield path
-    path.unlink(missing_ok=True)
+def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the lab's inventory, into which runs write: other tests read the clone at the same time."""
+    root = tmp_path_factory.mktemp("owner")
+    (root / ".lab").symlink_to(REPO / ".lab")
+    made = root / harness.INVENTORY
+    shutil.copytree(REPO / harness.INVENTORY, made)
+    return made
 
 
-def test_a_model_of_a_hub_is_added_by_one_command_and_served_by_one(model_file: Path) -> None:
+def test_a_model_of_a_hub_is_added_by_one_command_and_served_by_one(inventory: Path) -> None:
+    run = partial(harness.run, inventory=inventory)
     files = {
         path.name: path.read_bytes() for path in (REPO / ".lab" / "models" / QWEN3_REPO).iterdir() if path.is_file()
     }
     with hub.serve({**THREE, ADDED_REPO: files}) as server:
         boxes = {"add_model_memory_gib": 119, "add_model_overrides": {"serve": {"kv-cache-memory-bytes": 8 * GIB}}}
         asked = {"weights_hub_endpoint": server.url, **boxes}
-        four = harness.run("playbooks/add_model.yml", {"repo": "org/needs-four", **asked}, check=True)
+        four = run("playbooks/add_model.yml", {"repo": "org/needs-four", **asked}, check=True)
         report = " ".join(four.output().split())
         for verdict in ("1 box: refused.", "2 boxes: refused.", "4 boxes: fits; "):
             assert verdict in report, report
-        large = harness.run("playbooks/add_model.yml", {"repo": "org/too-large", **asked}, check=True, ok=False)
+        large = run("playbooks/add_model.yml", {"repo": "org/too-large", **asked}, check=True, ok=False)
         assert "is too large for the 4 nodes of this inventory" in " ".join(large.failed_messages())
 
         weights = {"weights_hub_endpoint": server.url, "weights_from": "hub"}
-        result = harness.run("playbooks/add_model.yml", {"repo": ADDED_REPO, "add_model_name": ADDED, **weights})
+        result = run("playbooks/add_model.yml", {"repo": ADDED_REPO, "add_model_name": ADDED, **weights})
         assert result.changed_tasks() == [f"{HEAD}: Write the model file"], result.describe()
         assert not [path for path in server.seen if path.endswith(".safetensors")]
-        spec = yaml.safe_load(model_file.read_text(encoding="utf-8"))["model_spec"]
+        written = inventory / "group_vars" / "model_tiny_added.yml"
+        spec = yaml.safe_load(written.read_text(encoding="utf-8"))["model_spec"]
         assert (spec["nodes"], spec["image"], spec["revision"]) == (1, "vllm-lab", hub.commit_of(files))
         harness.assert_converged(
-            harness.run("playbooks/add_model.yml", {"repo": ADDED_REPO, "add_model_name": ADDED, **weights})
+            run("playbooks/add_model.yml", {"repo": ADDED_REPO, "add_model_name": ADDED, **weights})
         )
 
-        harness.run("swap-model.yml", {"model": ADDED, **weights})
+        run("swap-model.yml", {"model": ADDED, **weights})
 
     assert harness.served_models() == [ADDED_REPO]
     assert QWEN3_SENTENCE in harness.chat(ADDED_REPO, "What is a GB10?")["choices"][0]["message"]["content"]
@@ -152,20 +154,18 @@ def drafter() -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def reference() -> Iterator[str]:
-    """The lab's image by its digest in a registry on the head; no table of an image is there before and after."""
+    """The lab's image by its digest in a registry on the head."""
     program = Path(registry.__file__).read_text(encoding="utf-8")
     tag = harness.node_exec(HEAD, "docker image ls --format '{{.Repository}}:{{.Tag}}' gb10/vllm-lab").lines[0]
     digest = harness.node_exec(HEAD, ["python3", "-c", program, "publish", tag]).stdout.strip()
     serve = ["systemd-run", "--quiet", "--collect", "--unit", "e2e-registry", "python3", "-c", program, "serve"]
     harness.node_exec(HEAD, serve)
-    shutil.rmtree(FLAGS, ignore_errors=True)
     yield f"127.0.0.1:{registry.PORT}/{registry.NAME}@{digest}"
     harness.node_exec(HEAD, "systemctl stop e2e-registry")
-    shutil.rmtree(FLAGS, ignore_errors=True)
 
 
 def test_a_recipe_file_is_served_as_it_is_with_its_image_a_draft_model_and_data_that_the_image_makes(
-    drafter: dict[str, str], reference: str, tmp_path: Path
+    drafter: dict[str, str], reference: str, inventory: Path, tmp_path: Path
 ) -> None:
     """The image is pulled and gives its options; drafter and data are on every node; vLLM takes what one proposes."""
     recipe = tmp_path / RECIPE.name
@@ -174,14 +174,14 @@ def test_a_recipe_file_is_served_as_it_is_with_its_image_a_draft_model_and_data_
         "model_overrides": {"prepared_data": [DATA]},
         "weights_prepare_docker_args": [],
     }
-    result = harness.run("swap-model.yml", {"recipe": str(recipe), **overrides})
+    result = harness.run("swap-model.yml", {"recipe": str(recipe), **overrides}, inventory=inventory)
 
     assert harness.served_models() == ["lab/tiny-recipe"]
     # The most likely word each time: when words are drawn, those of a draft model come through on the CPU.
     answer = harness.chat("lab/tiny-recipe", "What is a GB10?", temperature=0)["choices"][0]["message"]["content"]
     assert QWEN3_SENTENCE in answer, answer
     assert "post_commands: nothing is run after a start but the verification." in " ".join(result.output().split())
-    (table,) = (json.loads(path.read_text(encoding="utf-8")) for path in FLAGS.glob("*.json"))
+    (table,) = (json.loads(path.read_text(encoding="utf-8")) for path in (inventory / ".image_flags").glob("*.json"))
     assert (table["vllm"], table["device"]) == ("0.32.0+cpu", "cpu")
     assert "tiny-recipe fits on this cluster." in " ".join(result.output().split())
     assert {"tensor-parallel-size", "speculative-config"} <= set(table["options"])
@@ -195,7 +195,9 @@ def test_a_recipe_file_is_served_as_it_is_with_its_image_a_draft_model_and_data_
         *files, digest = harness.node_exec(node, inside).stdout.splitlines()
         assert {name: digest for digest, name in (line.split() for line in files)} == drafter
         assert digest == config
-    harness.assert_converged(harness.run("playbooks/weights.yml", {"recipe": str(recipe), **overrides}))
+    harness.assert_converged(
+        harness.run("playbooks/weights.yml", {"recipe": str(recipe), **overrides}, inventory=inventory)
+    )
 
 
 def test_swap_serves_the_second_model_through_ray_while_a_second_operator_is_refused(tmp_path: Path) -> None:
