@@ -55,7 +55,7 @@ lab-down: venv ## Stop the lab and remove its nodes and networks
 
 # The tests run in parts. `.ci/part` keeps the output and the result of each in .ansible/reports, tests/lint/total.py
 # shows and counts them: the last line is always `N passed, N failed`. Long parts come first.
-JOBS ?= $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 LINT := repository ansible-lint mypy duplicates yamllint ruff-check ruff-format changelog
 FAST := unit $(LINT)
 # What is left out of `make test-fast`, to keep the inner loop short.
@@ -63,10 +63,13 @@ SLOW := unit-slow sanity
 SCENARIOS := $(patsubst molecule/%/molecule.yml,%,$(sort $(wildcard molecule/*/molecule.yml)))
 MOLECULE := $(addprefix molecule-,$(SCENARIOS))
 
-# Scenarios wait for nodes, for timers and for bytes on shaped links, so they run beside each other and beside what needs
-# the processor; docs/decisions/tests.md has the table. The end-to-end tests start real engines: they have the host to
-# themselves.
-LONG := $(filter $(MOLECULE),molecule-fabric molecule-edge molecule-monitor)
+# What runs beside each other, the long ones first; docs/decisions/tests.md has the table. The end-to-end tests, which start
+# real engines, begin at once, and beside them what waits most: for nodes without power, timers and shaped links. Then what
+# needs the processor. A node of the lab sees the memory and the disk of its host: the scenarios that measure them come after
+# the engines, which take and free gigabytes.
+WAITING := $(filter $(MOLECULE),$(addprefix molecule-,fabric edge engine init rollback watch))
+MEASURING := $(filter $(MOLECULE),$(addprefix molecule-,image monitor weights host doctor))
+BESIDE := $(WAITING) unit-slow unit kube sanity $(LINT) $(filter-out $(WAITING) $(MEASURING),$(MOLECULE))
 
 # The logs are read as text, while they are written.
 PART := @NO_COLOR=1 PYTHONUNBUFFERED=1 .ci/part
@@ -84,8 +87,8 @@ test-fast: venv ## Lint, types and the quick unit tests (not sanity, not the uni
 .PHONY: test
 test: venv ## Everything: test-fast, sanity, the slow unit tests, molecule, Kubernetes where a server is at hand, and the end-to-end tests
 	@rm -rf .ansible/reports
-	@$(call run,$(JOBS),$(LONG) unit-slow unit $(filter-out $(LONG),$(MOLECULE)) kube sanity $(LINT))
-	@$(call run,1,e2e)
+	@$(call run,$(JOBS),e2e $(BESIDE))
+	@$(call run,$(JOBS),$(MEASURING))
 	@$(call total,$(FAST) $(SLOW) $(MOLECULE) kube e2e)
 
 .PHONY: soak
