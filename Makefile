@@ -87,9 +87,9 @@ test-fast: venv ## Lint, types and the quick unit tests (not sanity, not the uni
 .PHONY: test
 test: venv ## Everything: test-fast, sanity, the slow unit tests, molecule, Kubernetes where a server is at hand, and the end-to-end tests
 	@rm -rf .ansible/reports
-	@$(call run,$(JOBS),e2e $(BESIDE))
+	@$(call run,$(JOBS),e2e weights-kills $(BESIDE))
 	@$(call run,$(JOBS),$(MEASURING))
-	@$(call total,$(FAST) $(SLOW) $(MOLECULE) kube e2e)
+	@$(call total,$(FAST) $(SLOW) $(MOLECULE) kube weights-kills e2e)
 
 .PHONY: soak
 soak: venv ## The long end-to-end tests: every fault, every repetition (hours)
@@ -164,8 +164,12 @@ part-molecule-%:
 # Where no API server, or no frontend of Dynamo, is at hand its tests are skipped; test_which_… prints which it was.
 part-kube:
 	$(PART) kube $(PYTEST)=.ansible/reports/kube.xml tests/kube -v -rP
+KILLS := tests/e2e/test_40_weights_kills.py
 part-e2e:
-	$(PART) e2e $(PYTEST)=.ansible/reports/e2e.xml tests/e2e -m 'not soak' -v
+	$(PART) e2e $(PYTEST)=.ansible/reports/e2e.xml tests/e2e --ignore=$(KILLS) -m 'not soak' -v
+# On a lab of its own.
+part-weights-kills:
+	$(PART) weights-kills $(PYTEST)=.ansible/reports/weights-kills.xml $(KILLS) -m 'not soak' -v
 
 .PHONY: build
 build: venv ## Build the collection's tarball

@@ -10,12 +10,14 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import requests
 
 from lab import waiting
@@ -166,6 +168,24 @@ def lab(verb: str, *args: str, check: bool = True) -> subprocess.CompletedProces
     if check and done.returncode != 0:
         raise AssertionError(f"lab {verb} {' '.join(args)} ended with {done.returncode}\n{done.stdout}{done.stderr}")
     return done
+
+
+def inventory_of(name: str) -> list[str]:
+    """Return the options by which Ansible finds the nodes of a lab that is not the default one."""
+    state = REPO / ".lab" / name
+    return ["-i", "molecule/shared/inventory", "-i", str(state / "inventory.yml"), "-e", f"gb10_lab_dir={state}"]
+
+
+@contextmanager
+def own_lab(config: pytest.Config, name: str, nodes: int, *options: str) -> Iterator[bool]:
+    """Bring up a lab for one module and remove it at the end, as far as pytest's options want it; True if it is new."""
+    reuse = bool(config.getoption("--reuse-lab"))
+    if not reuse:
+        lab("down", "--name", name)
+        lab("up", "--name", name, "--nodes", str(nodes), *options)
+    yield not reuse
+    if not reuse and not config.getoption("--keep-lab"):
+        lab("down", "--name", name)
 
 
 def wait_until(

@@ -28,20 +28,15 @@ READY_S = 90.0
 
 def prepared(config: pytest.Config) -> Iterator[None]:
     """Bring up the lab with the stand-in's image and weights on it, and take it down at the end."""
-    reuse = bool(config.getoption("--reuse-lab"))
-    if not reuse:
-        lab("down")
-        lab("up", "--nodes", str(len(NODES)))
-        play("prepare")
-    yield
-    if not reuse and not config.getoption("--keep-lab"):
-        lab("down")
+    with harness.own_lab(config, LAB, len(NODES)) as made:
+        if made:
+            play("prepare")
+        yield
 
 
 def play_command(*playbooks: str, **extra: str) -> list[str]:
     """Return the command that runs playbooks of molecule/engine on this lab."""
-    words = [str(Path(sys.executable).with_name("ansible-playbook"))]
-    words += ["-i", "molecule/shared/inventory", "-i", str(STATE / "inventory.yml"), "-e", f"gb10_lab_dir={STATE}"]
+    words = [str(Path(sys.executable).with_name("ansible-playbook")), *harness.inventory_of(LAB)]
     for name, value in extra.items():
         words += ["-e", f"{name}={value}"]
     return [*words, *(f"molecule/engine/{name}.yml" for name in playbooks)]
@@ -65,14 +60,7 @@ def play(*playbooks: str, ok: bool = True, **extra: str) -> str:
 
 def lab(*words: str) -> None:
     """Run `python -m lab <verb>` on this lab."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lab", words[0], "--name", LAB, *words[1:]],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"lab {words}: {done.stdout}{done.stderr}"
+    harness.lab(words[0], "--name", LAB, *words[1:])
 
 
 def on(node: int, script: str, *, check: bool = True) -> str:
