@@ -12,6 +12,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings impo
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.verdict import tightest_of
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import build_of
 from ansible_collections.gb10.cluster.plugins.plugin_utils._memory.spec import memory_arguments as arguments_of
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_files import load_image_table
 
 
 def tightest(results: Sequence[Mapping[str, Any]], nodes: Sequence[str]) -> dict[str, Any]:
@@ -26,11 +28,14 @@ def tightest(results: Sequence[Mapping[str, Any]], nodes: Sequence[str]) -> dict
 
 
 def memory_arguments(
-    spec: Mapping[str, Any], vllm_version: str, weights_root: str = "", image_says: Mapping[str, Any] | None = None
+    spec: Mapping[str, Any], vllm_version: str, weights_root: str = "", image_table: str = ""
 ) -> dict[str, Any]:
     """Return the module's arguments for a model; see memory_arguments.yml."""
     try:
-        return arguments_of(spec, *build_of(vllm_version, image_says), weights_root)
+        said = load_image_table(image_table) or {} if image_table else None
+        return arguments_of(spec, *build_of(vllm_version, said), weights_root)
+    except ServeError as error:
+        raise AnsibleFilterError("gb10.cluster.memory_arguments: " + " ".join(error.errors)) from error
     except MemoryModelError as error:
         raise AnsibleFilterError("gb10.cluster.memory_arguments: " + " ".join(error.problems)) from error
     except KeyError as error:

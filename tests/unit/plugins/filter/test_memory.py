@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,14 +102,24 @@ def test_arguments_of_a_model() -> None:
     ],
 )
 def test_a_pulled_image_says_itself_what_it_runs_on(
-    version: str, says: dict[str, str] | None, device: str, release: str
+    tmp_path: Path, version: str, says: dict[str, str] | None, device: str, release: str
 ) -> None:
     spec = {"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}}
-    found = memory_arguments(spec, version, "", says)
+    table = tmp_path / "table.json"
+    if says:
+        table.write_text(json.dumps({"options": {}, "env": {"VLLM_X": {}}, **says}), encoding="utf-8")
+    found = memory_arguments(spec, version, "", "" if says is None else str(table))
     assert (found["device"], found["vllm_version"]) == (device, release)
 
 
 def test_a_pool_for_the_cpu_build_says_what_an_image_runs_on_that_was_not_asked() -> None:
     spec = {"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}, "env": {"VLLM_CPU_KVCACHE_SPACE": 2}}
-    found = memory_arguments(spec, "", "", {})
+    found = memory_arguments(spec, "", "", "/no/such/table.json")
     assert (found["device"], found["kv_cache_memory_gib"]) == ("cpu", 2)
+
+
+def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "table.json").write_text("{", encoding="utf-8")
+    spec = {"repo": "a/b", "size_gib": 1, "serve": {"max-model-len": 2048}}
+    with pytest.raises(AnsibleFilterError, match=r"table\.json is no table of options .* reads it anew"):
+        memory_arguments(spec, "", "", str(tmp_path / "table.json"))
