@@ -157,7 +157,10 @@ class Link:
     def __exit__(self, *_error: object) -> None:
         """Nothing to close."""
 
-    setsockopt = bind = settimeout = lambda self, *_words: None
+    def bind(self, *_words: object) -> None:
+        """Nothing to open."""
+
+    setsockopt = settimeout = bind
 
     def sendto(self, packet: bytes, _to: tuple[str, int]) -> None:
         """Take a packet, and reply to it as ICMP does."""
