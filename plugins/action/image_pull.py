@@ -83,7 +83,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 self._low_level_execute_command(f"systemctl stop {PULL_UNIT}.service")
                 return status, (
                     f"no byte was received or unpacked for {stall_seconds} s ({progress_line(node, status, 0)}). "
-                    "What arrived is kept; check the fabric and the Docker Engine of this node, and run again."
+                    "Complete layers are kept; check the fabric and the Docker Engine of this node, and run again."
                 )
             if now - shown_at >= _SHOW_SECONDS:
                 display.display(progress_line(node, status, (sums[0] - shown_bytes) / (now - shown_at)))
@@ -94,6 +94,5 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _sums(status: dict[str, Any], seconds: float) -> dict[str, Any]:
         return {
             "received_mib": round(int(status.get("received", 0)) / MIB, 1),
-            "refetched": status.get("refetched", []),
             "seconds": seconds,
         }

@@ -85,6 +85,11 @@ archives:
   returned: with O(state=verified)
   type: list
   elements: dict
+layers:
+  description: C(diff_id), C(file_bytes) and at most C(bytes) unpacked of each layer, from the base up.
+  returned: with O(state=verified)
+  type: list
+  elements: dict
 mib:
   description: Size of these archives in MiB.
   returned: with O(state=verified)
@@ -114,6 +119,9 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image.archive import
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import GIB, MIB, ImageError
 from ansible_collections.gb10.cluster.plugins.module_utils._image.room import archive_bytes, no_room
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+
+#: How much larger a layer is taken to be unpacked: engine images were 3.1 times as large as their layers.
+UNPACKED = 4
 
 
 def with_shared(path: Path) -> list[Archive]:
@@ -224,6 +232,15 @@ def verified(module: AnsibleModule, path: Path) -> dict[str, Any]:
     return {
         "complete": True,
         "archives": found,
+        # A layer's size unpacked is not known before it is unpacked.
+        "layers": [
+            {
+                "diff_id": blob.diff_id,
+                "file_bytes": blob.bytes,
+                "bytes": blob.bytes * (1 if blob.digest == blob.diff_id else UNPACKED),
+            }
+            for blob in image.blobs
+        ],
         "mib": round(sum(archive.path.stat().st_size for archive in archives) / MIB, 1),
         "record": {**image.record, "identity": image.identity},
     }

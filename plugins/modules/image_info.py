@@ -69,7 +69,7 @@ record:
   returned: always
   type: dict
 offered:
-  description: Whether this node offers an image to other nodes, as while one is distributed.
+  description: Whether this node offers an image to other nodes or may pull one, as while one is distributed.
   returned: always
   type: bool
 needed:
@@ -86,6 +86,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import records
+from ansible_collections.gb10.cluster.plugins.module_utils._image.certificates import accepted
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB
 from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import units_images
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
@@ -132,7 +133,7 @@ def main() -> None:
     code, _out, _err = module.run_command(["systemctl", "is-active", "--quiet", f"{records.OFFER_UNIT}.service"])
     module.exit_json(
         changed=False,
-        offered=code == 0,
+        offered=code == 0 or bool(accepted()),
         needed=units_images(unit_texts(Path(module.params["units_dir"]))),
         **read_image(module, module.params["tag"], module.params["state_dir"]),
     )

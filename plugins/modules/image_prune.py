@@ -12,8 +12,8 @@ description:
   - Considers the images that this collection built and no other, and removes each that is neither current nor named
     by a unit nor used by a container, running or stopped, nor among the newest O(retain) of its name.
   - Refused images are removed as soon as nothing uses them.
-  - Removes exact names without force, and never prunes; layers of the store that no manifest names are removed as well,
-    and what engines compiled with an image that is gone.
+  - Removes exact names without force, and never prunes; what the registry's storage holds of images that are gone
+    is removed as well, and what engines compiled with an image that is gone.
 options:
   current:
     description: The image that is verified on every member.
@@ -30,7 +30,7 @@ options:
     default: 1
   state_dir:
     description: Directory of this collection on the node; V(images/) below it holds the records of verified images,
-      V(image-store/) the layers for other nodes, V(cache/) what engines compile.
+      V(image-registry/) the layers for other nodes, V(cache/) what engines compile.
     type: path
     default: /var/lib/gb10
 extends_documentation_fragment:
@@ -63,7 +63,7 @@ kept:
   returned: always
   type: dict
 freed_mib:
-  description: Size in MiB of what was removed from the store; what the Docker Engine freed is not counted.
+  description: Size in MiB of what was removed from the registry's storage; what the Docker Engine freed is not counted.
   returned: always
   type: float
 """
@@ -76,10 +76,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image import records
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB, tag_file
-from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import to_remove, unreferenced
-from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._image import records, registry
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB
+from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import HANDED_OVER, to_remove
 
 FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 KEPT_FORMAT = '{{.Names}} {{.Label "gb10.keep"}}'
@@ -115,30 +114,9 @@ def built_images(module: AnsibleModule) -> list[dict[str, Any]]:
                 "containers": sum(1 for _name, _space, keeps in containers if not keeps),
                 "keepers": [name for name, _space, keeps in containers if keeps],
             }
-            for tag in image.get("RepoTags") or []
+            for tag in [*(image.get("RepoTags") or []), *filter(HANDED_OVER.match, image.get("RepoDigests") or [])]
         ]
     return images
-
-
-def prune_store(store: Path, gone: list[str], check_mode: bool) -> int:
-    """Remove the manifests of images that are gone, then the layers that no manifest names; return the bytes."""
-    manifests = []
-    for path in sorted((store / "images").glob("*.json")):
-        if path.name in [tag_file(tag) for tag in gone]:
-            if not check_mode:
-                files.remove(path)
-            continue
-        try:
-            manifests.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:
-            continue
-    freed = 0
-    for name in unreferenced((path.name for path in (store / "layers").glob("*")), manifests):
-        path = store / "layers" / name
-        freed += path.stat().st_size
-        if not check_mode:
-            path.unlink()
-    return freed
 
 
 def prune_caches(caches: Path, images: list[dict[str, Any]], gone: list[str], check_mode: bool) -> list[str]:
@@ -175,7 +153,14 @@ def main() -> None:
             if code != 0:
                 module.fail_json(msg=f"{tag} cannot be removed: {err.strip()}")
             records.remove(want["state_dir"], tag)
-    freed = prune_store(Path(want["state_dir"]) / records.STORE, remove, module.check_mode)
+    state = Path(want["state_dir"])
+    freed = registry.prune(
+        state / records.REGISTRY, {image["tag"] for image in images} - set(remove), module.check_mode
+    )
+    for folder in (state / name for name in records.FORMER):
+        freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if not module.check_mode:
+            shutil.rmtree(folder, ignore_errors=True)
     caches = prune_caches(Path(want["state_dir"]) / "cache", images, remove, module.check_mode)
     names = sorted(image["tag"] for image in images)
     module.exit_json(

@@ -9,11 +9,11 @@ module: image_pull
 short_description: Bring a verified image to a node
 version_added: 0.1.0
 description:
-  - Fetches the layers that are missing on this node from an offer, and accepts the image only when its identity is the
-    verified one.
+  - Makes this node's Docker Engine pull the layers that it is missing, by digest, from the head's registry, and accepts
+    the image only when its identity is the verified one.
   - The image gets its name after that check, so that a partial image is never taken for a complete one.
-  - Runs as a transient systemd unit that goes on when the control node goes away; what arrived is kept, and the next
-    run continues from there.
+  - Runs as a transient systemd unit that goes on when the control node goes away; layers that arrived completely are
+    kept, and the next run continues from there.
   - While it runs, the bytes that each node has received are shown every few seconds.
 options:
   tag:
@@ -21,23 +21,26 @@ options:
     type: str
     required: true
   source:
-    description: Where the image is offered, C(http://address:port).
+    description: What to pull, C(address:port/name@digest), as M(gb10.cluster.image_offer) returns it.
     type: str
     required: true
   identity:
     description: The verified identity. Unknown in check mode on a fresh cluster.
     type: str
     required: true
-  transport:
+  layers:
+    description: C(digest) and C(file_bytes) of each layer, for what is shown.
+    type: list
+    elements: dict
+    default: []
+  certificates:
     description: >-
-      V(layers) fetches what is missing, resumably; V(tarball) streams the complete image into C(docker load) and needs
-      no listener on the node.
-    type: str
-    choices: [layers, tarball]
-    default: layers
+      File name of each certificate that opens the registry → its content in Base64. They stay on the node, for root
+      only, until M(gb10.cluster.image_offer) with O(gb10.cluster.image_offer#module:state=absent).
+    type: dict
+    default: {}
   state_dir:
-    description: Directory of this collection on the node; V(images/) below it holds the records of verified images,
-      compressed layers arrive in V(incoming/).
+    description: Directory of this collection on the node; V(images/) below it holds the records of verified images.
     type: path
     default: /var/lib/gb10
   record:
@@ -71,10 +74,11 @@ EXAMPLES = r"""
 - name: Pull the missing parts of the image
   gb10.cluster.image_pull:
     tag: gb10/vllm-node:0123456789ab
-    source: http://192.168.100.1:5080
+    source: "{{ offer.source }}"
+    layers: "{{ offer.layers }}"
     identity: "{{ head.identity }}"
-    spool_dir: /var/lib/gb10/incoming
-    records_dir: /var/lib/gb10/images
+    certificates: "{{ certificates }}"
+    program: "{{ lookup('gb10.cluster.program', 'image') }}"
 """
 
 RETURN = r"""
@@ -82,17 +86,13 @@ received_mib:
   description: What was received, in MiB.
   returned: when it was pulled
   type: float
-refetched:
-  description: Diff ids of layers that arrived damaged, or lay damaged on the node, and were fetched again.
-  returned: when it was pulled
-  type: list
-  elements: str
 seconds:
   description: How long it took.
   returned: when it was pulled
   type: float
 """
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import records
+from ansible_collections.gb10.cluster.plugins.module_utils._image.certificates import accept
 from ansible_collections.gb10.cluster.plugins.module_utils._image.records import PULL_STATUS, PULL_UNIT
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
@@ -117,20 +118,16 @@ def record(want: dict[str, Any]) -> None:
 
 def start(module: AnsibleModule, want: dict[str, Any]) -> None:
     """Start the pull, in place of one that an earlier run left."""
-    if module.get_bin_path("zstd") is None:
-        module.fail_json(msg="zstd is not installed on this node; the image role installs it.")
     Path(PULL_STATUS).parent.mkdir(mode=0o755, exist_ok=True)
     module.run_command(["systemctl", "stop", f"{PULL_UNIT}.service"])
     module.run_command(["systemctl", "reset-failed", f"{PULL_UNIT}.service"])
     Path(PULL_STATUS).unlink(missing_ok=True)
-    options = {
-        "--image": want["tag"],
-        "--source": want["source"],
-        "--transport": want["transport"],
-        "--spool": str(Path(want["state_dir"]) / records.INCOMING),
-        "--status": PULL_STATUS,
-    }
-    words = [word for option in options.items() for word in option]
+    accept(
+        want["source"].partition("/")[0],
+        {name: base64.b64decode(text).decode() for name, text in want["certificates"].items()},
+    )
+    sizes = ",".join(f"{layer['digest'][7:19]}:{layer['file_bytes']}" for layer in want["layers"])
+    words = ["--source", want["source"], "--layers", sizes, "--status", PULL_STATUS]
     service = ["systemd-run", "--unit", PULL_UNIT, "--collect", "--property", "Nice=5"]
     module.run_command([*service, "python3", want["program"], "image", "pull", *words], check_rc=True)
 
@@ -138,10 +135,9 @@ def start(module: AnsibleModule, want: dict[str, Any]) -> None:
 def finish(module: AnsibleModule, want: dict[str, Any]) -> None:
     """Give the image its name if it is the verified one, and no name otherwise."""
     mark = held(module, want["pulled"])
-    if mark == want["identity"] and want["pulled"] != want["tag"]:
+    if mark == want["identity"]:
         module.run_command(["docker", "tag", want["pulled"], want["tag"]], check_rc=True)
-    if mark != want["identity"] or want["pulled"] != want["tag"]:
-        module.run_command(["docker", "rmi", want["pulled"]])
+    module.run_command(["docker", "rmi", want["pulled"]])
     if mark != want["identity"]:
         module.fail_json(
             msg=f"{want['pulled']} arrived with identity {mark[:16] or 'none'}, verified is {want['identity'][:16]}: "
@@ -158,7 +154,8 @@ def main() -> None:
             "tag": {"type": "str", "required": True},
             "source": {"type": "str", "required": True},
             "identity": {"type": "str", "required": True},
-            "transport": {"type": "str", "choices": ["layers", "tarball"], "default": "layers"},
+            "layers": {"type": "list", "elements": "dict", "default": []},
+            "certificates": {"type": "dict", "default": {}, "no_log": True},
             "state_dir": {"type": "path", "default": records.STATE_DIR},
             "record": {"type": "dict", "default": {}},
             "stall_seconds": {"type": "int", "default": 600},
@@ -175,7 +172,7 @@ def main() -> None:
         finish(module, want)
     if held(module, want["tag"]) == want["identity"]:
         record(want)
-        module.exit_json(changed=True, running=False, received_mib=0.0, refetched=[], seconds=0.0)
+        module.exit_json(changed=True, running=False, received_mib=0.0, seconds=0.0)
     start(module, want)
     module.exit_json(changed=True, running=True)
 

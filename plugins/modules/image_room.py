@@ -21,21 +21,16 @@ options:
     type: str
     required: true
   layers:
-    description: C(diff_id), C(bytes) and C(file_bytes) of each layer, from the base up.
+    description: C(diff_id), C(bytes) unpacked and C(file_bytes) compressed of each layer, from the base up.
     type: list
     elements: dict
     required: true
-  transport:
-    description: How the image arrives.
-    type: str
-    choices: [layers, tarball]
-    default: layers
-  whole_mib:
-    description: The image's unpacked size in MiB, for O(transport=tarball).
+  copied_mib:
+    description: Size in MiB of archives that are copied to V(image-archives/) below O(state_dir) first.
     type: float
     default: 0
   state_dir:
-    description: Directory of this collection on the node; compressed layers arrive in V(incoming/) below it.
+    description: Directory of this collection on the node.
     type: path
     default: /var/lib/gb10
   reserve_gib:
@@ -76,10 +71,10 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import records
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layers import layer_folder
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import GIB, MIB, chain_ids
 from ansible_collections.gb10.cluster.plugins.module_utils._image.room import (
     images_root,
+    layer_folder,
     missing_layers,
     no_room,
     room_needed,
@@ -111,8 +106,7 @@ def main() -> None:
             "tag": {"type": "str", "required": True},
             "node": {"type": "str", "required": True},
             "layers": {"type": "list", "elements": "dict", "required": True},
-            "transport": {"type": "str", "choices": ["layers", "tarball"], "default": "layers"},
-            "whole_mib": {"type": "float", "default": 0},
+            "copied_mib": {"type": "float", "default": 0},
             "state_dir": {"type": "path", "default": records.STATE_DIR},
             "reserve_gib": {"type": "float", "default": 0},
         },
@@ -126,10 +120,10 @@ def main() -> None:
         module.fail_json(msg=f"{want['node']}: the Docker Engine does not answer: {err.strip()}")
     containerd = module.get_bin_path("containerd")
     config = module.run_command([containerd, "config", "dump"])[1] if containerd else ""
-    root, spool = existing(Path(images_root(out, config))), existing(Path(want["state_dir"]) / records.INCOMING)
+    root, spool = existing(Path(images_root(out, config))), existing(Path(want["state_dir"]) / records.ARCHIVES)
     held = held_chains(module, Path(out.partition("\n")[0]), chain_ids(layer["diff_id"] for layer in want["layers"]))
     missing = missing_layers(want["layers"], held)
-    below_docker, below_spool = room_needed(missing, want["transport"], int(want["whole_mib"] * MIB))
+    below_docker, below_spool = room_needed(missing), int(want["copied_mib"] * MIB)
     disks = [(str(root), below_docker, shutil.disk_usage(root).free)]
     if root.stat().st_dev == spool.stat().st_dev:
         disks = [(str(root), below_docker + below_spool, disks[0][2])]

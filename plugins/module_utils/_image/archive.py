@@ -16,28 +16,30 @@ import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import layers as layer_streams
-from ansible_collections.gb10.cluster.plugins.module_utils._image import store
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import (
     CHUNK,
+    Blob,
+    Image,
     ImageError,
-    Manifest,
     digest_of,
     tag_file,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils._image.registry import blob_path
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 BLOBS = "blobs/sha256/"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
-LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+TAR_TYPE = "application/vnd.oci.image.layer.v1.tar"
+LAYER_TYPE = f"{TAR_TYPE}+gzip"
 #: What is known of the verified image, and which blobs are in other archives, both JSON.
 RECORD = "gb10.record"
 SHARED = "gb10.shared"
@@ -50,21 +52,7 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*\.tar")
 
 
 @dataclass(frozen=True)
-class Blob:
-    """A layer in an archive: digest of its tar, media type, digest and size in bytes as it is stored."""
-
-    diff_id: str
-    type: str
-    digest: str
-    bytes: int
-
-    @property
-    def member(self) -> str:
-        return BLOBS + self.digest.partition(":")[2]
-
-
-@dataclass(frozen=True)
-class Archive:
+class Archive(Image):
     """What an archive says of its image.
 
     ``shared``: digest of a layer that is not in it → file name of the archive that has it; ``record``: what was
@@ -72,28 +60,18 @@ class Archive:
     """
 
     path: Path
-    tag: str
-    config: str
-    blobs: list[Blob]
     shared: Mapping[str, str]
     record: Mapping[str, Any]
-
-    @property
-    def identity(self) -> str:
-        """The identity that the image will have in a Docker Engine."""
-        config = json.loads(self.config)
-        return identity(
-            {
-                "RootFS": {"Layers": [blob.diff_id for blob in self.blobs]},
-                "Config": config.get("config"),
-                "Architecture": config.get("architecture"),
-            }
-        )
 
     @property
     def own(self) -> list[Blob]:
         """The layers that the file holds, each once."""
         return list({blob.digest: blob for blob in self.blobs if blob.digest not in self.shared}.values())
+
+
+def member(blob: Blob) -> str:
+    """Return the name of a layer within an archive."""
+    return BLOBS + blob.digest.partition(":")[2]
 
 
 def archive_file(tag: str) -> str:
@@ -132,28 +110,35 @@ def _header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def _add_layer(out: BinaryIO, path: Path, diff_id: str) -> Blob:
-    """Append a layer of a store, compressed with gzip; its name and size are known, and written, after its content."""
+def _add_layer(out: BinaryIO, path: Path, blob: Blob) -> Blob:
+    """Append a layer of the registry, as it is when that is gzip; else compressed anew.
+
+    Name and size of one that is compressed are known, and written, after its content.
+    """
     start = out.tell()
     out.write(b"\0" * _BLOCK)
     packed = _Digesting(out)
-    raw = hashlib.sha256()
-    with (
-        path.open("rb") as source,
-        gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=packed, mtime=0) as zipped,
-    ):
-        for chunk in layer_streams.zstd_chunks(source):
-            raw.update(chunk)
-            zipped.write(chunk)
-    if f"sha256:{raw.hexdigest()}" != diff_id:
-        raise ImageError(f"{path} does not hold layer {diff_id[:19]}; remove it and export the image again.")
-    blob = Blob(diff_id, LAYER_TYPE, f"sha256:{packed.digest.hexdigest()}", packed.count)
+    with path.open("rb") as source:
+        head = source.read(CHUNK)
+        if head.startswith(layer_streams.GZIP_MAGIC):
+            while head:
+                packed.write(head)
+                head = source.read(CHUNK)
+        else:
+            raw = hashlib.sha256()
+            with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=packed, mtime=0) as zipped:
+                for chunk in layer_streams.tar_chunks(head, source):
+                    raw.update(chunk)
+                    zipped.write(chunk)
+            if f"sha256:{raw.hexdigest()}" != blob.diff_id:
+                raise ImageError(f"{path} does not hold layer {blob.diff_id[:19]}; run the playbook again.")
+    added = Blob(blob.diff_id, LAYER_TYPE, f"sha256:{packed.digest.hexdigest()}", packed.count)
     out.write(b"\0" * (-packed.count % _BLOCK))
     end = out.tell()
     out.seek(start)
-    out.write(_header(blob.member, blob.bytes))
+    out.write(_header(member(added), added.bytes))
     out.seek(end)
-    return blob
+    return added
 
 
 def described(
@@ -180,7 +165,7 @@ def described(
         **({SHARED: json.dumps(dict(shared), sort_keys=True)} if shared else {}),
     }
     entry = {"mediaType": MANIFEST_TYPE, "digest": digest_of(text), "size": len(text), "annotations": annotations}
-    older = [{"Config": BLOBS + digest_of(data)[7:], "RepoTags": [tag], "Layers": [blob.member for blob in layers]}]
+    older = [{"Config": BLOBS + digest_of(data)[7:], "RepoTags": [tag], "Layers": [member(blob) for blob in layers]}]
     return {
         "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
         BLOBS + digest_of(data)[7:]: data,
@@ -191,25 +176,25 @@ def described(
 
 
 def write_archive(
-    path: Path, manifest: Manifest, folder: Path, record: Mapping[str, Any], shared: Mapping[str, Mapping[str, Any]]
+    path: Path, image: Image, storage: Path, record: Mapping[str, Any], shared: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write the archive of an image in a store, synchronised to disk.
+    """Write the archive of an image of the registry, synchronised to disk.
 
-    :param folder: the store's layers.
+    :param storage: of the registry.
     :param shared: diff id → ``digest``, ``type``, ``bytes`` and ``archive`` of a layer that another archive holds.
-    :raises ImageError: a layer of the store is damaged.
+    :raises ImageError: a layer of the registry is damaged.
     """
     blobs: dict[str, Blob] = {}
     elsewhere: dict[str, str] = {}
     with path.open("wb") as out:
-        for layer in manifest.distinct:
-            if (other := shared.get(layer.diff_id)) is not None:
-                blobs[layer.diff_id] = Blob(layer.diff_id, other["type"], other["digest"], int(other["bytes"]))
+        for blob in image.distinct:
+            if (other := shared.get(blob.diff_id)) is not None:
+                blobs[blob.diff_id] = Blob(blob.diff_id, other["type"], other["digest"], int(other["bytes"]))
                 elsewhere[other["digest"]] = str(other["archive"])
             else:
-                blobs[layer.diff_id] = _add_layer(out, folder / layer.file, layer.diff_id)
-        ordered = [blobs[layer.diff_id] for layer in manifest.layers]
-        for name, data in described(manifest.tag, manifest.config, ordered, elsewhere, record).items():
+                blobs[blob.diff_id] = _add_layer(out, blob_path(storage, blob.digest), blob)
+        ordered = [blobs[blob.diff_id] for blob in image.blobs]
+        for name, data in described(image.tag, image.config, ordered, elsewhere, record).items():
             _add(out, name, data)
         out.write(b"\0" * 2 * _BLOCK)
         out.flush()
@@ -273,7 +258,7 @@ def read_archive(path: Path) -> Archive:
     if not all(_DIGEST.fullmatch(str(name)) for name in names) or not all(map(_FILE.fullmatch, shared.values())):
         raise ImageError(f"{path} is damaged: it names a digest or another archive in a form that is not possible.")
     tag = str(notes.get("io.containerd.image.name", "")).removeprefix("docker.io/")
-    return Archive(path, tag, config, blobs, shared, record)
+    return Archive(tag, config, blobs, path, shared, record)
 
 
 class _Tee(io.RawIOBase):
@@ -358,11 +343,40 @@ def add_older_manifest(path: Path, tag: str) -> None:
             opened.addfile(info, io.BytesIO(data))
 
 
-# --- into a store ----------------------------------------------------------------------------------------------------
+# --- into an engine --------------------------------------------------------------------------------------------------
 
 
-def import_archives(paths: Iterable[Path], tag: str, folder: Path, level: int) -> Manifest:
-    """Bring an image from its archive, and those that it shares layers with, into a store.
+def _copy_layer(out: BinaryIO, path: Path, blob: Blob) -> Blob:
+    """Append a layer of an archive; zstd is unpacked, which Docker before 23 cannot do."""
+
+    def chunks() -> Iterator[bytes]:
+        with tarfile.open(path, "r:") as opened:
+            content: Any = opened.extractfile(member(blob))
+            head = content.read(CHUNK)
+            if head.startswith(layer_streams.ZSTD_MAGIC):
+                yield from layer_streams.tar_chunks(head, content)
+                return
+            while head:
+                yield head
+                head = content.read(CHUNK)
+
+    digest, size = hashlib.sha256(), 0
+    for chunk in chunks():
+        digest.update(chunk)
+        size += len(chunk)
+    name = f"sha256:{digest.hexdigest()}"
+    if name not in (blob.digest, blob.diff_id):
+        raise ImageError(f"{path} is damaged: {blob.digest[:19]} is not layer {blob.diff_id[:19]}.")
+    added = blob if name == blob.digest else Blob(blob.diff_id, TAR_TYPE, name, size)
+    out.write(_header(member(added), size))
+    for chunk in chunks():
+        out.write(chunk)
+    out.write(b"\0" * (-size % _BLOCK))
+    return added
+
+
+def compose(out: BinaryIO, paths: Iterable[Path], tag: str) -> Image:
+    """Write a complete archive of an image, from its own and those that it shares layers with, for ``docker load``.
 
     :param paths: the image's own archive first.
     :param tag: the name that the image gets, whatever name the archive gives.
@@ -370,28 +384,44 @@ def import_archives(paths: Iterable[Path], tag: str, folder: Path, level: int) -
     """
     archives = [read_archive(path) for path in paths]
     image = archives[0]
-    wanted = {blob.diff_id: blob for blob in image.blobs}
-    known = {diff_id: store.known_layer(folder / "layers", diff_id) for diff_id in wanted}
-    for archive in archives:
-        with tarfile.open(archive.path, "r:") as opened:
-            for blob in archive.own:
-                if blob.diff_id not in known or known[blob.diff_id] is not None:
-                    continue
-                content: Any = opened.extractfile(blob.member)
-                try:
-                    chunks = layer_streams.tar_chunks(content.read(CHUNK), content)
-                    layer, temporary = store.store_layer(chunks, folder / "layers", level, f"archived-{os.getpid()}")
-                except (OSError, EOFError, subprocess.SubprocessError) as problem:
-                    raise ImageError(f"{archive.path}: {blob.digest[:19]} cannot be read: {problem}.") from problem
-                if layer.diff_id != blob.diff_id:
-                    temporary.unlink()
-                    raise ImageError(f"{archive.path} is damaged: {blob.digest[:19]} is not layer {blob.diff_id[:19]}.")
-                store.keep_layer(folder / "layers", layer, temporary)
-                known[blob.diff_id] = layer
-    layers = [known[blob.diff_id] for blob in image.blobs]
-    lost = [blob.diff_id[:19] for blob, layer in zip(image.blobs, layers, strict=True) if layer is None]
+    where = {blob.digest: archive.path for archive in archives for blob in archive.own}
+    lost = [blob.digest[:19] for blob in image.distinct if blob.digest not in where]
     if lost:
         raise ImageError(f"{image.path} refers to {', '.join(lost)}, which no archive that was given holds.")
-    manifest = Manifest(tag, image.config, [layer for layer in layers if layer is not None])
-    store.write_manifest(folder, manifest)
-    return manifest
+    added: dict[str, Blob] = {}
+    for blob in image.distinct:
+        try:
+            added[blob.diff_id] = _copy_layer(out, where[blob.digest], blob)
+        except (EOFError, tarfile.TarError, subprocess.SubprocessError) as problem:
+            raise ImageError(f"{where[blob.digest]}: {blob.digest[:19]} cannot be read: {problem}.") from problem
+    for name, data in described(tag, image.config, [added[blob.diff_id] for blob in image.blobs], {}, {}).items():
+        _add(out, name, data)
+    out.write(b"\0" * 2 * _BLOCK)
+    return image
+
+
+def load(paths: Iterable[Path], tag: str) -> Image:
+    """Load an image into this node's Docker Engine from its archive, and those that it shares layers with.
+
+    :raises ImageError: a layer is damaged or missing, or the engine refuses the image.
+    """
+    argv = ["docker", "load", "--quiet"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as engine:
+        assert engine.stdin is not None
+        assert engine.stderr is not None
+        image = None
+        try:
+            image = compose(engine.stdin, paths, tag)  # type: ignore[arg-type]
+            engine.stdin.flush()
+        except BrokenPipeError:
+            image = None
+        except BaseException:
+            engine.kill()  # what is not complete must not look as if it were
+            raise
+        finally:
+            with suppress(BrokenPipeError):
+                engine.stdin.close()
+        said = engine.stderr.read().decode(errors="replace").strip()
+    if image is None or engine.returncode != 0:
+        raise ImageError(f"`docker load` of {tag} failed: {said}")
+    return image

@@ -16,10 +16,11 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 #: The state directory unless another is given, and what of it belongs to images.
 STATE_DIR = "/var/lib/gb10"
 RECORDS = "images"
-STORE = "image-store"
-INCOMING = "incoming"
+REGISTRY = "image-registry"
 ARCHIVES = "image-archives"
-#: Transient units: the head offers an image, a node pulls one; and the file in which that node reports its progress.
+#: What earlier releases kept layers in.
+FORMER = ("image-store", "incoming")
+#: Transient units: the head's registry, and a node that pulls; and the file in which that node reports its progress.
 OFFER_UNIT = "gb10-image-offer"
 PULL_UNIT = "gb10-image-pull"
 PULL_STATUS = "/run/gb10/image-pull.json"

@@ -1,139 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry of one image on 127.0.0.1, from which this node's Docker Engine pulls what an offer provides."""
+"""The storage of the head's packaged registry: which images it holds, whether they are intact, what nothing needs.
+
+The registry (distribution 2 and later) keeps each blob once, under its digest, and a link to a manifest for each tag.
+"""
 
 from __future__ import annotations
 
 import json
-import subprocess
-from http.server import ThreadingHTTPServer
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.fetch import Fetcher
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layers import held_layers, overlay2_layer
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import (
-    CHUNK,
-    ImageError,
-    Layer,
-    Manifest,
-    digest_of,
-)
-from ansible_collections.gb10.cluster.plugins.module_utils._image.ranges import RangeHandler
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import Blob, Image, file_sha256
 
-#: The first byte of a TLS greeting.
-TLS_HANDSHAKE = b"\x16"
-MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
-LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
+_TREE = Path("docker/registry/v2")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
-def registry_manifest(manifest: Manifest) -> bytes:
-    """Return the image as a registry describes it: every layer an uncompressed tar under its diff id."""
-    config = manifest.config.encode()
-    layers = [
-        {"mediaType": LAYER_TYPE, "size": layer.bytes, "digest": layer.diff_id}
-        for layer in manifest.layers
-    ]  # fmt: skip
-    described = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": {"mediaType": CONFIG_TYPE, "size": len(config), "digest": digest_of(config)},
-        "layers": layers,
-    }
-    return json.dumps(described).encode()
+@dataclass(frozen=True)
+class Held(Image):
+    """An image that the registry holds completely, under the digest by which it is pulled."""
+
+    digest: str
 
 
-class RegistryHandler(RangeHandler):
-    """Answers the Docker Engine."""
+def blob_path(storage: Path, digest: str) -> Path:
+    """Return the file of a blob.
 
-    server: RegistryServer
-
-    def handle_one_request(self) -> None:
-        """Answer one request, and a TLS greeting as an engine with the containerd image store expects it.
-
-        That engine tries TLS first, also on 127.0.0.1, and falls back when the first bytes of the answer are HTTP's.
-        """
-        if self.rfile.peek(1)[:1] == TLS_HANDSHAKE:  # type: ignore[attr-defined]
-            self.wfile.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-            self.close_connection = True
-            return
-        super().handle_one_request()
-
-    def do_HEAD(self) -> None:  # noqa: N802
-        self.do_GET()
-
-    def do_GET(self) -> None:  # noqa: N802  (name given by http.server)
-        path = self.path.partition("?")[0]
-        manifest = self.server.manifest
-        if path == "/v2/":
-            self.reply(b"{}", "application/json")
-        elif "/manifests/" in path:
-            self.reply(registry_manifest(manifest), MANIFEST_TYPE)
-        elif path.endswith("/blobs/" + digest_of(manifest.config.encode())):
-            self.reply(manifest.config.encode(), CONFIG_TYPE)
-        elif (diff_id := path.rpartition("/")[2]) in self.server.fetcher.layers and "/blobs/" in path:
-            self.layer(self.server.fetcher.layers[diff_id])
-        else:
-            self.send_error(404)
-
-    def reply(self, data: bytes, kind: str) -> None:
-        """Send a small document."""
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Docker-Content-Digest", digest_of(data))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def layer(self, layer: Layer) -> None:
-        """Send a layer's tar; the engine sees none of it before all of it was fetched and verified."""
-        start = self.begin(layer.bytes)
-        if start is None or self.command != "GET":
-            return
-        if layer.diff_id in self.server.held:
-            self.own(self.server.held[layer.diff_id], start)
-            return
-        try:
-            path = self.server.fetcher.get(layer.diff_id)
-        except ImageError as problem:
-            self.server.problems.append(str(problem))
-            self.close_connection = True
-            return
-        with subprocess.Popen(["zstd", "-dcq", str(path)], stdout=subprocess.PIPE) as zstd:
-            assert zstd.stdout is not None
-            zstd.stdout.read(start)
-            try:
-                while chunk := zstd.stdout.read(CHUNK):
-                    self.wfile.write(chunk)
-            except OSError:
-                zstd.kill()  # the engine has gone; it asks again
-                self.close_connection = True
-
-    def own(self, chain: str, start: int) -> None:
-        """Send a layer that the engine has, but not under this digest: no other node need send it."""
-        try:
-            for chunk in overlay2_layer(self.server.root, chain):
-                if start < len(chunk):
-                    self.wfile.write(chunk[start:])
-                start = max(0, start - len(chunk))
-        except OSError as problem:
-            print(f"layer {chain[:19]} of this node was not sent completely: {problem}", flush=True)
-        self.close_connection = True  # one that came out shorter must not look as if more were to come
+    :raises ValueError: it is no digest.
+    """
+    found = _DIGEST.fullmatch(digest)
+    if found is None:
+        raise ValueError(f"{digest[:80]!r} is no digest")
+    return storage / _TREE / "blobs" / "sha256" / found[1][:2] / found[1] / "data"
 
 
-class RegistryServer(ThreadingHTTPServer):
-    """One image on 127.0.0.1, which every Docker Engine accepts without TLS."""
+def _tag_link(storage: Path, tag: str) -> Path:
+    name, _colon, mark = tag.rpartition(":")
+    return storage / _TREE / "repositories" / name / "_manifests" / "tags" / mark / "current" / "link"
 
-    daemon_threads = True
 
-    def __init__(self, manifest: Manifest, fetcher: Fetcher, root: Path) -> None:
-        """Listen on a free port.
+def _document(storage: Path, digest: str) -> Any:
+    return json.loads(blob_path(storage, digest).read_text(encoding="utf-8"))
 
-        :param root: ``DockerRootDir`` of ``docker info``.
-        """
-        super().__init__(("127.0.0.1", 0), RegistryHandler)
-        self.root = root
-        self.held = held_layers(root, (layer.diff_id for layer in manifest.layers))
-        self.manifest = manifest
-        self.fetcher = fetcher
-        self.problems: list[str] = []
+
+def read(storage: Path, tag: str) -> Held | None:
+    """Return an image of the registry; None when it, or a part of it, is not there."""
+    try:
+        digest = _tag_link(storage, tag).read_text(encoding="utf-8").strip()
+        manifest = _document(storage, digest)
+        if "manifests" in manifest:  # an index: BuildKit puts what it attests beside the image
+            manifest = next(
+                _document(storage, entry["digest"])
+                for entry in manifest["manifests"]
+                if (entry.get("platform") or {}).get("os") == "linux" and blob_path(storage, entry["digest"]).is_file()
+            )
+        config = blob_path(storage, manifest["config"]["digest"]).read_text(encoding="utf-8")
+        blobs = [
+            Blob(diff_id, layer["mediaType"], layer["digest"], int(layer["size"]))
+            for diff_id, layer in zip(json.loads(config)["rootfs"]["diff_ids"], manifest["layers"], strict=True)
+        ]
+        complete = all(blob_path(storage, blob.digest).stat().st_size == blob.bytes for blob in blobs)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, StopIteration):
+        return None
+    return Held(tag, config, blobs, digest) if complete else None
+
+
+def _blobs(storage: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted((storage / _TREE / "blobs" / "sha256").glob("*/*/data")):
+        yield f"sha256:{path.parent.name}", path
+
+
+def remove_damaged(storage: Path) -> list[str]:
+    """Remove each blob whose content is not that of its digest, read side by side; return their digests.
+
+    The next push brings them again.
+    """
+    found = list(_blobs(storage))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        digests = list(pool.map(lambda each: f"sha256:{file_sha256(each[1])}", found))
+    damaged = [(name, path) for (name, path), digest in zip(found, digests, strict=True) if name != digest]
+    for _name, path in damaged:
+        shutil.rmtree(path.parent)
+    return [name for name, _path in damaged]
+
+
+def _named(storage: Path, digest: str) -> set[str]:
+    """Return the digests of a manifest and of all that it names."""
+    try:
+        document = _document(storage, digest)
+        parts: list[Mapping[str, Any]] = [*document.get("layers", []), *filter(None, [document.get("config")])]
+        return {digest, *(str(part["digest"]) for part in parts)}.union(
+            *(_named(storage, str(entry["digest"])) for entry in document.get("manifests", []))
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {digest}
+
+
+def prune(storage: Path, keep: Collection[str], check_mode: bool) -> int:
+    """Forget every image but those to keep, then remove the blobs that none of them names; return their bytes."""
+    needed: set[str] = set()
+    repositories = storage / _TREE / "repositories"
+    for link in sorted(repositories.rglob("_manifests/tags/*/current/link")):
+        tag = f"{link.parents[4].relative_to(repositories)}:{link.parents[1].name}"
+        if tag in keep:
+            needed |= _named(storage, link.read_text(encoding="utf-8").strip())
+        elif not check_mode:
+            shutil.rmtree(link.parents[1])
+    freed = 0
+    for digest, path in _blobs(storage):
+        if digest not in needed:
+            freed += path.stat().st_size
+            if not check_mode:
+                shutil.rmtree(path.parent)
+    if not check_mode:
+        for folder in list(repositories.rglob("_uploads")):  # of a push that was interrupted
+            shutil.rmtree(folder)
+    return freed

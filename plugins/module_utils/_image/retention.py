@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images and layers a node may lose.  Pure."""
+"""Which images a node may lose.  Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-#: The name under which a node's own registry hands an image to the Docker Engine.
-_HANDED_OVER = re.compile(r"^127\.0\.0\.1:\d+/")
+#: The name under which the head's registry hands an image to a Docker Engine; an interrupted run may leave it.
+HANDED_OVER = re.compile(r"\d+\.\d+\.\d+\.\d+:\d+/gb10/")
 
 
 def to_remove(
@@ -27,7 +27,7 @@ def to_remove(
     spare: dict[str, int] = {}
     for image in sorted(images, key=lambda each: str(each["created"]), reverse=True):
         tag, name = str(image["tag"]), str(image["name"])
-        if not tag.startswith("gb10/") and not _HANDED_OVER.match(tag):
+        if not tag.startswith("gb10/") and not HANDED_OVER.match(tag):
             stay[tag] = "somebody else gave it this name"
         elif image["containers"]:
             stay[tag] = "a container was made from it"
@@ -35,7 +35,7 @@ def to_remove(
             stay[tag] = "it is the current one"
         elif tag in needed:
             stay[tag] = "a unit names it"
-        elif ":refused-" in tag or _HANDED_OVER.match(tag):
+        elif ":refused-" in tag or HANDED_OVER.match(tag):
             remove.append(tag)
         elif spare.get(name, 0) < retain:
             spare[name] = spare.get(name, 0) + 1
@@ -43,16 +43,6 @@ def to_remove(
         else:
             remove.append(tag)
     return remove, stay
-
-
-def unreferenced(files: Iterable[str], manifests: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the files of a store's layers that no manifest names; what is being written counts as named."""
-    named = {
-        diff_id.partition(":")[2]
-        for manifest in manifests
-        for diff_id in (str(layer["diff_id"]) for layer in manifest["layers"])
-    }
-    return sorted(file for file in files if file.partition(".")[0] not in named and not file.endswith(".writing"))
 
 
 def units_images(texts: Iterable[str]) -> list[str]:

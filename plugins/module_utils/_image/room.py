@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import GIB, MIB, chain_ids
@@ -21,6 +22,15 @@ def missing_layers(layers: Sequence[Mapping[str, Any]], held: Collection[str]) -
     return [layer for layer, chain in zip(layers, chains, strict=True) if chain not in held]
 
 
+def layer_folder(root: Path, chain: str) -> Path:
+    """Return the directory in which overlay2 describes a layer.
+
+    :param root: ``DockerRootDir`` of ``docker info``.
+    :param chain: the layer's chain id.
+    """
+    return root / "image" / "overlay2" / "layerdb" / "sha256" / chain.partition(":")[2]
+
+
 def images_root(docker_info: str, containerd_config: str) -> str:
     """Return the directory in which a Docker Engine keeps its images: its own, or containerd's.
 
@@ -34,21 +44,15 @@ def images_root(docker_info: str, containerd_config: str) -> str:
     return found[1] if found else "/var/lib/containerd"
 
 
-def room_needed(layers: Sequence[Mapping[str, Any]], transport: str, whole_bytes: int) -> tuple[int, int]:
-    """Return (bytes below Docker's directory, bytes below ours) that an image takes while it arrives.
-
-    The Docker Engine writes each layer's tar to a temporary file and unpacks it from there, so a layer counts
-    twice; ``docker load`` does the same with the whole image. The containerd image store keeps both for good.
-    """
-    if transport == "tarball":
-        return 2 * whole_bytes, 0
-    return 2 * sum(layer["bytes"] for layer in layers), sum(layer["file_bytes"] for layer in layers)
+def room_needed(layers: Sequence[Mapping[str, Any]]) -> int:
+    """Return the bytes below Docker's directory that layers take while they arrive: compressed and unpacked."""
+    return sum(int(layer["bytes"]) + int(layer["file_bytes"]) for layer in layers)
 
 
 def archive_bytes(layer_bytes: Iterable[int]) -> int:
     """Return the most bytes that an archive of layers takes.
 
-    :param layer_bytes: sizes of the layers as a store keeps them; gzip takes about as much as zstd's lowest levels.
+    :param layer_bytes: sizes of the layers as a registry keeps them; some are compressed anew.
     """
     return sum(layer_bytes) * 5 // 4 + MIB
 
