@@ -102,7 +102,7 @@ def written(module: AnsibleModule, folder: Path) -> dict[str, Any]:
     storage = Path(want["state_dir"]) / records.REGISTRY
     image = registry.read(storage, want["tag"])
     if image is None:
-        module.fail_json(msg=f"{want['tag']} is not in {storage} of {want['node']}. Run the playbook again.")
+        raise ImageError(f"{want['tag']} is not in {storage}. Run the playbook again.")
     needed = archive_bytes(blob.bytes for blob in image.distinct if blob.diff_id not in want["shared"])
     disks = [(want["state_dir"], needed, shutil.disk_usage(want["state_dir"]).free)]
     if problems := no_room(want["node"], want["tag"], disks, int(want["reserve_gib"] * GIB)):

@@ -196,14 +196,15 @@ def store(module: AnsibleModule, storage: Path) -> registry.Held:
     shutil.chown(storage, ACCOUNT, ACCOUNT)
     for digest in registry.remove_damaged(storage):
         module.warn(f"{digest[:19]} was damaged in the registry of {want['node']}; it is pushed anew.")
-    found = registry.read(storage, want["tag"])
-    if found is None or found.identity != identity(inspected):
-        # What is there already is not known before; the image as it is unpacked is the most that comes.
-        push(module, storage, int(inspected.get("Size", 0)))
+    for pushed in (False, True):
         found = registry.read(storage, want["tag"])
-    if found is None or found.identity != identity(inspected):
-        module.fail_json(msg=f"{storage} does not hold {want['tag']} after a push. Remove the directory and run again.")
-    return found
+        if found is not None and found.identity == identity(inspected):
+            return found
+        if not pushed:
+            # What is there already is not known before; the image as it is unpacked is the most that comes.
+            push(module, storage, int(inspected.get("Size", 0)))
+    module.fail_json(msg=f"{storage} does not hold {want['tag']} after a push. Remove the directory and run again.")
+    raise SystemExit(1)
 
 
 def offer(module: AnsibleModule, storage: Path) -> None:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What image_build, image_offer, image_room and docker_keep run on a node, and what they say when it fails."""
+"""What image_build, image_room and docker_keep run on a node, and what they say when it fails."""
 
 from __future__ import annotations
 
 import json
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from ansible_collections.gb10.cluster.plugins.modules import (
     docker_keep,
     image_build,
     image_check,
-    image_offer,
     image_room,
 )
 from tests.unit.helper import Answer, EndedError
@@ -259,115 +256,6 @@ def test_a_record_that_does_not_know_its_nccl_is_checked_again(tmp_path: Path, m
     assert run(image_check, monkeypatch, fake).result["versions"]["nccl"] == "2.29.3"
 
 
-# --- image_offer -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def listener() -> Iterator[int]:
-    """Return a port on which something listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
-
-
-def offer_params(tmp_path: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "state": "present",
-        "tag": TAG,
-        "state_dir": str(tmp_path),
-        "transport": "layers",
-        "address": "127.0.0.1",
-        "port": 9,
-        "allow": ["192.0.2.2", "192.0.2.3"],
-        "level": 3,
-        "read": "auto",
-        "program": "/usr/local/lib/gb10/gb10-image-0.pyz",
-        **more,
-    }
-
-
-EXPORTED = '{"tag": "x", "layers": [{"diff_id": "sha256:a"}]}'
-
-
-def exporting(argv: list[str]) -> tuple[int, str, str] | None:
-    """Answer as the program that exports an image after a remark."""
-    return (0, f"a layer was damaged; it is exported again\n{EXPORTED}\n", "") if "export" in argv else None
-
-
-def test_an_image_is_stored_and_offered_to_the_members(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: int
-) -> None:
-    fake = Module(offer_params(tmp_path, port=listener), exporting)
-    ended = run(image_offer, monkeypatch, fake)
-    assert (ended.failed, ended.result["url"]) == (False, f"http://127.0.0.1:{listener}")
-    assert ended.result["layers"] == [{"diff_id": "sha256:a"}]
-    assert json.loads(ended.result["manifest"]) == json.loads(EXPORTED)
-    program = ["python3", "/usr/local/lib/gb10/gb10-image-0.pyz", "image"]
-    store = str(tmp_path / "image-store")
-    (export,) = [call for call in fake.calls if "export" in call]
-    words = ["--image", TAG, "--store", store, "--level", "3", "--read", "auto"]
-    assert export == [*program, "export", *words]
-    (offer,) = [call for call in fake.calls if call[0] == "systemd-run"]
-    words = ["--image", TAG, "--store", store, "--listen", f"127.0.0.1:{listener}", "--allow", "192.0.2.2,192.0.2.3"]
-    assert offer[offer.index("python3") :] == [*program, "offer", *words]
-    # The offer of an earlier run is stopped before the store is changed.
-    assert fake.calls[0] == ["systemctl", "stop", "gb10-image-offer.service"]
-
-
-def test_an_offer_that_starts_slowly_is_waited_for_while_its_unit_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = iter([False] * 500 + [True])
-    monkeypatch.setattr(image_offer, "listens", lambda *_where: next(looks))
-    monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    assert not run(image_offer, monkeypatch, Module(offer_params(tmp_path), exporting)).failed
-
-
-def test_an_offer_whose_unit_ended_is_reported_with_its_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def answer(argv: list[str]) -> tuple[int, str, str] | None:
-        if argv[:2] == ["systemctl", "is-active"]:
-            return 3, "", ""
-        return (0, "Address already in use", "") if argv[0] == "journalctl" else exporting(argv)
-
-    monkeypatch.setattr(image_offer, "listens", lambda *_where: False)
-    ended = run(image_offer, monkeypatch, Module(offer_params(tmp_path), answer))
-    assert str(ended) == "The image is not offered at 127.0.0.1:9; the unit's journal: Address already in use"
-
-
-def test_a_failed_export_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = Module(
-        offer_params(tmp_path, state="stored"), lambda argv: (1, "", "disk full") if "export" in argv else None
-    )
-    assert str(run(image_offer, monkeypatch, fake)) == f"{TAG} cannot be offered: disk full"
-    fake = Module(offer_params(tmp_path, state="stored"))
-    fake.missing = {"zstd"}
-    assert "zstd is not installed" in str(run(image_offer, monkeypatch, fake))
-
-
-@pytest.mark.parametrize(
-    ("more", "check", "verbs"),
-    [
-        ({"state": "absent", "program": None}, False, ["systemctl"]),
-        ({"state": "stored"}, False, ["python3"]),
-        ({}, True, []),
-    ],
-)
-def test_what_each_state_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], check: bool, verbs: list[str]
-) -> None:
-    fake = Module(offer_params(tmp_path, **more), exporting, check)
-    assert run(image_offer, monkeypatch, fake).result["changed"] is False
-    assert [call[0] for call in fake.calls] == verbs
-
-
-def test_a_tarball_is_offered_without_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listener: int) -> None:
-    fake = Module(offer_params(tmp_path, transport="tarball", port=listener), exporting)
-    assert run(image_offer, monkeypatch, fake).result["layers"] == []
-    assert not [call for call in fake.calls if "export" in call]
-    assert not (tmp_path / "image-store").exists()
-
-
 # --- image_room ------------------------------------------------------------------------------------------------
 
 
@@ -377,8 +265,7 @@ def room_params(tmp_path: Path, **more: Any) -> dict[str, Any]:
         "tag": TAG,
         "node": "gx10-3",
         "layers": layers,
-        "transport": "layers",
-        "whole_mib": 0.0,
+        "copied_mib": 0.0,
         "state_dir": str(tmp_path),
         "reserve_gib": 0.0,
         **more,
@@ -411,8 +298,13 @@ def test_an_image_that_does_not_fit_is_refused_with_the_shortfall(
     fake = Module(room_params(tmp_path, reserve_gib=1e6), engine_at(tmp_path))
     ended = run(image_room, monkeypatch, fake)
     assert ended.failed
-    # One disk: the layer twice as a tar below Docker's directory, and once compressed below ours.
-    assert str(ended).startswith(f"gx10-3: {TAG} needs 900.0 MiB below {tmp_path} while it arrives")
+    # The layer as it arrives, and unpacked.
+    assert str(ended).startswith(f"gx10-3: {TAG} needs 500.0 MiB below {tmp_path} while it arrives")
+    # Archives that are copied first are on the same disk.
+    ended = run(
+        image_room, monkeypatch, Module(room_params(tmp_path, reserve_gib=1e6, copied_mib=100.0), engine_at(tmp_path))
+    )
+    assert str(ended).startswith(f"gx10-3: {TAG} needs 600.0 MiB below {tmp_path} while it arrives")
 
 
 def test_an_engine_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

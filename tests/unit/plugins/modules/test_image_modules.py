@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image import records
+from ansible_collections.gb10.cluster.plugins.module_utils._image import certificates, records, registry
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import chain_ids
 from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import units_images
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
@@ -21,8 +21,10 @@ from ansible_collections.gb10.cluster.plugins.modules import (
 )
 from tests.unit.helper import NodeModule
 from tests.unit.helper import ended as run
+from tests.unit.plugins.module_utils.image.conftest import push
 
 TAG = "gb10/probe:0123456789ab"
+PULLED = f"192.0.2.1:5080/gb10/probe@sha256:{'b' * 64}"
 IMAGE = {"Id": "sha256:1", "Architecture": "arm64", "RootFS": {"Layers": ["sha256:a"]}, "Config": {"Env": ["A=1"]}}
 
 
@@ -56,21 +58,22 @@ class Module(NodeModule):
 def pull_params(tmp_path: Path, **more: Any) -> dict[str, Any]:
     return {
         "tag": TAG,
-        "source": "http://192.0.2.1:5080",
+        "source": PULLED,
+        "layers": [{"digest": "sha256:" + "a" * 64, "file_bytes": 5}],
+        "certificates": dict.fromkeys(certificates.CLIENT, "dGV4dA=="),
         "identity": identity(IMAGE),
-        "transport": "layers",
         "state_dir": str(tmp_path),
         "stall_seconds": 600,
         "program": "/usr/local/lib/gb10/gb10-image-0.pyz",
         "record": {"versions": {"torch": "2.11.0"}},
         "step": "finish",
-        "pulled": f"127.0.0.1:40000/{TAG}",
+        "pulled": PULLED,
         **more,
     }
 
 
 def test_an_image_gets_its_name_after_it_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = Module(pull_params(tmp_path), {f"127.0.0.1:40000/{TAG}": IMAGE})
+    fake = Module(pull_params(tmp_path), {PULLED: IMAGE})
     assert not run(image_pull, monkeypatch, fake).failed
     assert list(fake.images) == [TAG]
     found = image_info.read_image(fake, TAG, str(tmp_path))
@@ -80,7 +83,7 @@ def test_an_image_gets_its_name_after_it_was_checked(tmp_path: Path, monkeypatch
 
 def test_another_image_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {**IMAGE, "RootFS": {"Layers": ["sha256:b"]}}
-    fake = Module(pull_params(tmp_path), {f"127.0.0.1:40000/{TAG}": other})
+    fake = Module(pull_params(tmp_path), {PULLED: other})
     ended = run(image_pull, monkeypatch, fake)
     assert ended.failed
     assert "it is not the same image. It was removed" in str(ended)
@@ -88,11 +91,17 @@ def test_another_image_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not (tmp_path / "images").exists()
 
 
-def test_a_loaded_image_that_is_another_loses_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = {**IMAGE, "RootFS": {"Layers": ["sha256:b"]}}
-    fake = Module(pull_params(tmp_path, transport="tarball", pulled=TAG), {TAG: other})
-    assert run(image_pull, monkeypatch, fake).failed
-    assert fake.images == {}
+def test_a_pull_starts_with_the_certificates_of_the_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "ENGINE", tmp_path / "certs.d")
+    monkeypatch.setattr(image_pull, "PULL_STATUS", str(tmp_path / "status.json"))
+    fake = Module(pull_params(tmp_path, step="start"))
+    assert run(image_pull, monkeypatch, fake).result["running"] is True
+    (call,) = [call for call in fake.calls if call[0] == "systemd-run"]
+    assert call[call.index("--source") :][:4] == ["--source", PULLED, "--layers", f"{'a' * 12}:5"]
+    assert (tmp_path / "certs.d" / "192.0.2.1:5080" / "client.key").read_text(encoding="utf-8") == "text"
+    assert not [word for call in fake.calls for word in call if "text" in word]
 
 
 def test_an_image_that_is_there_is_recorded_and_not_pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,22 +160,20 @@ def prune_params(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def lay_out_store(tmp_path: Path) -> None:
-    for folder in ("images", "image-store/images", "image-store/layers"):
+def lay_out_registry(tmp_path: Path) -> None:
+    for folder in ("images", "image-store/layers"):
         (tmp_path / folder).mkdir(parents=True)
-    for number, layers in ((2, ["sha256:common", "sha256:two"]), (3, ["sha256:common", "sha256:three"])):
-        text = json.dumps({"layers": [{"diff_id": diff_id} for diff_id in layers]})
-        (tmp_path / "image-store" / "images" / f"gb10_probe@{number}.json").write_text(text, encoding="utf-8")
+    (tmp_path / "image-store" / "layers" / "of-an-earlier-release").write_bytes(bytes(2**20))
+    for number in (2, 3):
+        push(tmp_path / "image-registry", f"gb10/probe:{number}", [b"common", bytes([number]) * 2**20], bytes)
         (tmp_path / "images" / f"gb10_probe@{number}.json").write_text("{}", encoding="utf-8")
-        for diff_id in layers:
-            (tmp_path / "image-store" / "layers" / f"{diff_id[7:]}.tar.zst").write_bytes(bytes(2**20))
 
 
 @pytest.mark.parametrize("check", [False, True])
 def test_exact_names_are_removed_with_what_belongs_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: bool
 ) -> None:
-    lay_out_store(tmp_path)
+    lay_out_registry(tmp_path)
     images = {f"gb10/probe:{n}": labelled(n, f"gb10/probe:{n}", used=n == 4, kept=n < 4) for n in (1, 2, 3, 4)}
     images |= {"gb10/probe:0123456789ab": labelled(5, "gb10/probe:0123456789ab", used=True)}
     for name in ("0123456789ab", "ba9876543210", "of-somebody"):
@@ -175,15 +182,16 @@ def test_exact_names_are_removed_with_what_belongs_to_them(
     fake.check_mode = check
     ended = run(image_prune, monkeypatch, fake)
     assert ended.result["removed"] == ["gb10/probe:2"]
-    assert (ended.result["changed"], ended.result["freed_mib"] if not check else 1.0) == (True, 1.0)
+    assert (ended.result["changed"], ended.result["freed_mib"]) == (True, 2.0)
     assert set(ended.result["kept"]) == {"gb10/probe:1", "gb10/probe:3", "gb10/probe:4", "gb10/probe:0123456789ab"}
     assert ended.result["removed_caches"] == [str(tmp_path / "cache" / "ba9876543210")]
     caches = sorted(path.name for path in (tmp_path / "cache").iterdir())
     assert caches == ["0123456789ab", *(["ba9876543210"] if check else []), "of-somebody"]
     removals = [call for call in fake.calls if call[1] in ("rmi", "rm", "prune")]
     assert removals == ([] if check else [["docker", "rm", "gb10-keep-it"], ["docker", "rmi", "gb10/probe:2"]])
-    left = sorted(path.name for path in (tmp_path / "image-store" / "layers").iterdir())
-    assert left == (["common.tar.zst", "three.tar.zst"] + (["two.tar.zst"] if check else []))
+    held = [number for number in (2, 3) if registry.read(tmp_path / "image-registry", f"gb10/probe:{number}")]
+    assert held == ([2, 3] if check else [3])
+    assert (tmp_path / "image-store").exists() is check
     assert (tmp_path / "images" / "gb10_probe@2.json").exists() is check
 
 

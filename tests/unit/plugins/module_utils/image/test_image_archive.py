@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OCI archives of images: written from a store, verified, kept on the control node, and brought into a store again."""
+"""OCI archives of images: written from a registry, verified, kept on the control node, and loaded into an engine."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import io
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image import archive, command, layout, store
+from ansible_collections.gb10.cluster.plugins.module_utils._image import archive, layout, records, registry
 from ansible_collections.gb10.cluster.plugins.modules import image_archive, image_backup
 from tests.unit.helper import EndedError, NodeModule, ended
 
-from .conftest import CONFIG, DIFF_IDS, LAYERS, TAG, manifest_of, sha, tar_of
+from .conftest import CONFIG, DIFF_IDS, LAYERS, TAG, pack_zstd, push, sha, tar_of
 
 OTHER = "gb10/other:ba9876543210"
 FILE = "gb10_probe@0123456789ab.tar"
@@ -33,9 +31,8 @@ RECORD = {"identity": "", "versions": {"torch": "2.11.0"}}
 
 def record() -> dict[str, Any]:
     """Return what is recorded of the image: its identity is that of its layers and configuration."""
-    found = layout.Manifest(TAG, CONFIG, [])
-    blobs = [archive.Blob(diff_id, "", "", 0) for diff_id in DIFF_IDS]
-    return {**RECORD, "identity": archive.Archive(Path(), found.tag, found.config, blobs, {}, {}).identity}
+    blobs = [layout.Blob(diff_id, "", "", 0) for diff_id in DIFF_IDS]
+    return {**RECORD, "identity": layout.Image(TAG, CONFIG, blobs).identity}
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -43,24 +40,23 @@ def members(path: Path) -> dict[str, bytes]:
         return {member.name: opened.extractfile(member).read() for member in opened}  # type: ignore[union-attr]
 
 
-def add_other(kept: Path) -> layout.Manifest:
-    """Add an image to a store that shares its first layer with the image there."""
-    layer, temporary = store.store_layer([TOP], kept / "layers", 1, "other")
-    store.keep_layer(kept / "layers", layer, temporary)
-    config = json.dumps(
-        {"architecture": "arm64", "rootfs": {"type": "layers", "diff_ids": [DIFF_IDS[0], layer.diff_id]}}
-    )
-    found = layout.Manifest(OTHER, config, [manifest_of(kept).layers[0], layer])
-    store.write_manifest(kept, found)
+def image_of(kept: Path) -> registry.Held:
+    found = registry.read(kept, TAG)
+    assert found is not None
     return found
+
+
+def add_other(kept: Path) -> registry.Held:
+    """Add an image to a registry that shares its first layer with the image there."""
+    return push(kept, OTHER, [LAYERS[0], TOP])
 
 
 @pytest.fixture
 def written(kept: Path, tmp_path: Path) -> Path:
-    """Return the archive of the image in the store."""
+    """Return the archive of the image in the registry."""
     path = tmp_path / "kept" / FILE
     path.parent.mkdir()
-    archive.write_archive(path, manifest_of(kept), kept / "layers", record(), {})
+    archive.write_archive(path, image_of(kept), kept, record(), {})
     return path
 
 
@@ -85,7 +81,7 @@ def test_an_archive_is_an_oci_layout_and_what_older_engines_load(written: Path) 
 
 
 def test_the_same_image_gives_the_same_bytes(written: Path, kept: Path, tmp_path: Path) -> None:
-    archive.write_archive(tmp_path / "again.tar", manifest_of(kept), kept / "layers", record(), {})
+    archive.write_archive(tmp_path / "again.tar", image_of(kept), kept, record(), {})
     assert (tmp_path / "again.tar").read_bytes() == written.read_bytes()
 
 
@@ -103,12 +99,20 @@ def test_a_verified_archive_says_what_it_holds(written: Path) -> None:
     assert found.identity == record()["identity"]
 
 
-def test_a_layer_of_the_store_that_was_changed_gets_into_no_archive(kept: Path, tmp_path: Path) -> None:
-    _layer, temporary = store.store_layer([TOP], kept / "layers", 1, "wrong")
-    manifest = manifest_of(kept)
-    temporary.replace(kept / "layers" / manifest.layers[0].file)
+@pytest.mark.parametrize("pack", [bytes, pack_zstd])
+def test_a_layer_that_is_not_gzip_is_compressed(tools: Path, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    """As the containerd image store pushes what came by `docker load`, or was pulled as zstd."""
+    del tools
+    image = push(tmp_path / "other", TAG, LAYERS, pack)
+    path = tmp_path / FILE
+    archive.write_archive(path, image, tmp_path / "other", {}, {})
+    found, _digest = archive.check_archive(path)
+    assert {blob.type for blob in found.blobs} == {archive.LAYER_TYPE}
+    assert [gzip.decompress(members(path)[archive.member(blob)]) for blob in found.blobs] == LAYERS
+    damaged = registry.blob_path(tmp_path / "other", image.blobs[0].digest)
+    damaged.write_bytes(pack(TOP))
     with pytest.raises(layout.ImageError, match=f"does not hold layer {DIFF_IDS[0][:19]}"):
-        archive.write_archive(tmp_path / "x.tar", manifest, kept / "layers", {}, {})
+        archive.write_archive(path, image, tmp_path / "other", {}, {})
 
 
 @pytest.mark.parametrize("cut", [600, -600, -1536, -4096])
@@ -152,11 +156,11 @@ def test_something_else_is_no_archive(written: Path, make: Callable[[Path], obje
 
 @pytest.mark.parametrize("what", ["diff_id", "digest", "shared"])
 def test_an_archive_whose_names_lead_out_of_a_directory_is_refused(written: Path, what: str) -> None:
-    blob = archive.Blob(DIFF_IDS[0], "x", DIFF_IDS[0], 1)
+    blob = layout.Blob(DIFF_IDS[0], "x", DIFF_IDS[0], 1)
     shared = {DIFF_IDS[0]: "../other.tar"} if what == "shared" else {}
     config = json.dumps({"rootfs": {"diff_ids": ["sha256:../../x" if what == "diff_id" else DIFF_IDS[0]]}})
     if what == "digest":
-        blob = archive.Blob(DIFF_IDS[0], "x", "sha256:../x", 1)
+        blob = layout.Blob(DIFF_IDS[0], "x", "sha256:../x", 1)
     with tarfile.open(written, "w") as opened:
         for name, data in archive.described(TAG, config, [blob], shared, {}).items():
             info = tarfile.TarInfo(name)
@@ -166,74 +170,70 @@ def test_an_archive_whose_names_lead_out_of_a_directory_is_refused(written: Path
         archive.read_archive(written)
 
 
-# --- into a store ----------------------------------------------------------------------------------------------------
+# --- into an engine --------------------------------------------------------------------------------------------------
 
 
-def test_an_archive_gives_the_store_that_it_came_from(written: Path, kept: Path, tmp_path: Path) -> None:
-    found = archive.import_archives([written], TAG, tmp_path / "new", 1)
-    assert found == manifest_of(kept)
-    assert store.damaged(tmp_path / "new" / "layers", found.distinct) == []
-    assert manifest_of(tmp_path / "new") == found
+def test_an_archive_is_loaded_as_it_was_written(written: Path, tools: Path) -> None:
+    assert archive.load([written], TAG).identity == record()["identity"]
+    loaded = members(tools / "loaded")
+    own = members(written)
+    assert {name: data for name, data in loaded.items() if name.startswith("blobs/")}.items() <= own.items()
+    assert loaded["manifest.json"] == own["manifest.json"]
 
 
-def test_an_import_names_the_image_and_does_not_read_what_is_there(written: Path, kept: Path) -> None:
-    times = {path: path.stat().st_mtime_ns for path in (kept / "layers").glob("*.zst")}
-    assert archive.import_archives([written], OTHER, kept, 1).tag == OTHER
-    assert {path: path.stat().st_mtime_ns for path in (kept / "layers").glob("*.zst")} == times
+def test_a_load_names_the_image(written: Path, tools: Path) -> None:
+    archive.load([written], OTHER)
+    assert json.loads(members(tools / "loaded")["manifest.json"])[0]["RepoTags"] == [OTHER]
 
 
-@pytest.mark.parametrize("packed", [bytes, gzip.compress])
-def test_layers_that_others_packed_are_read_too(
-    written: Path, tmp_path: Path, packed: Callable[[bytes], bytes]
-) -> None:
+def test_an_engine_that_refuses_is_quoted(written: Path, tools: Path) -> None:
+    (tools / "fail").write_text("disk on fire", encoding="utf-8")
+    with pytest.raises(layout.ImageError, match=f"`docker load` of {TAG} failed: docker: disk on fire"):
+        archive.load([written], TAG)
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, pack_zstd])
+def test_layers_that_others_packed_are_read_too(written: Path, tools: Path, packed: Callable[[bytes], bytes]) -> None:
     """As skopeo writes an archive: no manifest.json, no annotations of ours, layers as the registry has them."""
-    blobs = [archive.Blob(sha(data), "x", sha(packed(data)), len(packed(data))) for data in LAYERS]
+    blobs = [layout.Blob(sha(data), "x", sha(packed(data)), len(packed(data))) for data in LAYERS]
     small = archive.described("x:1", CONFIG, blobs, {}, {})
     del small["manifest.json"]
     with tarfile.open(written, "w") as opened:
-        for name, data in [*small.items(), *zip((b.member for b in blobs), map(packed, LAYERS), strict=True)]:
+        for name, data in [*small.items(), *zip(map(archive.member, blobs), map(packed, LAYERS), strict=True)]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             opened.addfile(info, io.BytesIO(data))
-    found = archive.import_archives([written], TAG, tmp_path / "new", 1)
-    assert [layer.diff_id for layer in found.layers] == DIFF_IDS
+    assert [blob.diff_id for blob in archive.load([written], TAG).blobs] == DIFF_IDS
+    loaded = members(tools / "loaded")
+    (entry,) = json.loads(loaded["manifest.json"])
+    # Docker before 23 cannot unpack zstd.
+    expected = LAYERS if packed is pack_zstd else [packed(data) for data in LAYERS]
+    assert [loaded[name] for name in entry["Layers"]] == expected
 
 
-def test_a_layer_that_is_not_what_the_configuration_names_is_refused(written: Path, tmp_path: Path) -> None:
-    wrong = gzip.compress(TOP)
-    blobs = [archive.Blob(DIFF_IDS[0], "x", sha(wrong), len(wrong)) for _each in DIFF_IDS]
-    with tarfile.open(written, "w") as opened:
-        for name, data in [*archive.described(TAG, CONFIG, blobs, {}, {}).items(), (blobs[0].member, wrong)]:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            opened.addfile(info, io.BytesIO(data))
-    archive.check_archive(written)
+def test_a_layer_that_is_not_what_its_digest_says_is_not_loaded(written: Path, tools: Path) -> None:
+    data = bytearray(written.read_bytes())
+    data[530] ^= 1  # within the first layer
+    written.write_bytes(data)
     with pytest.raises(layout.ImageError, match="is not layer"):
-        archive.import_archives([written], TAG, tmp_path / "new", 1)
-    assert [path.name for path in (tmp_path / "new" / "layers").iterdir()] == []
+        archive.load([written], TAG)
+    assert not (tools / "loaded").exists() or b"manifest.json" not in (tools / "loaded").read_bytes()
 
 
 # --- the modules -----------------------------------------------------------------------------------------------------
 
 
-def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any]) -> EndedError:
-    """Run a module whose program is this process."""
-    fake = NodeModule(params)
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, params: dict[str, Any], images: Any = None) -> EndedError:
+    """Run a module on a node whose engine has these images (tag → as it is inspected)."""
 
     def answer(argv: list[str]) -> tuple[int, str, str] | None:
-        if argv[:3] != ["python3", "program", "image"]:
-            return None
-        out, err = io.StringIO(), io.StringIO()
-        monkeypatch.setattr(sys, "stdin", io.StringIO(fake.data[-1] or ""))
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = command.main(argv[3:])
-        return code, out.getvalue(), err.getvalue()
+        found = (images or {}).get(argv[-1])
+        return (0, json.dumps([found]), "") if found else (1, "", "No such image")
 
-    fake.answer = answer
-    return ended(module, monkeypatch, fake)
+    return ended(module, monkeypatch, NodeModule(params, answer))
 
 
-def node(monkeypatch: pytest.MonkeyPatch, state_dir: Path, state: str, **more: Any) -> EndedError:
+def node(monkeypatch: pytest.MonkeyPatch, state_dir: Path, state: str, images: Any = None, **more: Any) -> EndedError:
     params = {
         "state": state,
         "tag": TAG,
@@ -241,13 +241,11 @@ def node(monkeypatch: pytest.MonkeyPatch, state_dir: Path, state: str, **more: A
         "archives": [],
         "shared": {},
         "record": record(),
-        "level": 1,
         "reserve_gib": 0.0,
         "state_dir": str(state_dir),
-        "program": "program",
         **more,
     }
-    return run(image_archive, monkeypatch, params)
+    return run(image_archive, monkeypatch, params, images)
 
 
 def control(monkeypatch: pytest.MonkeyPatch, directory: Path, state: str, **more: Any) -> EndedError:
@@ -265,19 +263,18 @@ def control(monkeypatch: pytest.MonkeyPatch, directory: Path, state: str, **more
     return run(image_backup, monkeypatch, params)
 
 
-def layers_of(manifest: layout.Manifest) -> list[dict[str, Any]]:
-    return [{"diff_id": layer.diff_id, "file_bytes": layer.file_bytes} for layer in manifest.layers]
+def layers_of(image: layout.Image) -> list[dict[str, Any]]:
+    return [{"diff_id": blob.diff_id, "file_bytes": blob.bytes} for blob in image.blobs]
 
 
 @pytest.fixture
 def state_dir(kept: Path) -> Path:
-    """Return a state directory whose store is the one with the image."""
-    kept.rename(kept.parent / "image-store")
+    """Return a state directory whose registry is the one with the image."""
     return kept.parent
 
 
 def back_up(
-    monkeypatch: pytest.MonkeyPatch, state_dir: Path, directory: Path, manifest: layout.Manifest, **more: Any
+    monkeypatch: pytest.MonkeyPatch, state_dir: Path, directory: Path, manifest: layout.Image, **more: Any
 ) -> EndedError:
     """Back up an image as the role does; return what was found before."""
     tag = manifest.tag
@@ -301,7 +298,7 @@ def back_up(
 def test_a_backup_is_made_once_and_gives_the_image_back(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, manifest = tmp_path / "archives", manifest_of(state_dir / "image-store")
+    directory, manifest = tmp_path / "archives", image_of(state_dir / "image-registry")
     assert back_up(monkeypatch, state_dir, directory, manifest).result["complete"] is False
     assert back_up(monkeypatch, state_dir, directory, manifest).result["complete"] is True
     assert not (state_dir / "image-archives").exists()
@@ -313,41 +310,42 @@ def test_a_backup_is_made_once_and_gives_the_image_back(
     assert [kept["file"] for kept in found["archives"]] == [FILE]
     assert sorted(found["archives"][0]["diff_ids"]) == sorted(DIFF_IDS)
 
+    assert [layer["diff_id"] for layer in found["layers"]] == DIFF_IDS
+    assert all(layer["bytes"] > layer["file_bytes"] for layer in found["layers"])
+
     new = tmp_path / "new"
-    expected = node(monkeypatch, new, "expected", archives=found["archives"])
-    assert expected.result["files"] == [FILE]
-    (new / "image-archives").mkdir()
+    (new / "image-archives").mkdir(parents=True)
     shutil.copy(directory / FILE, new / "image-archives")
-    assert not node(monkeypatch, new, "imported", archives=found["archives"]).failed
-    assert manifest_of(new / "image-store") == manifest
-    assert node(monkeypatch, new, "expected", archives=found["archives"]).result["files"] == []
+    inspected = {"Architecture": "arm64", "RootFS": {"Layers": DIFF_IDS}, "Config": None}
+    loaded = node(monkeypatch, new, "loaded", {TAG: inspected}, archives=found["archives"], record=found["record"])
+    assert (loaded.failed, loaded.result["changed"]) == (False, True)
+    assert records.read(str(new), TAG)["identity"] == record()["identity"]
+    records.remove(str(new), TAG)
+    other = {**inspected, "Architecture": "amd64"}
+    refused = node(monkeypatch, new, "loaded", {TAG: other}, archives=found["archives"], record=found["record"])
+    assert "It was removed; run the playbook again." in str(refused)
+    assert records.read(str(new), TAG) == {}
 
 
 def test_a_layer_that_another_archive_holds_is_referred_to(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, images = tmp_path / "archives", state_dir / "image-store"
+    directory, images = tmp_path / "archives", state_dir / "image-registry"
     other = add_other(images)
-    back_up(monkeypatch, state_dir, directory, manifest_of(images))
+    back_up(monkeypatch, state_dir, directory, image_of(images))
     found = back_up(monkeypatch, state_dir, directory, other, record={})
     assert found.result["shared"][DIFF_IDS[0]]["archive"] == FILE
     thin = directory / archive.archive_file(OTHER)
     first, second = archive.read_archive(directory / FILE), archive.read_archive(thin)
     assert second.blobs[0] == first.blobs[0]
-    assert second.blobs[0].member not in members(thin)
-    assert second.blobs[1].member in members(thin)
+    assert archive.member(second.blobs[0]) not in members(thin)
+    assert archive.member(second.blobs[1]) in members(thin)
 
     kept = control(monkeypatch, directory, "verified", tag=OTHER).result["archives"]
     assert [(each["file"], len(each["diff_ids"])) for each in kept] == [(thin.name, 1), (FILE, 1)]
-    # A head that has the shared layer is sent the image's own archive alone.
-    needed = node(monkeypatch, state_dir, "expected", tag="gb10/other:new", archives=kept).result["files"]
-    assert needed == [thin.name]
-    new = tmp_path / "new"
-    assert node(monkeypatch, new, "expected", tag=OTHER, archives=kept).result["files"] == [thin.name, FILE]
-    made = archive.import_archives([thin, directory / FILE], OTHER, new / "image-store", 1)
-    assert [layer.diff_id for layer in made.layers] == [layer.diff_id for layer in other.layers]
+    assert archive.load([thin, directory / FILE], OTHER).identity == other.identity
     with pytest.raises(layout.ImageError, match="which no archive that was given holds"):
-        archive.import_archives([thin], OTHER, tmp_path / "alone", 1)
+        archive.load([thin], OTHER)
 
     # Complete on request: one file to carry away.
     assert back_up(monkeypatch, state_dir, directory, other, record={}, share=False).result["complete"] is False
@@ -364,7 +362,7 @@ def test_a_layer_that_another_archive_holds_is_referred_to(
 def test_a_damaged_archive_is_refused_and_written_again(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    directory, manifest = tmp_path / "archives", manifest_of(state_dir / "image-store")
+    directory, manifest = tmp_path / "archives", image_of(state_dir / "image-registry")
     back_up(monkeypatch, state_dir, directory, manifest)
     path = directory / FILE
     data = bytearray(path.read_bytes())
@@ -384,7 +382,7 @@ def test_a_damaged_archive_is_refused_and_written_again(
 def test_an_archive_that_did_not_arrive_intact_gets_no_name(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, manifest = tmp_path / "archives", manifest_of(state_dir / "image-store")
+    directory, manifest = tmp_path / "archives", image_of(state_dir / "image-registry")
     control(monkeypatch, directory, "missing", layers=layers_of(manifest))
     made = node(monkeypatch, state_dir, "written")
     arrived = directory / "incoming" / FILE
@@ -404,23 +402,20 @@ def test_an_archive_that_is_not_there_is_named_with_those_that_are(
     directory = tmp_path / "archives"
     said = str(control(monkeypatch, directory, "verified"))
     assert f"There is no archive of {TAG} in {directory} on the control node; it holds no image." in said
-    back_up(monkeypatch, state_dir, directory, manifest_of(state_dir / "image-store"))
+    back_up(monkeypatch, state_dir, directory, image_of(state_dir / "image-registry"))
     assert f"it holds {TAG}." in str(control(monkeypatch, directory, "verified", tag=OTHER))
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, manifest = tmp_path / "archives", manifest_of(state_dir / "image-store")
+    directory, manifest = tmp_path / "archives", image_of(state_dir / "image-registry")
     said = str(control(monkeypatch, directory, "missing", layers=layers_of(manifest), reserve_gib=10.0**7))
     assert said.startswith(f"the control node: {TAG} needs ")
     assert "too few. No byte was sent" in said
     assert str(node(monkeypatch, state_dir, "written", reserve_gib=10.0**7)).startswith(f"gx10-1: {TAG} needs ")
     assert not (state_dir / "image-archives").exists()
-    archives = [{"file": FILE, "bytes": 2**40, "diff_ids": DIFF_IDS}]
-    said = str(node(monkeypatch, tmp_path / "new", "expected", archives=archives, reserve_gib=10.0**7))
-    assert f"gx10-1: {TAG} needs 2048.0 GiB below {tmp_path / 'new'}" in said
 
 
-def test_an_image_that_the_store_does_not_have_is_not_archived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_registry_does_not_have_is_not_archived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{TAG} is not in" in str(node(monkeypatch, tmp_path, "written"))
