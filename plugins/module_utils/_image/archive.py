@@ -25,13 +25,11 @@ from typing import Any, BinaryIO
 from ansible_collections.gb10.cluster.plugins.module_utils._image import layers as layer_streams
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import (
     CHUNK,
-    Blob,
-    Image,
     ImageError,
     digest_of,
     tag_file,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._image.registry import blob_path
+from ansible_collections.gb10.cluster.plugins.module_utils._image.registry import Blob, Image, blob_path
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 BLOBS = "blobs/sha256/"

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image consists of: names, digests, layers, identity.  Standard library only."""
+"""Names, digests and sizes of what an image consists of.  Standard library only."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-
-from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 MIB = 2**20
 GIB = 2**30
@@ -19,42 +15,6 @@ CHUNK = MIB
 
 class ImageError(Exception):
     """Why an image cannot be moved; the text is for the operator."""
-
-
-@dataclass(frozen=True)
-class Blob:
-    """A layer as a registry or an archive holds it: digest of its tar, media type, digest and size in bytes."""
-
-    diff_id: str
-    type: str
-    digest: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image: its name, its configuration as Docker wrote it, its layers from the base up."""
-
-    tag: str
-    config: str
-    blobs: list[Blob]
-
-    @property
-    def identity(self) -> str:
-        """The identity that the image has in a Docker Engine."""
-        config = json.loads(self.config)
-        return identity(
-            {
-                "RootFS": {"Layers": [blob.diff_id for blob in self.blobs]},
-                "Config": config.get("config"),
-                "Architecture": config.get("architecture"),
-            }
-        )
-
-    @property
-    def distinct(self) -> list[Blob]:
-        """Each layer once, in order; an image may contain the same layer twice."""
-        return list({blob.diff_id: blob for blob in self.blobs}.values())
 
 
 def tag_file(tag: str) -> str:

@@ -16,10 +16,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import Blob, Image, file_sha256
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import file_sha256
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 _TREE = Path("docker/registry/v2")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A layer as a registry or an archive holds it: digest of its tar, media type, digest and size in bytes."""
+
+    diff_id: str
+    type: str
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image: its name, its configuration as Docker wrote it, its layers from the base up."""
+
+    tag: str
+    config: str
+    blobs: list[Blob]
+
+    @property
+    def identity(self) -> str:
+        """The identity that the image has in a Docker Engine."""
+        config = json.loads(self.config)
+        return identity(
+            {
+                "RootFS": {"Layers": [blob.diff_id for blob in self.blobs]},
+                "Config": config.get("config"),
+                "Architecture": config.get("architecture"),
+            }
+        )
+
+    @property
+    def distinct(self) -> list[Blob]:
+        """Each layer once, in order; an image may contain the same layer twice."""
+        return list({blob.diff_id: blob for blob in self.blobs}.values())
 
 
 @dataclass(frozen=True)

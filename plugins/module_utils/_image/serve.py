@@ -25,7 +25,6 @@ def serve(
     config: str,
     port: int,
     idle_seconds: float = IDLE_SECONDS,
-    *,
     poll_seconds: float = 5.0,
     table: str = "/proc/net/tcp",
 ) -> int:

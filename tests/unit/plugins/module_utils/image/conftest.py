@@ -10,8 +10,10 @@ import json
 import os
 import sys
 import tarfile
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -83,8 +85,13 @@ def put(storage: Path, data: bytes) -> str:
     return sha(data)
 
 
+def pack_gzip(data: bytes) -> bytes:
+    """Pack without the time of day."""
+    return gzip.compress(data, mtime=0)
+
+
 def push(
-    storage: Path, tag: str, tars: list[bytes], pack: Callable[[bytes], bytes] = gzip.compress, index: bool = False
+    storage: Path, tag: str, tars: list[bytes], pack: Callable[[bytes], bytes] = pack_gzip, index: bool = False
 ) -> registry.Held:
     """Put an image into the storage of a registry as `docker push` does; return it as it is read."""
     config = json.dumps({"architecture": "arm64", "rootfs": {"type": "layers", "diff_ids": [sha(tar) for tar in tars]}})
@@ -109,6 +116,13 @@ def push(
 def pack_zstd(data: bytes) -> bytes:
     """Pack as the script that stands for zstd."""
     return bytes(layers.ZSTD_MAGIC) + zlib.compress(data)
+
+
+def serve(server: ThreadingHTTPServer) -> Iterator[str]:
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image import archive
 from ansible_collections.gb10.cluster.plugins.modules import image_archive, image_backup
 from tests.unit.helper import EndedError, NodeModule, ended
 
-from .conftest import CONFIG, DIFF_IDS, LAYERS, TAG, pack_zstd, push, sha, tar_of
+from .conftest import CONFIG, DIFF_IDS, LAYERS, TAG, pack_gzip, pack_zstd, push, sha, tar_of
 
 OTHER = "gb10/other:ba9876543210"
 FILE = "gb10_probe@0123456789ab.tar"
@@ -31,8 +31,8 @@ RECORD = {"identity": "", "versions": {"torch": "2.11.0"}}
 
 def record() -> dict[str, Any]:
     """Return what is recorded of the image: its identity is that of its layers and configuration."""
-    blobs = [layout.Blob(diff_id, "", "", 0) for diff_id in DIFF_IDS]
-    return {**RECORD, "identity": layout.Image(TAG, CONFIG, blobs).identity}
+    blobs = [registry.Blob(diff_id, "", "", 0) for diff_id in DIFF_IDS]
+    return {**RECORD, "identity": registry.Image(TAG, CONFIG, blobs).identity}
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -156,11 +156,11 @@ def test_something_else_is_no_archive(written: Path, make: Callable[[Path], obje
 
 @pytest.mark.parametrize("what", ["diff_id", "digest", "shared"])
 def test_an_archive_whose_names_lead_out_of_a_directory_is_refused(written: Path, what: str) -> None:
-    blob = layout.Blob(DIFF_IDS[0], "x", DIFF_IDS[0], 1)
+    blob = registry.Blob(DIFF_IDS[0], "x", DIFF_IDS[0], 1)
     shared = {DIFF_IDS[0]: "../other.tar"} if what == "shared" else {}
     config = json.dumps({"rootfs": {"diff_ids": ["sha256:../../x" if what == "diff_id" else DIFF_IDS[0]]}})
     if what == "digest":
-        blob = layout.Blob(DIFF_IDS[0], "x", "sha256:../x", 1)
+        blob = registry.Blob(DIFF_IDS[0], "x", "sha256:../x", 1)
     with tarfile.open(written, "w") as opened:
         for name, data in archive.described(TAG, config, [blob], shared, {}).items():
             info = tarfile.TarInfo(name)
@@ -192,10 +192,10 @@ def test_an_engine_that_refuses_is_quoted(written: Path, tools: Path) -> None:
         archive.load([written], TAG)
 
 
-@pytest.mark.parametrize("packed", [bytes, gzip.compress, pack_zstd])
+@pytest.mark.parametrize("packed", [bytes, pack_gzip, pack_zstd])
 def test_layers_that_others_packed_are_read_too(written: Path, tools: Path, packed: Callable[[bytes], bytes]) -> None:
     """As skopeo writes an archive: no manifest.json, no annotations of ours, layers as the registry has them."""
-    blobs = [layout.Blob(sha(data), "x", sha(packed(data)), len(packed(data))) for data in LAYERS]
+    blobs = [registry.Blob(sha(data), "x", sha(packed(data)), len(packed(data))) for data in LAYERS]
     small = archive.described("x:1", CONFIG, blobs, {}, {})
     del small["manifest.json"]
     with tarfile.open(written, "w") as opened:
@@ -263,7 +263,7 @@ def control(monkeypatch: pytest.MonkeyPatch, directory: Path, state: str, **more
     return run(image_backup, monkeypatch, params)
 
 
-def layers_of(image: layout.Image) -> list[dict[str, Any]]:
+def layers_of(image: registry.Image) -> list[dict[str, Any]]:
     return [{"diff_id": blob.diff_id, "file_bytes": blob.bytes} for blob in image.blobs]
 
 
@@ -274,7 +274,7 @@ def state_dir(kept: Path) -> Path:
 
 
 def back_up(
-    monkeypatch: pytest.MonkeyPatch, state_dir: Path, directory: Path, manifest: layout.Image, **more: Any
+    monkeypatch: pytest.MonkeyPatch, state_dir: Path, directory: Path, manifest: registry.Image, **more: Any
 ) -> EndedError:
     """Back up an image as the role does; return what was found before."""
     tag = manifest.tag

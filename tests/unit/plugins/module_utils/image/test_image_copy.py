@@ -16,7 +16,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image import archive
 from ansible_collections.gb10.cluster.plugins.modules import image_copy
 from tests.unit.helper import run_module
 
-from .conftest import manifest_of, sha
+from .conftest import LAYERS, TAG, push, sha
 
 NAME = "gb10/base:0123456789ab"
 FILE = "gb10_base@0123456789ab.tar"
@@ -42,11 +42,11 @@ else:
 
 @pytest.fixture
 def registry(kept: Path, tools: Path) -> Path:
-    """Return the directory of a skopeo that archives the image of the store as it does: without manifest.json."""
+    """Return the directory of a skopeo that archives the image of the registry as it does: without manifest.json."""
     (tools / "skopeo").write_text(SKOPEO, encoding="utf-8")
     (tools / "skopeo").chmod(0o755)
     whole = tools / "whole.tar"
-    archive.write_archive(whole, manifest_of(kept), kept / "layers", {}, {})
+    archive.write_archive(whole, push(kept, TAG, LAYERS), kept, {}, {})
     with tarfile.open(whole) as source, tarfile.open(tools / "archive.tar", "w") as target:
         for member in source:
             if member.name != "manifest.json":

@@ -36,7 +36,7 @@ OTHER = "gb10/other:ba9876543210"
 def test_an_image_is_read_with_its_layers_and_its_identity(tmp_path: Path, index: bool) -> None:
     found = push(tmp_path, TAG, LAYERS, index=index)
     assert [blob.diff_id for blob in found.blobs] == DIFF_IDS
-    assert found.identity == layout.Image("", found.config, found.blobs).identity
+    assert found.identity == registry.Image("", found.config, found.blobs).identity
     assert registry.blob_path(tmp_path, found.digest).is_file()
     assert registry.read(tmp_path, OTHER) is None
 
