@@ -34,6 +34,7 @@ def pull(source: str, sizes: Mapping[str, int], status: Path | None) -> int:
         for event in engine.engine_pull(name, digest):
             events.take(event)
         progress.name = source
+        progress.unpacked = progress.unpack_total  # which the containerd image store does not tell
     except ImageError as problem:
         progress.error = str(problem)
     except Exception as problem:

@@ -224,7 +224,7 @@ def test_a_pull_reports_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert command.main(words) == 0
     assert asked == [("192.0.2.1:5080/gb10/probe", sha(b"x"))]
     told = json.loads(status.read_text(encoding="utf-8"))
-    assert (told["name"], told["done"], told["received"], told["unpacked"], told["total"]) == (source, True, 77, 77, 78)
+    assert (told["name"], told["done"], told["received"], told["unpacked"], told["total"]) == (source, True, 77, 78, 78)
 
 
 def test_a_failed_pull_says_why_in_its_status(
