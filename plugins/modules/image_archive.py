@@ -25,10 +25,6 @@ options:
     description: The image.
     type: str
     required: true
-  node:
-    description: The node's name, for messages.
-    type: str
-    default: this node
   archives:
     description: C(file) of each archive, the image's own first.
     type: list
@@ -43,6 +39,10 @@ options:
     description: What is recorded of the verified image, kept in the archive.
     type: dict
     default: {}
+  node:
+    description: The node's name, for messages.
+    type: str
+    default: this node
   reserve_gib:
     description: What must stay free, in GiB.
     type: float
