@@ -12,7 +12,8 @@ description:
   - Arms a node before the previous engine is stopped, and commits or rolls back once the new one is verified or has
     failed. An armed node that hears nothing more of the control node returns to the previous model, also across a loss
     of power; the head decides and the other nodes ask it.
-  - Arm, commit and roll back on the head first, then on the others; then end the swap on the head with O(state=absent).
+  - Arm, commit and roll back on the head first, then on the others; then end the swap on all with O(state=absent).
+    Without that the nodes end it themselves.
 options:
   state:
     description:
@@ -168,9 +169,8 @@ def decide(swap: swaps.Swap, params: dict[str, Any]) -> dict[str, Any]:
     elif not armed:
         found = {**params, "id": identity}
     stopped, started = swap.apply(found)
-    if armed and found["node"] != found["head"]:
-        swap.disarm()
-    elif armed:
+    if armed:
+        # Its guard reports that to the head, which ends the swap once all have, should no control node end it before.
         swap.write({**found, "applied": True})
     return {"stopped": stopped, "started": started, "by_nodes": by_nodes}
 

@@ -43,7 +43,7 @@ class Node:
             self.enabled.discard(command[3])
         elif command[1] == "enable":
             self.enabled.add(command[-1])
-        elif command[1] == "start":
+        elif command[1] in ("start", "restart"):
             self.active[command[-1]] = "active"
         return 0, "", ""
 
@@ -67,8 +67,9 @@ class Node:
     def swap(self) -> Swap:
         """The node's swap."""
         return Swap(
-            self.units, self.run, self.folder / "state", self.folder / "run" / "armed", self.folder / "run" / "lock"
-        )
+            self.units, self.run, self.folder / "state", self.folder / "run" / "armed", self.folder / "run" / "lock",
+            self.folder / "edge",
+        )  # fmt: skip
 
     def serving(self) -> tuple[list[str], list[str], Any]:
         """Return which units run, which start at boot, and the recorded model."""

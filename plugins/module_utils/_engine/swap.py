@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._edge.follow import CONF_DIR, Proxy
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.units import EngineUnits, Run
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
@@ -180,6 +181,7 @@ class Swap:
     :param units: the engine units of the node.
     :param run: runs a command.
     :param state_dir: holds ``swap.json`` and, after a rollback by the nodes, ``swap_rolled_back.json``.
+    :param proxy_dir: holds the configurations of the proxy in front of the API, on the head.
     """
 
     units: EngineUnits
@@ -187,6 +189,7 @@ class Swap:
     state_dir: Path = STATE_DIR
     armed: Path = ARMED
     lock: Path = LOCK
+    proxy_dir: Path = CONF_DIR
 
     @property
     def path(self) -> Path:
@@ -272,7 +275,10 @@ class Swap:
         :raises UnitError: systemd refused.
         """
         unit, record = outcome(swap)
+        proxy = Proxy(self.run, self.units.units_dir, self.proxy_dir)
+        verb = proxy.prepare(record)
         done = self.units.serve_only(unit, record)
+        proxy.follow(verb)
         if swap["state"] == COMMITTED:
             files.remove(self.note)
         elif swap.get("by_nodes"):

@@ -12,7 +12,10 @@ import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
+from ansible_collections.gb10.cluster.plugins.module_utils._edge.follow import mark
 from tests.lint.collection import REPO
+
+from .values import role_variable
 
 ROLE = REPO / "roles/edge"
 LOOPBACK = {"model": "m", "api_port": 29602, "proxy_port": 8000}
@@ -31,6 +34,7 @@ VALUES: dict[str, Any] = {
         {"address": "0.0.0.0", "port": 443, "tls": True},
     ],
     "_edge_upstream": {"address": "127.0.0.1", "port": 29602},
+    "_edge_target": {"api_port": 29602, "proxy_port": 8000},
 }
 
 
@@ -91,16 +95,6 @@ def test_nothing_is_held_back_in_either_direction() -> None:
         assert text.count(line) == 2
 
 
-def role_variable(name: str, **given: Any) -> Any:
-    """Return a variable of the role as Ansible's own templates make it."""
-    values: dict[str, Any] = {}
-    for file in ("defaults", "vars"):
-        loaded = yaml.safe_load((ROLE / file / "main.yml").read_text(encoding="utf-8"))
-        values |= {key: trust_as_template(text) if isinstance(text, str) else text for key, text in loaded.items()}
-    values |= given
-    return Templar(DataLoader(), variables=values).template(values[name])
-
-
 @pytest.mark.parametrize(
     ("record", "proxy", "tls", "expected"),
     [
@@ -119,7 +113,7 @@ def role_variable(name: str, **given: Any) -> Any:
 def test_the_proxy_takes_no_port_from_an_engine_that_serves(
     record: dict[str, Any], proxy: Any, tls: Any, expected: str
 ) -> None:
-    found = role_variable("_edge_now", edge_proxy=proxy, edge_tls=tls, __edge_engine={"record": record})
+    found = role_variable("edge", "_edge_now", edge_proxy=proxy, edge_tls=tls, __edge_engine={"record": record})
     assert found.strip() == expected
 
 
@@ -138,8 +132,31 @@ def test_the_proxy_follows_the_engine_that_serves(
     record: dict[str, Any], changes: dict[str, Any], listeners: list[int], upstream: int
 ) -> None:
     given = {"edge_proxy": True, "edge_api_port": 8000, "__edge_engine": {"record": record}, **changes}
-    assert [each["port"] for each in role_variable("_edge_listeners", **given)] == listeners
-    assert role_variable("_edge_upstream", **given) == {"address": "127.0.0.1", "port": upstream}
+    assert [each["port"] for each in role_variable("edge", "_edge_listeners", **given)] == listeners
+    assert role_variable("edge", "_edge_upstream", **given) == {"address": "127.0.0.1", "port": upstream}
+
+
+@pytest.mark.parametrize(
+    ("record", "proxy", "expected"),
+    [
+        ({}, True, None),
+        (LOOPBACK, True, None),
+        (FORMER, True, LOOPBACK),
+        ({**LOOPBACK, "proxy_port": 8100}, True, LOOPBACK),
+        (LOOPBACK, False, DIRECT),
+        (FORMER, False, None),
+    ],
+)
+def test_a_configuration_waits_for_an_engine_that_will_be_somewhere_else(
+    record: dict[str, Any], proxy: bool, expected: dict[str, Any] | None
+) -> None:
+    given = {"edge_proxy": proxy, "edge_api_port": 8000, "edge_tls": True, "__edge_engine": {"record": record}}
+    coming = role_variable("edge", "_edge_next", **given)
+    assert (coming != role_variable("edge", "_edge_serving", **given)) is (expected is not None)
+    if expected:
+        ports = [each["port"] for each in role_variable("edge", "_edge_listeners", **given, _edge_target=coming)]
+        assert ports == ([8000, 443] if proxy else [443])
+        assert mark(expected) in render(_edge_target=coming).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +174,9 @@ def test_the_proxy_listens_where_the_engine_would_without_it_and_on_loopback(
     given: dict[str, str], addresses: list[str]
 ) -> None:
     """An inventory that keeps the API off some addresses keeps it off them behind the proxy as well."""
-    found = role_variable("_edge_listeners", edge_proxy=True, edge_api_port=8000, __edge_engine={"record": {}}, **given)
+    found = role_variable(
+        "edge", "_edge_listeners", edge_proxy=True, edge_api_port=8000, __edge_engine={"record": {}}, **given
+    )
     assert found == [{"address": address, "port": 8000, "tls": False} for address in addresses]
 
 

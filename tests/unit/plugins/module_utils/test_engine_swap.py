@@ -16,6 +16,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._engine import guard,
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.guard import READY, RESTARTED, Guard, progress_of
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import RankReader
+from ansible_collections.gb10.cluster.plugins.modules.engine_swap import decide
 from tests.unit.engine_node import A, B, Node
 
 NODES = ("n1", "n2", "n3")
@@ -182,6 +183,19 @@ def test_once_the_head_has_committed_all_nodes_follow(cluster: Cluster, lost: st
     cluster.settle()
     assert cluster.serving() == [([B], [B], "b"), ([B], [B], "b"), ([], [], None)]
     assert not cluster.nodes["n2"].swap.read_note()
+
+
+def test_a_swap_that_every_node_has_committed_is_ended_by_the_nodes(cluster: Cluster) -> None:
+    """The control node died before it could; a later run has nothing to end."""
+    cluster.swap_engines()
+    for name in NODES:
+        node = cluster.nodes[name]
+        given = {"state": swap.COMMITTED, "swap": "s1", "node": name, "after": AFTER}
+        with node.swap.locked():
+            decide(node.swap, given)
+    cluster.settle()
+    assert not [node for node in cluster.nodes.values() if node.swap.read()]
+    assert cluster.serving() == [([B], [B], "b"), ([B], [B], "b"), ([], [], None)]
 
 
 def test_a_head_that_loses_its_power_between_decision_and_deed_does_it_at_boot(cluster: Cluster) -> None:

@@ -27,8 +27,9 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     made.units.write_record(BEFORE)
     monkeypatch.setattr("shutil.which", lambda _name: None)
     monkeypatch.setattr(
-        swaps.Swap.__init__, "__defaults__", (None, tmp_path / "run" / "armed", tmp_path / "run" / "lock")
-    )
+        swaps.Swap.__init__, "__defaults__",
+        (None, tmp_path / "run" / "armed", tmp_path / "run" / "lock", tmp_path / "edge"),
+    )  # fmt: skip
     return made
 
 
@@ -66,11 +67,14 @@ def test_the_head_is_armed_committed_and_done(node: Node, call: Call) -> None:
     assert node.swap.read() == {}
 
 
-def test_another_node_is_done_when_it_has_committed(node: Node, call: Call) -> None:
+def test_another_node_reports_to_the_head_what_it_has_committed(node: Node, call: Call) -> None:
     identity = arm(call, "n2", swap="s1")
     node.units.start(B)
     call("committed", swap=identity, node="n2", after=AFTER)
-    assert (node.serving(), node.swap.read()) == (([B], [B], "b"), {})
+    assert node.serving() == ([B], [B], "b")
+    # Its guard does it, should the control node not end the swap.
+    assert (node.swap.read()["state"], node.swap.read()["applied"]) == ("committed", True)
+    node.swap.disarm()
     # Its guard may have been first.
     assert call("committed", swap=identity, node="n2", after=AFTER)["changed"] is False
 
