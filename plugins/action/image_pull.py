@@ -83,7 +83,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 self._low_level_execute_command(f"systemctl stop {PULL_UNIT}.service")
                 return status, (
                     f"no byte was received or unpacked for {stall_seconds} s ({progress_line(node, status, 0)}). "
-                    "Complete layers are kept; check the fabric and the Docker Engine of this node, and run again."
+                    "Unpacked layers are kept; check the fabric and the Docker Engine of this node, and run again."
                 )
             if now - shown_at >= _SHOW_SECONDS:
                 display.display(progress_line(node, status, (sums[0] - shown_bytes) / (now - shown_at)))

@@ -12,8 +12,8 @@ description:
   - Makes this node's Docker Engine pull the layers that it is missing, by digest, from the head's registry, and accepts
     the image only when its identity is the verified one.
   - The image gets its name after that check, so that a partial image is never taken for a complete one.
-  - Runs as a transient systemd unit that goes on when the control node goes away; layers that arrived completely are
-    kept, and the next run continues from there.
+  - Runs as a transient systemd unit that goes on when the control node goes away; layers that the engine has unpacked
+    are kept.
   - While it runs, the bytes that each node has received are shown every few seconds.
 options:
   tag:
