@@ -22,9 +22,8 @@ options:
     choices: [present, stored, absent]
     default: present
   tag:
-    description: The image.
+    description: The image. Not needed with O(state=absent).
     type: str
-    required: true
   node:
     description: The node's name, for messages.
     type: str
@@ -87,6 +86,7 @@ seconds:
   type: float
 """
 
+import contextlib
 import json
 import shutil
 import socket
@@ -153,6 +153,8 @@ def stop(module: AnsibleModule) -> None:
     module.run_command(["systemctl", "stop", SERVICE])
     for folder in (certificates.RUN, *certificates.accepted()):
         shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it is not there, or the owner's registries are in it
+        certificates.ENGINE.rmdir()
 
 
 def layer_bytes(module: AnsibleModule, tag: str, image: registry.Held) -> list[int]:
@@ -231,7 +233,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "stored", "absent"], "default": "present"},
-            "tag": {"type": "str", "required": True},
+            "tag": {"type": "str"},
             "node": {"type": "str", "default": "this node"},
             "state_dir": {"type": "path", "default": records.STATE_DIR},
             "address": {"type": "str"},
@@ -239,7 +241,10 @@ def main() -> None:
             "reserve_gib": {"type": "float", "default": 0},
             "program": {"type": "path"},
         },
-        required_if=[("state", "present", ["address", "port", "program"]), ("state", "stored", ["port", "program"])],
+        required_if=[
+            ("state", "present", ["tag", "address", "port", "program"]),
+            ("state", "stored", ["tag", "port", "program"]),
+        ],
         supports_check_mode=True,
     )
     want = module.params

@@ -165,11 +165,14 @@ def test_nothing_is_left_open(head: Path, monkeypatch: pytest.MonkeyPatch) -> No
     certificates.accept("192.0.2.1:5080", dict.fromkeys(certificates.CLIENT, "text"))
     (head / "certs.d" / "owner.example").mkdir()
     (head / "run").mkdir()
-    fake = Head(params(head, state="absent", program=None))
+    fake = Head(params(head, state="absent", program=None, tag=None))
     assert run(monkeypatch, fake).result["changed"] is False
     assert [path.name for path in (head / "certs.d").iterdir()] == ["owner.example"]
     assert not (head / "run").exists()
     assert fake.calls == [["systemctl", "stop", "gb10-image-offer.service"]]
+    (head / "certs.d" / "owner.example").rmdir()
+    run(monkeypatch, Head(params(head, state="absent", program=None, tag=None)))
+    assert not (head / "certs.d").exists()
 
 
 def test_check_mode_changes_nothing(head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
