@@ -39,6 +39,14 @@ options:
     description: With O(state=restored), whether packages that were installed by this collection are removed.
     type: bool
     default: true
+  roles:
+    description:
+      - With O(state=restored), give back what these roles changed and leave the rest; everything when empty.
+      - A role that another one uses is refused without it, before anything is changed.
+    type: list
+    elements: str
+    choices: [edge, engine, fabric, monitor, watch]
+    default: []
 extends_documentation_fragment:
   - gb10.cluster.attributes
 attributes:
@@ -57,6 +65,12 @@ EXAMPLES = r"""
 - name: Give the machine back
   gb10.cluster.owner_state:
     state: restored
+  become: true
+
+- name: Take away the monitoring alone
+  gb10.cluster.owner_state:
+    state: restored
+    roles: [monitor]
   become: true
 """
 
@@ -86,11 +100,14 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import parse_systemctl_show, unit_names
 from ansible_collections.gb10.cluster.plugins.module_utils._node.restore import (
+    OWNED,
+    belongs,
     remove_empty,
     restore_file,
     restore_link,
     restore_sysctl,
     unit_verbs,
+    users_left,
 )
 
 PROC_SYS = Path("/proc/sys")
@@ -127,7 +144,12 @@ class Restore:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.check: bool = module.check_mode
-        self.manifest = files.read_json(files.BEFORE / "manifest.json")
+        self.roles: list[str] = module.params["roles"]
+        noted = files.read_json(files.BEFORE / "manifest.json")
+        self.manifest = {
+            kind: {name: entry for name, entry in entries.items() if belongs(name, self.roles)}
+            for kind, entries in noted.items()
+        }
         self.done: list[str] = []
         self.left: list[str] = []
 
@@ -149,7 +171,7 @@ class Restore:
         listed = ["systemctl", "list-unit-files", "--plain", "--no-legend", "gb10-*", "vllm-*"]
         _code, out, _err = self.module.run_command(listed)
         for unit in unit_names(out):
-            if "@." not in unit:
+            if "@." not in unit and belongs(unit, self.roles):
                 self.run("systemctl", "disable", "--now", unit)
                 self.note(f"{unit}: stopped and disabled.")
 
@@ -191,8 +213,14 @@ class Restore:
                 self.run("usermod", "--groups", ",".join(before), name)
                 self.note(f"account {name}: groups {', '.join(before) or 'none'} again.")
 
+    def own(self) -> list[Path]:
+        """Return what this collection alone uses."""
+        if not self.roles:
+            return [Path(path) for path in files.OWN]
+        return [Path(files.OWN[0]) / name for role in self.roles for name in OWNED[role].own]
+
     def everything(self, with_packages: bool) -> None:
-        """Give the machine back."""
+        """Give the machine back, or what the roles changed that are named."""
         self.stop_ours()
         for name, value in sorted(self.manifest.get("sysctls", {}).items()):
             self.note(*restore_sysctl(name, value, PROC_SYS, self.check))
@@ -213,17 +241,19 @@ class Restore:
             self.run("hostnamectl", "set-hostname", hostname)
             self.note(f"host name: {hostname} again.")
         self.accounts()
-        for path in files.OWN:
-            if Path(path).is_dir():
-                if not self.check:
+        for path in self.own():
+            if path.exists():
+                if not self.check and path.is_dir():
                     shutil.rmtree(path)
+                elif not self.check:
+                    path.unlink()
                 self.note(f"{path}: removed.")
         for path in remove_empty(list(self.manifest.get("directories", {})), self.check):
             self.note(f"{path}: empty, removed.")
         if self.done:
             self.run("systemctl", "daemon-reload")
         self.services()
-        if self.manifest and not self.left and not self.check:
+        if self.manifest and not self.left and not self.check and not self.roles:
             shutil.rmtree(files.BEFORE)
 
 
@@ -236,6 +266,7 @@ def main() -> None:
             "accounts": {"type": "list", "elements": "str", "default": []},
             "hostname": {"type": "bool", "default": False},
             "packages": {"type": "bool", "default": True},
+            "roles": {"type": "list", "elements": "str", "choices": sorted(OWNED), "default": []},
         },
         supports_check_mode=True,
     )
@@ -243,6 +274,13 @@ def main() -> None:
         # A note of what was there is no change of the machine.
         keep(module)
         module.exit_json(changed=False)
+    if users := users_left(module.params["roles"]):
+        module.fail_json(
+            msg=" ".join(
+                f"{role} cannot be removed while {' and '.join(names)} needs it." for role, names in users.items()
+            )
+            + " Nothing was changed. Name these roles as well, or none to give everything back."
+        )
     restore = Restore(module)
     restore.everything(module.params["packages"])
     module.exit_json(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,60 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import sy
 BLOCK = re.compile(rb"^# BEGIN (gb10\.cluster[^\n]*)\n.*?^# END \1(?:\n|\Z)", re.MULTILINE | re.DOTALL)
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What a role changes on a node.
+
+    ``names``: patterns of the units, files, links, directories and packages; ``own``: below the first directory of
+    `files.OWN`; ``used_by``: the roles that do not work without this one.
+    """
+
+    names: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    used_by: tuple[str, ...] = ()
+
+
+def _units(*stems: str) -> tuple[str, ...]:
+    return (*stems, *(f"/etc/systemd/system/{stem}" for stem in stems))
+
+
+#: The roles that can be taken away one by one.
+OWNED = {
+    "monitor": Owned(
+        (
+            *_units("prometheus*", "gb10-monitor-*", "nginx*"),
+            *("/etc/default/prometheus*", "/etc/grafana*", "/usr/local/share/gb10*"),
+        ),
+        ("monitor",),
+    ),
+    "watch": Owned(_units("gb10-watch.*"), ("watch",)),
+    "engine": Owned(_units("vllm-*", "gb10-swap*"), ("engine",), ("watch",)),
+    "edge": Owned(_units("gb10-edge*", "gb10-firewall*", "nginx*"), ("edge",), ("engine",)),
+    "fabric": Owned(
+        (
+            *("/etc/netplan*", "/etc/systemd/network*", "/etc/NetworkManager*", "/etc/sysctl.d/91-gb10-fabric.conf"),
+            *("/etc/ssh/gb10_known_hosts", "/etc/ssh/ssh_config.d*", "systemd-networkd*", "NetworkManager*"),
+            *_units("gb10-fabric*"),
+            *("iperf3", "rdma-core", "ibverbs-utils"),
+        ),
+        ("fabric.json",),
+        ("engine",),
+    ),
+}
+
+
+def users_left(roles: Collection[str]) -> dict[str, list[str]]:
+    """Return, for each role that is taken away, the roles that do not work without it and are not taken away."""
+    found = {role: [user for user in OWNED[role].used_by if user not in roles] for role in sorted(roles)}
+    return {role: users for role, users in found.items() if users}
+
+
+def belongs(name: str, roles: Collection[str]) -> bool:
+    """Return whether something goes with these roles: everything with none, else what no other role has as well."""
+    having = {role for role, owned in OWNED.items() if any(fnmatchcase(name, each) for each in owned.names)}
+    return not roles or (bool(having) and having <= set(roles))
 
 
 def restore_file(path: str, entry: Mapping[str, Any], check: bool) -> tuple[str, str]:

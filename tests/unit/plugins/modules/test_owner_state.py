@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files, restore
 from ansible_collections.gb10.cluster.plugins.modules import owner_state
 
 from .conftest import Run
@@ -118,3 +118,77 @@ def test_the_first_note_counts_and_is_no_change(run_module: Run) -> None:
 def test_check_mode_notes_nothing(run_module: Run) -> None:
     run_module(owner_state, check=True, accounts=["operator"])
     assert not files.BEFORE.exists()
+
+
+# --- one role alone --------------------------------------------------------------------------------------------
+
+
+def test_a_role_that_another_one_needs_is_refused_before_anything_is_changed(machine: Machine, run_module: Run) -> None:
+    ended = run_module(owner_state, state="restored", roles=["edge"])
+    assert ended["msg"] == (
+        "edge cannot be removed while engine needs it. Nothing was changed. Name these roles as well, or none to give "
+        "everything back."
+    )
+    assert machine.asked == []
+
+
+def test_one_role_goes_and_the_others_stay(
+    machine: Machine, tmp_path: Path, run_module: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        restore,
+        "OWNED",
+        {
+            "monitor": restore.Owned(("early*", f"{tmp_path}/etc/monitor*", "shared*"), ("monitor",)),
+            "watch": restore.Owned(("vllm-*", "rsync", f"{tmp_path}/etc/watch*", "shared*"), ("watch",)),
+        },
+    )
+    monkeypatch.setattr(owner_state, "OWNED", restore.OWNED)
+    for name in ("monitor", "watch", "other"):
+        files.write(tmp_path / "etc" / f"{name}.conf", "ours\n")
+        (tmp_path / "own" / name).mkdir()
+    for name in ("earlyoom", "rsync"):
+        files.keep("packages", name, None)
+    files.keep("accounts", "operator", None)
+
+    shown = run_module(owner_state, check=True, state="restored", roles=["monitor"])
+    assert machine.asked == []
+    result = run_module(owner_state, state="restored", roles=["monitor"])
+    assert result["done"] == shown["done"]
+    assert machine.asked == ["apt-get --yes --quiet purge earlyoom", "systemctl daemon-reload"]
+    assert sorted(path.name for path in (tmp_path / "etc").iterdir()) == ["other.conf", "watch.conf"]
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["other", "watch"]
+    # The rest can still be given back.
+    run_module(owner_state, state="restored")
+    assert list((tmp_path / "etc").iterdir()) == []
+    assert not files.BEFORE.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "goes"),
+    [
+        ("/etc/hosts", [], True),
+        ("/etc/hosts", ["edge", "engine", "fabric", "monitor", "watch"], False),
+        ("prometheus-alertmanager", ["monitor"], True),
+        ("/etc/default/prometheus-node-exporter", ["monitor"], True),
+        ("/etc/systemd/system/prometheus.service.d/10-gb10.conf", ["monitor"], True),
+        ("nginx-light", ["monitor"], False),  # the proxy has it as well
+        ("nginx-light", ["edge", "monitor"], True),
+        ("/etc/systemd/system/nginx.service", ["edge"], False),
+        ("vllm-qwen.service", ["engine"], True),
+        ("vllm-qwen.service", ["monitor"], False),
+        ("gb10-firewall.service", ["edge"], True),
+        ("gb10-watch.timer", ["watch"], True),
+        ("/etc/netplan/50-cloud-init.yaml", ["fabric"], True),
+        ("/etc/ssh/sshd_config.d/10-gb10.conf", ["fabric"], False),
+        ("docker.io", ["edge", "engine", "fabric", "monitor", "watch"], False),
+    ],
+)
+def test_what_goes_with_a_role(name: str, roles: list[str], goes: bool) -> None:
+    assert restore.belongs(name, roles) is goes
+
+
+def test_who_needs_what() -> None:
+    assert restore.users_left(["monitor"]) == {}
+    assert restore.users_left(["edge", "engine"]) == {"engine": ["watch"]}
+    assert restore.users_left(["edge", "engine", "fabric", "watch"]) == {}
