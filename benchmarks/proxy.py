@@ -68,6 +68,7 @@ def configuration(folder: Path, port: int, upstream: int) -> str:
         edge_paths=["/v1/"],
         edge_open_paths=[],
         __edge_key={"keyed": True},
+        _edge_target={"api_port": upstream, "proxy_port": port},
         _edge_listeners=[{"address": "127.0.0.1", "port": port, "tls": False}],
         _edge_upstream={"address": "127.0.0.1", "port": upstream},
     )
