@@ -82,7 +82,7 @@ def test_all_nodes_serve_one_verified_model_in_the_end(step: str, power: int) ->
         lab("kill", str(power))
         lab("boot", str(power))
 
-    until("no swap pending", lambda: not pending(), 180)
+    until("no swap pending", lambda: not [node for node in pending() if not waits_for_unarmed(node)], 180)
     decided = time.monotonic() - start
     until("a completion", tokens)
     again = time.monotonic() - start
@@ -92,3 +92,11 @@ def test_all_nodes_serve_one_verified_model_in_the_end(step: str, power: int) ->
     allowed = {expected(BEFORE)} | ({expected(AFTER)} if step in COMMITS else set())
     assert len(found) == 1, found
     assert found <= allowed, found
+
+
+def waits_for_unarmed(node: int) -> bool:
+    """Return whether a node has done what was decided and waits for a report of nodes that were never armed.
+
+    They have none to give; a node without power looks the same to the head, so the next run of a control node ends it.
+    """
+    return '"applied": true' in on(node, "cat /var/lib/gb10/engine/swap.json", check=False)
