@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 from ansible_collections.gb10.cluster.plugins.module_utils._image import layers as layer_streams
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import (
     CHUNK,
+    DIGEST,
     ImageError,
     digest_of,
     tag_file,
@@ -45,7 +46,6 @@ SHARED = "gb10.shared"
 INCOMING = "incoming"
 _BLOCK = 512
 #: What another machine may have written must not lead a file name out of a directory.
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*\.tar")
 
 
@@ -253,7 +253,7 @@ def read_archive(path: Path) -> Archive:
     ) as problem:
         raise ImageError(f"{path} is no complete OCI archive: {problem}.") from problem
     names = [*diff_ids, *(layer.digest for layer in blobs), *shared]
-    if not all(_DIGEST.fullmatch(str(name)) for name in names) or not all(map(_FILE.fullmatch, shared.values())):
+    if not all(DIGEST.fullmatch(str(name)) for name in names) or not all(map(_FILE.fullmatch, shared.values())):
         raise ImageError(f"{path} is damaged: it names a digest or another archive in a form that is not possible.")
     tag = str(notes.get("io.containerd.image.name", "")).removeprefix("docker.io/")
     return Archive(tag, config, blobs, path, shared, record)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ MIB = 2**20
 GIB = 2**30
 #: Bytes read or written at a time.
 CHUNK = MIB
+#: A digest as registries write it; its group is the hexadecimal part.
+DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class ImageError(Exception):

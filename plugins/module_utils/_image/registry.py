@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import file_sha256
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import DIGEST, file_sha256
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 
 _TREE = Path("docker/registry/v2")
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def blob_path(storage: Path, digest: str) -> Path:
 
     :raises ValueError: it is no digest.
     """
-    found = _DIGEST.fullmatch(digest)
+    found = DIGEST.fullmatch(digest)
     if found is None:
         raise ValueError(f"{digest[:80]!r} is no digest")
     return storage / _TREE / "blobs" / "sha256" / found[1][:2] / found[1] / "data"

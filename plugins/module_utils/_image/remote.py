@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import ImageError
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import DIGEST, ImageError
 
 DOCKER_HUB = "registry-1.docker.io"
 TIMEOUT_SECONDS = 60
@@ -22,7 +22,6 @@ _TYPES = (
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 )
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REFERENCE = re.compile(
     r"(?:(?P<host>[a-z0-9.-]+\.[a-z0-9.-]+(?::\d+)?|localhost(?::\d+)?|[a-z0-9-]+:\d+)/)?"
     r"(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::(?P<tag>\w[\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?",
@@ -125,6 +124,6 @@ def digest_of_tag(reference: Reference, config: Path) -> str:
             f"{registry} does not answer for {where}: {problem}. Check this node's way to the registry; an image whose "
             "digest is locked and that is built already needs none."
         ) from problem
-    if not _DIGEST.fullmatch(found):
+    if not DIGEST.fullmatch(found):
         raise ImageError(f"{registry} names no digest for {where} ('{found[:80]}').")
     return found
