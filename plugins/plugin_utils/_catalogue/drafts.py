@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drafts tokens for a class of models: its own heads or a model beside it, as published.  Data and its reader.
-
-Brackets are those of docs/sources.md.
-"""
+"""What drafts tokens for a class of models: its own heads or a model beside it, as published.json has them."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Geometry, UnknownGeometryError
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.families import PUBLISHED
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.shape import geometry_values
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.source import Repository, RepositoryError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.version import parse
@@ -53,41 +51,10 @@ class Draft:
     since: str = ""
 
 
-_MTP_3 = {"method": "mtp", "num_speculative_tokens": 3}
-_DSPARK_5 = {"method": "dspark", "num_speculative_tokens": 5, "draft_sample_method": "probabilistic"}
-
 #: The first that a repository can use is proposed.
-DRAFTS = (
-    Draft(
-        ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
-        _MTP_3,
-        "27.8 tokens/s against 12.7 without [P] [C]",
-    ),
-    Draft(
-        ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
-        {"method": "dflash", "num_speculative_tokens": 8},
-        "[E], 34.5 tokens/s [C]",
-        drafter=("z-lab/Qwen3.8-27B-DFlash2", "50307d4c4cde6860d4eee73e2547cd786fe8e8a4"),
-        shape=(64, 5120),
-        since="0.28.0",
-    ),
-    Draft(
-        ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
-        {**_MTP_3, "moe_backend": "triton"},
-        "[R], on one GB10",
-    ),
-    Draft(("Qwen4ExpForConditionalGeneration",), _MTP_3, "the launches on one and two nodes [M]"),
-    Draft(("NemotronHForCausalLM",), _MTP_3, "[R], on one GB10"),
-    Draft(("DeepseekV4ForCausalLM",), _DSPARK_5, "[M], on two nodes", key="dspark_block_size"),
-    Draft(("DeepseekV41ForCausalLM",), _DSPARK_5, "[T], on four nodes", key="dspark_block_size"),
-    Draft(
-        ("Glm5NextForConditionalGeneration",),
-        {"method": "dflash", "num_speculative_tokens": 7},
-        "[T], on two and four nodes",
-        drafter=("incoai/GLM-5.3-Flash-DFlash2", "bf582e4eacc1810f76656d1811693ff6c6737d2a"),
-        shape=(45, 4096),
-        since="0.28.0",
-    ),
+DRAFTS = tuple(
+    Draft(**{key: tuple(value) if isinstance(value, list) else value for key, value in each.items()})
+    for each in PUBLISHED["drafts"]
 )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a class of models is served with: options and variables, each with where it was published.  Data and its reader.
+"""What a class of models is served with, and the classes of vLLM's registry: the readers of two tables.
 
-Brackets are those of docs/sources.md; ``docs`` is docs.vllm.ai. A class that is not here gets no parser: its model file
-says so instead.
+In published.json each option and variable has where it was published: brackets are those of docs/sources.md, ``docs``
+is docs.vllm.ai. A class that is not there gets no parser: its model file says so instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.version import parse
 
 ARCHITECTURES = Path(__file__).parent / "architectures.json"
+PUBLISHED: Mapping[str, Any] = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 
 SERVE, ENV = "serve", "env"
 
@@ -27,7 +28,8 @@ class Row:
 
     :ivar key: option without dashes, or name of the variable.
     :ivar source: where it was published.
-    :ivar template: text that the chat template must have for it to make sense; without it the row is left out.
+    :ivar template: text that the chat template must have for it to make sense; without it the row is left out. Of
+        several rows of one key the last counts: coders write calls in another form, which their template shows.
     :ivar since: first release of vLLM that takes it, where the class is older.
     :ivar until: first release of vLLM that no longer takes it.
     """
@@ -41,101 +43,14 @@ class Row:
     place: str = SERVE
 
 
-def _parsers(reasoning: str, tools: str, source: str, think: str = "think", since: str = "") -> tuple[Row, ...]:
-    rows = (Row("reasoning-parser", reasoning, source, think, since),) if reasoning else ()
-    return (
-        *rows,
-        Row("tool-call-parser", tools, source, "tool", since),
-        Row("enable-auto-tool-choice", True, "the tool parser is used only with it [V]", "tool", since),
-    )
-
-
-_FP8 = "halves the cache; no damage seen with"
-_QWEN_GDN = (
-    *_parsers("qwen3", "qwen3_coder", "vllm-project/recipes and eugr/spark-vllm-docker for this class [P]"),
-    Row("kv-cache-dtype", "fp8", f"{_FP8} this class [S0]"),
-)
-
 #: Classes of config.json → their rows.
-FAMILIES: tuple[tuple[tuple[str, ...], tuple[Row, ...]], ...] = (
-    (
-        ("NemotronHForCausalLM",),
-        (
-            Row("trust-remote-code", True, "every published launch of this class [S0] [S2] [S4]"),
-            *_parsers("nemotron_v3", "qwen3_coder", "[S0]: this class writes Qwen3-style calls"),
-            Row("kv-cache-dtype", "fp8", f"{_FP8} this class [S0] [S4]"),
-        ),
-    ),
-    (
-        (
-            "Qwen3_5ForCausalLM",
-            "Qwen3_5ForConditionalGeneration",
-            "Qwen3_5MoeForCausalLM",
-            "Qwen3_5MoeForConditionalGeneration",
-        ),
-        _QWEN_GDN,
-    ),
-    (
-        ("Qwen4ExpForConditionalGeneration",),
-        _parsers("qwen3", "qwen3_coder", "MiaAI-Lab's two-node launch [P]"),
-    ),
-    (
-        ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Qwen3NextForCausalLM"),
-        (
-            *_parsers("qwen3", "hermes", "docs: reasoning outputs, and tool calling for the Qwen3 series [V 0.26.0]"),
-            # Coders of the same classes write calls in another form, which their template shows.
-            Row("tool-call-parser", "qwen3_coder", "docs: this parser reads <function=…> [V 0.22.1]", "<function="),
-        ),
-    ),
-    (("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"), _parsers("", "hermes", "docs: tool calling, Qwen2.5 [V 0.26.0]")),
-    (
-        ("MiniMaxM2ForCausalLM",),
-        (
-            Row("trust-remote-code", True, "spark-arena's recipe for this class [P]"),
-            *_parsers("minimax_m2", "minimax_m2", "spark-arena's recipe for this class [P]"),
-            Row("kv-cache-dtype", "fp8", "eugr/spark-vllm-docker#236 [P]"),
-        ),
-    ),
-    (("GptOssForCausalLM",), _parsers("openai_gptoss", "openai", "the launches of eugr and capyctl [P]", "analysis")),
-    (
-        ("MiMoV2ForCausalLM", "MiMoV2FlashForCausalLM"),
-        _parsers("mimo", "mimo", "tonyd2wild's launch on two nodes [P]; in vLLM from 0.20.1 on [V]", since="0.20.1"),
-    ),
-    (("Glm4MoeForCausalLM",), _parsers("glm45", "glm45", "docs: reasoning outputs, and tool calling [V 0.26.0]")),
-    (
-        ("Glm5NextForConditionalGeneration",),
-        _parsers("glm45", "glm47", "tonyd2wild's launches on two and four nodes [P]"),
-    ),
-    (
-        ("DeepseekV4ForCausalLM",),
-        (
-            Row("tokenizer-mode", "deepseek_v4", "vllm-project/recipes, GB10 [P]"),
-            Row("reasoning-parser", "deepseek_v4", "vllm-project/recipes, GB10 [P]"),
-            Row("tool-call-parser", "deepseek_v4", "vllm-project/recipes, GB10 [P]"),
-            Row("enable-auto-tool-choice", True, "the tool parser is used only with it [V]"),
-        ),
-    ),
-    (
-        ("DeepseekV41ForCausalLM",),
-        (
-            Row("tokenizer-mode", "deepseek_v41", "vllm-project/recipes [P]"),
-            Row("reasoning-parser", "deepseek_v41", "tonyd2wild's launch on four nodes [P]"),
-            Row("tool-call-parser", "deepseek_v41", "tonyd2wild's launch on four nodes [P]"),
-            Row("enable-auto-tool-choice", True, "the tool parser is used only with it [V]"),
-        ),
-    ),
+FAMILIES: tuple[tuple[tuple[str, ...], tuple[Row, ...]], ...] = tuple(
+    (tuple(each["classes"]), tuple(Row(**row) for row in each["rows"])) for each in PUBLISHED["families"]
 )
-
 #: Quantisation, and whether the model has experts → rows.
 QUANTISED: Mapping[tuple[str, bool], tuple[Row, ...]] = {
-    ("nvfp4", True): (
-        Row("moe-backend", "marlin", "FlashInfer's FP4 kernels do not run on sm_121 [S4]; as in [S2]"),
-        Row("VLLM_NVFP4_GEMM_BACKEND", "marlin", "[S2] [S4]; gone in 0.24.0 [V]", until="0.24.0", place=ENV),
-        Row("VLLM_USE_FLASHINFER_MOE_FP4", "0", "[S2] [S4]; gone in 0.24.0 [V]", until="0.24.0", place=ENV),
-    ),
-    ("nvfp4", False): (
-        Row("VLLM_NVFP4_GEMM_BACKEND", "marlin", "[S2] [S4]; gone in 0.24.0 [V]", until="0.24.0", place=ENV),
-    ),
+    (each["quantisation"], each["experts"]): tuple(Row(**row) for row in each["rows"])
+    for each in PUBLISHED["quantised"]
 }
 
 
