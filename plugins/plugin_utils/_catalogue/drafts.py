@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,20 +42,17 @@ class Draft:
     :ivar since: first release of vLLM that takes it.
     """
 
-    classes: tuple[str, ...]
+    classes: Sequence[str]
     config: Mapping[str, Any]
     source: str
     key: str = ""
-    drafter: tuple[str, str] | None = None
-    shape: tuple[int, int] = (0, 0)
+    drafter: Sequence[str] = ()
+    shape: Sequence[int] = ()
     since: str = ""
 
 
 #: The first that a repository can use is proposed.
-DRAFTS = tuple(
-    Draft(**{key: tuple(value) if isinstance(value, list) else value for key, value in each.items()})
-    for each in PUBLISHED["drafts"]
-)
+DRAFTS = tuple(Draft(**each) for each in PUBLISHED["drafts"])
 
 
 def _has_head_tensors(repository: Repository, layers: int) -> bool:
@@ -91,7 +88,7 @@ def published(repository: Repository, geometry: Geometry, version: str, wanted: 
         if each.since and parse(version).release < parse(each.since).release:
             continue
         if each.drafter:
-            if (geometry.layers, geometry.hidden_size) == each.shape:
+            if [geometry.layers, geometry.hidden_size] == each.shape:
                 return each, ""
             continue
         if geometry.mtp is None or (each.key and not config.get(each.key)):
@@ -108,7 +105,7 @@ def published(repository: Repository, geometry: Geometry, version: str, wanted: 
 
 def drafter_of(found: Draft, read: Reader) -> tuple[dict[str, Any], str]:
     """Return (``drafter`` of a model file, nothing), or (nothing, why there is none)."""
-    repo, revision = found.drafter or ("", "")
+    repo, revision = found.drafter
     try:
         repository = read(repo, revision)
     except RepositoryError as problem:

@@ -15,22 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.record import PARTS
+
 #: Short names that are not in every release's table (vllm/engine/arg_utils.py, vllm/utils/argparse_utils.py).
-SHORT = {
-    "asc": "api-server-count",
-    "cc": "compilation-config",
-    "dcp": "decode-context-parallel-size",
-    "dp": "data-parallel-size",
-    "ep": "enable-expert-parallel",
-    "n": "nnodes",
-    "O": "optimization-level",
-    "pcp": "prefill-context-parallel-size",
-    "pp": "pipeline-parallel-size",
-    "q": "quantization",
-    "r": "node-rank",
-    "sc": "speculative-config",
-    "tp": "tensor-parallel-size",
-}
+SHORT: dict[str, str] = PARTS["short"]
 #: Most levels of a dotted option.
 _MOST_LEVELS = 20
 _OPTION = re.compile(r"^--?[A-Za-z]")

@@ -25,64 +25,25 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading impo
     load,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.record import (
-    READERS,
+    PARTS,
     Recipe,
     as_text,
     listed,
     mapping_of,
+    reasons_of,
 )
 
 #: sparkrun's runtimes that are vLLM (src/sparkrun/core/recipe.py, its resolvers).
 VLLM_RUNTIMES = ("", "vllm", "vllm-distributed", "vllm-ray", "eugr-vllm")
 #: Keys of sparkrun's ``defaults`` -> vLLM's option, where the name differs by more than dashes.
-DEFAULTS = {
-    "data_parallel": "data-parallel-size",
-    "decode_context_parallel": "decode-context-parallel-size",
-    "expert_parallel": "enable-expert-parallel",
-    "pipeline_parallel": "pipeline-parallel-size",
-    "tensor_parallel": "tensor-parallel-size",
-}
+DEFAULTS: Mapping[str, str] = PARTS["sparkrun"]["defaults"]
 #: The image of sparkrun for a recipe that names none (src/sparkrun/runtimes/vllm_distributed.py).
 SPARKRUN_IMAGE = "ghcr.io/spark-arena/dgx-vllm-eugr-nightly-tf5:latest"
 #: What is read from a recipe file; every other key is reported.
-_READ = {
-    "recipe_version", "sparkrun_version", "name", "description", "model", "model_revision", "runtime", "container",
-    "command", "containers", "defaults", "env", "mods", "min_nodes", "max_nodes", "mode", "cluster_only", "solo_only",
-}  # fmt: skip
+_READ = frozenset(PARTS["sparkrun"]["read"])
 #: Most characters of a text once its placeholders are filled in.
 MAX_CHARACTERS = 100_000
-_WHY = {
-    "benchmark": "figures are measured here by playbooks/bench.yml",
-    "build_args": "images are built here from pinned wheels or pulled by digest, not by another project's script",
-    "builder": "images are built here from pinned wheels or pulled by digest, not by another project's script",
-    "builder_config": "images are built here from pinned wheels or pulled by digest, not by another project's script",
-    "category": READERS,
-    "capabilities": "the container gets the capabilities of the role engine",
-    "cluster_config": "nodes, addresses and roles come from the inventory",
-    "container_name": "containers are named after the model",
-    "distribution_config": "image and weights go to every member",
-    "executor": "the container is run by systemd and Docker",
-    "executor_config": "the container is run by systemd and Docker; engine_docker_args holds what one needs besides",
-    "layout": "nodes, addresses and roles come from the inventory",
-    "maintainer": READERS,
-    "metadata": READERS,
-    "min_sparkrun_version": "it concerns the other program alone",
-    "overrides": "settings for one kind of machine are not evaluated: the values of 'defaults' are taken",
-    "post_commands": "nothing is run after a start but the verification",
-    "post_exec": "nothing is run after a start but the verification",
-    "pre_exec": "scripts are not run in the container; a change to vLLM is a mod (docs/mods.md)",
-    "pull_image": "an image is pulled once and locked by its digest",
-    "raw_entrypoint": "the entry point is this project's own",
-    "readiness": "an engine is ready when a completion yields tokens",
-    "runtime_cache": "caches of compiled kernels are kept for each image and model",
-    "runtime_config": "it configures the other program's launcher",
-    "runtime_version": "the version is that of the image",
-    "scheduler": "systemd starts the engine",
-    "shared_weights_nfs": "every node holds its own verified copy of the weights",
-    "stop_after_post": "nothing is run after a start but the verification",
-    "tags": READERS,
-    "unsupported_capabilities": "the container gets the capabilities of the role engine",
-}  # fmt: skip
+_WHY = reasons_of("sparkrun")
 
 
 def read_recipe(text: str, where: str, include: Include | None = None, variant: str = "") -> Recipe:
@@ -136,7 +97,8 @@ def _from_recipe_version(data: Mapping[str, Any], where: str) -> Recipe:
     if version not in ("1", "2"):
         left["recipe_version"] = f"it says {version}; it is read as 2, as sparkrun reads every one but 1"
     metadata = mapping_of(data, "metadata", where)
-    left |= {key: _reason(key) for key in data if key not in _READ and data[key] not in (None, [], {}, "")}
+    rest = [key for key in data if key not in _READ and data[key] not in (None, [], {}, "")]
+    left |= {key: _WHY.get(key, "this project has nothing of that name") for key in rest}
     if set(metadata) <= {"description"}:
         left.pop("metadata", None)
     eugr = first and "runtime" not in data
@@ -174,10 +136,6 @@ def _container(data: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     images = [str(each) for each in texts if each]
     others = {"containers": f"the first is taken; left out: {', '.join(images[1:])}"} if len(images) > 1 else {}
     return images[0] if images else "", others
-
-
-def _reason(key: str) -> str:
-    return _WHY.get(key, "this project has nothing of that name")
 
 
 class _BraceError(RecipeError):

@@ -20,31 +20,16 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.mods import 
     convert,
     mod_name,
 )
-from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.record import Recipe
+from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.record import PARTS, Recipe
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import launch, model_checks, serve_files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError, in_order, show
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.version import parse
 
 #: Names that scripts give images on the owner's machine, and where the same project publishes them (FACTS: prebuilt;
 #: src/sparkrun/builders/eugr.py).
-LOCAL_IMAGES = {
-    "sparkrun-eugr-vllm": "ghcr.io/spark-arena/dgx-vllm-eugr-nightly:latest",
-    "sparkrun-eugr-vllm-tf5": "ghcr.io/spark-arena/dgx-vllm-eugr-nightly-tf5:latest",
-    "vllm-node": "eugr/spark-vllm:latest",
-    "vllm-node-b12x": "eugr/spark-vllm-b12x:latest",
-}
+LOCAL_IMAGES: Mapping[str, str] = PARTS["local_images"]
 #: Options whose value is another part of a model here, or of a role.
-_ELSEWHERE = {
-    "api-key": "the key is the vaulted gb10_api_key",
-    "download-dir": "the role weights decides where weights lie",
-    "headless": "it follows from the rank",
-    "hf-token": "the token is the vaulted gb10_hf_token",
-    "host": "engine_api_host says where the API listens",
-    "master-addr": "it follows from the inventory",
-    "master-port": "each model has its own, ports.master",
-    "nnodes": "it follows from the sizes of tensor and pipeline parallelism",
-    "node-rank": "it follows from the inventory",
-}
+_ELSEWHERE: Mapping[str, str] = PARTS["elsewhere"]
 #: Variables that name a machine's network, or hold a secret.
 _OF_THE_MACHINE = re.compile(
     r"VLLM_HOST_IP|(NCCL|GLOO|TP|UCX|OMPI_MCA)_\w*(IFNAME|NET_DEVICES|btl_tcp_if\w*)|NCCL_IB_(HCA|GID_INDEX)|MN_IF_NAME"

@@ -6,11 +6,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 
 READERS = "it describes the recipe to readers"
+#: What is read of each format, why the rest is not, and what other projects call images, options and variables.
+PARTS: Mapping[str, Any] = json.loads((Path(__file__).parent / "parts.json").read_text(encoding="utf-8"))
+
+
+def reasons_of(part: str) -> dict[str, str]:
+    """Return key of a format → why it is not carried over."""
+    return {key: why for why, keys in PARTS[part]["why"].items() for key in keys}
 
 
 @dataclass

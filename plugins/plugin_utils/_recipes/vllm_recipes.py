@@ -16,11 +16,13 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.record import (
+    PARTS,
     READERS,
     Recipe,
     as_text,
     listed,
     mapping_of,
+    reasons_of,
 )
 
 GB10, GENERATION, BRAND = "dgx_spark_gb10", "blackwell", "nvidia"
@@ -32,30 +34,10 @@ _TP = "--tensor-parallel-size"
 #: Features that only read the model's answers: on, also where a file has them off.
 _PARSERS = ("reasoning", "tool_calling")
 #: What is read of each part; the rest is reported.
-_READ = {
-    "meta": {"slug", "description", "hardware"},
-    "model": {"model_id", "base_args", "base_env", "docker_image", "nightly_required", "min_vllm_version"},
-    "variant": {
-        "default_modes", "docker_image", "extra_args", "extra_env", "hardware_overrides", "min_vllm_version",
-        "model_id", "nightly_required", "supported_hardware", "tp", "vram_minimum_gb",
-    },
-}  # fmt: skip
-_TOP = {
-    "features", "hardware_opt_in_features", "hardware_overrides", "meta", "model", "opt_in_features",
-    "strategy_overrides", "variants",
-}  # fmt: skip
+_READ: Mapping[str, Sequence[str]] = PARTS["vllm"]["read"]
+_TOP = frozenset(PARTS["vllm"]["top"])
 _STRATEGY = "the ranks of an engine here are tensor parallel, one on each node; model_overrides changes that"
-_WHY = {
-    "compatible_strategies": _STRATEGY,
-    "default_hardware": READERS,
-    "default_strategy": _STRATEGY,
-    "dependencies": "an image is taken as it is; what it needs besides is a step of an image in gb10_images",
-    "guide": READERS,
-    "kv_cache_strategy_hardware": "no cache is kept in other storage here",
-    "kv_offload_support": "no cache is kept in other storage here",
-    "strategy_hardware": _STRATEGY,
-    "strategy_min_gpus": _STRATEGY,
-}
+_WHY = reasons_of("vllm")
 
 
 @dataclass

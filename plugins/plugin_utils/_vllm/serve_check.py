@@ -8,12 +8,15 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import version as vllm_version
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.mods import ModOption
 
 Table = Mapping[str, Any]
+#: Names of options and variables that vLLM no longer has, never had, or that are set by habit.
+NAMES: Mapping[str, Any] = json.loads((Path(__file__).parent / "names.json").read_text(encoding="utf-8"))
 
 _HUMAN = re.compile(r"^(\d+(?:\.\d+)?)([kKmMgGtT])$")
 _FACTORS = {
@@ -42,7 +45,15 @@ class Gone:
     """Something that vLLM once had: what to do instead, and since which release it is gone."""
 
     instead: str
-    since: tuple[int, int, int] | None = None
+    since: tuple[int, ...] | None = None
+
+
+def gone_in(part: str) -> dict[str, Gone]:
+    """Return what a part of names.json says is gone, by name."""
+    return {
+        name: Gone(entry["instead"], tuple(entry["since"]) if "since" in entry else None)
+        for name, entry in NAMES[part].items()
+    }
 
 
 def human_int(text: str) -> int | None:

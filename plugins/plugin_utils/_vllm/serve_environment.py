@@ -5,44 +5,24 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import INTEGER, Check, Gone, listed, show
-
-_MOE = "use the option moe-backend instead"
-_LINEAR = "use the option linear-backend instead"
-GONE_ENV: dict[str, Gone] = {
-    "VLLM_ATTENTION_BACKEND": Gone("use the option attention-backend instead"),
-    "VLLM_FLASHINFER_MOE_BACKEND": Gone(_MOE, (0, 24, 0)),
-    "VLLM_NVFP4_GEMM_BACKEND": Gone(_LINEAR, (0, 24, 0)),
-    "VLLM_TEST_FORCE_FP8_MARLIN": Gone(f"{_LINEAR} (marlin)"),
-    "VLLM_USE_FLASHINFER_MOE_FP16": Gone(_MOE),
-    "VLLM_USE_FLASHINFER_MOE_FP4": Gone(_MOE, (0, 24, 0)),
-    "VLLM_USE_FLASHINFER_MOE_FP8": Gone(_MOE),
-    "VLLM_USE_V1": Gone("the V1 engine is the only one; leave it out"),
-}
-#: What every node sets from its own fabric at each start (module_utils/_fabric/environment.py), over the model's value.
-OF_THE_NODE = (
-    "GLOO_SOCKET_IFNAME",
-    "NCCL_IB_HCA",
-    "NCCL_SOCKET_IFNAME",
-    "OMPI_MCA_btl_tcp_if_include",
-    "TP_SOCKET_IFNAME",
-    "UCX_NET_DEVICES",
-    "VLLM_HOST_IP",
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import (
+    INTEGER,
+    NAMES,
+    Check,
+    Gone,
+    gone_in,
+    listed,
+    show,
 )
+
+GONE_ENV = gone_in("gone_env")
+#: What every node sets from its own fabric at each start (module_utils/_fabric/environment.py), over the model's value.
+OF_THE_NODE: Sequence[str] = NAMES["of_the_node"]
 #: Variables that are set by habit from another machine's recipe: (name, value or None for any) → what they do here.
-_UNWISE: dict[tuple[str, str | None], str] = {
-    ("HF_TOKEN", None): "is a secret, and no node needs it: weights come from the control node (gb10_hf_token)",
-    ("HUGGING_FACE_HUB_TOKEN", None): "is a secret, and no node needs it (gb10_hf_token)",
-    ("NCCL_IB_DISABLE", "1"): "switches RDMA off: the collectives go over TCP",
-    (
-        "NCCL_IB_GID_INDEX",
-        None,
-    ): "is another one on each node and changes; without it NCCL finds the RoCE v2 GID itself",
-    ("NCCL_NET", "Socket"): "switches RDMA off: the collectives go over TCP",
-}
+_UNWISE: Mapping[tuple[str, str | None], str] = {(name, value): why for name, value, why in NAMES["unwise"]}
 _TRUTHY = ("1", "true", "yes", "on", "y", "t")
 
 

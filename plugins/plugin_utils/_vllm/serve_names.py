@@ -8,57 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import (
+    NAMES,
     Check,
     Gone,
     close,
+    gone_in,
     in_ranges,
     listed,
 )
 
-# Gone from every table that ships; `since` only where it was read in the packages themselves.
-GONE_OPTIONS: dict[str, Gone] = {
-    "swap-space": Gone("vLLM no longer swaps to the host; leave it out", (0, 18, 1)),
-    "disable-log-requests": Gone("write enable-log-requests: false"),
-    "device": Gone("vLLM finds the GPU itself; leave it out"),
-    "disable-mm-preprocessor-cache": Gone("use mm-processor-cache-gb: 0"),
-    "enable-reasoning": Gone("reasoning-parser alone turns it on"),
-    "engine-use-ray": Gone("use distributed-executor-backend: ray"),
-    "guided-decoding-backend": Gone("use structured-outputs-config: {backend: ...}"),
-    "guided-decoding-disable-fallback": Gone("structured-outputs-config has no fallback; leave it out"),
-    "max-context-len-to-capture": Gone("use max-cudagraph-capture-size"),
-    "max-seq-len-to-capture": Gone("use max-cudagraph-capture-size"),
-    "multi-step-stream-outputs": Gone("vLLM no longer schedules several steps at once; leave it out"),
-    "ngram-prompt-lookup-max": Gone("use speculative-config: {prompt_lookup_max: ...}"),
-    "num-lookahead-slots": Gone("speculative-config decides it"),
-    "num-scheduler-steps": Gone("vLLM no longer schedules several steps at once; leave it out"),
-    "num-speculative-tokens": Gone("use speculative-config: {num_speculative_tokens: ...}"),
-    "preemption-mode": Gone("vLLM computes again what it took away; leave it out"),
-    "quantization-param-path": Gone("the checkpoint brings its scales; leave it out"),
-    "rope-scaling": Gone("use hf-overrides: {rope_parameters: ...}"),
-    "speculative-model": Gone("use speculative-config: {model: ...}"),
-    "task": Gone("use runner and convert"),
-    "use-v2-block-manager": Gone("it is the only one; leave it out"),
-    "worker-use-ray": Gone("use distributed-executor-backend: ray"),
-}
-
+#: Gone from every table that ships; ``since`` only where it was read in the packages themselves.
+GONE_OPTIONS: Mapping[str, Gone] = gone_in("gone_options")
 #: What other programs (SGLang, llama.cpp, TensorRT-LLM), and owners from memory, call an option of vLLM's.
-MEANT: dict[str, str] = {
-    "chunked-prefill-size": "max-num-batched-tokens",
-    "context-length": "max-model-len",
-    "ctx-size": "max-model-len",
-    "cuda-graph-max-bs": "max-cudagraph-capture-size",
-    "disable-cuda-graph": "enforce-eager",
-    "disable-radix-cache": "no-enable-prefix-caching",
-    "ep-size": "enable-expert-parallel",
-    "kv-cache-size": "kv-cache-memory-bytes",
-    "max-batch-size": "max-num-seqs",
-    "max-running-requests": "max-num-seqs",
-    "max-seq-len": "max-model-len",
-    "mem-fraction-static": "gpu-memory-utilization",
-    "pp-size": "pipeline-parallel-size",
-    "tokenizer-path": "tokenizer",
-    "tp-size": "tensor-parallel-size",
-}
+MEANT: Mapping[str, str] = NAMES["meant"]
 
 
 def spellings(options: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, bool]]:
