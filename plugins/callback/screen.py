@@ -15,8 +15,6 @@ description:
     naming hosts only where they differ, and a line at regular intervals while a task lasts. Tasks that every host
     skipped are left out.
   - With C(-v), the result of each task is printed as well.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 requirements:
   - The Python package rich on the control node for the live screen; without it, lines are printed.
   - C(stdout_callback) in ansible.cfg, or E(ANSIBLE_STDOUT_CALLBACK), set to C(gb10.cluster.screen).

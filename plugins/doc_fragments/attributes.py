@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every module says of check mode, diff mode, idempotence and platform, written once."""
+"""What every module says of its author, check mode, diff mode, idempotence and platform, written once."""
 
 from __future__ import annotations
 
+_HEAD = """
+author:
+  - The gb10.cluster developers (@gb10-cluster)
+attributes:"""
 _CHECK = """
   check_mode:
     description: Can run in check mode and report what would change without changing anything.
@@ -43,15 +47,15 @@ class ModuleDocFragment:
     """One variant for each kind of module; a module adds C(details) where it has more to say."""
 
     # Changes a node and shows a diff.
-    DOCUMENTATION = "attributes:" + _CHECK + _DIFF + _IDEMPOTENT + _LINUX
+    DOCUMENTATION = _HEAD + _CHECK + _DIFF + _IDEMPOTENT + _LINUX
 
     # Changes a node; what it changes is no text that a diff could show.
-    NO_DIFF = "attributes:" + _CHECK + _NO_DIFF + _IDEMPOTENT + _LINUX
+    NO_DIFF = _HEAD + _CHECK + _NO_DIFF + _IDEMPOTENT + _LINUX
 
     # Changes nothing.
     READS = (
-        """
-attributes:
+        _HEAD
+        + """
   check_mode:
     description: Changes nothing, and does the same in check mode.
     support: full
@@ -63,7 +67,7 @@ attributes:
 
     # Runs on the control node and opens no connection to a host.
     CONTROLLER = (
-        "attributes:"
+        _HEAD
         + _CHECK
         + _NO_DIFF
         + _ACTION
@@ -92,7 +96,7 @@ attributes:
 
     # Runs on the control node and works on the host through its connection.
     CONNECTED = (
-        "attributes:"
+        _HEAD
         + _CHECK
         + _NO_DIFF
         + _IDEMPOTENT

@@ -25,8 +25,6 @@ options:
     description: Value where neither name is defined.
     type: raw
     default: ""
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -15,8 +15,6 @@ options:
   _terms:
     description: Names of programs.
     required: true
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -12,8 +12,6 @@ description:
   - Returns a sentence for the first option of a role that a command line gives as text although the role takes a list
     or an object apart, with what to write instead; nothing where there is none.
 options: {}
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -89,8 +89,6 @@ options:
     default: ~/models
 extends_documentation_fragment:
   - gb10.cluster.attributes.controller
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -41,8 +41,6 @@ options:
     default: 600
 extends_documentation_fragment:
   - gb10.cluster.attributes
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -245,8 +245,6 @@ attributes:
   idempotent:
     description: Each run is a measurement of its own; it reports no change.
     support: N/A
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

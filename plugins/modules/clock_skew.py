@@ -18,8 +18,6 @@ options:
     default: 4
 extends_documentation_fragment:
   - gb10.cluster.attributes.connected
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

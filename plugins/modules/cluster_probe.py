@@ -58,8 +58,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: Looks once, without waiting and without failing.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

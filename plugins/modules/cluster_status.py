@@ -36,8 +36,6 @@ options:
     default: ""
 extends_documentation_fragment:
   - gb10.cluster.attributes.controller
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -38,8 +38,6 @@ options:
     default: auto
 extends_documentation_fragment:
   - gb10.cluster.attributes
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

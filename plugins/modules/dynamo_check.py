@@ -33,8 +33,6 @@ extends_documentation_fragment:
   - gb10.cluster.attributes.controller
   - gb10.cluster.kubernetes
   - gb10.cluster.kubernetes.target
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

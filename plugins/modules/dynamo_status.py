@@ -18,8 +18,6 @@ options:
 extends_documentation_fragment:
   - gb10.cluster.attributes.controller
   - gb10.cluster.kubernetes
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

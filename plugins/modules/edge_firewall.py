@@ -89,8 +89,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: The rules are checked where nftables is installed.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -29,8 +29,6 @@ options:
 extends_documentation_fragment:
   - gb10.cluster.attributes
   - gb10.cluster.attributes.no_diff
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

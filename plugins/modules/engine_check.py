@@ -65,8 +65,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: Asks in check mode too, since asking changes nothing, but remembers nothing.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

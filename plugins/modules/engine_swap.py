@@ -87,8 +87,6 @@ attributes:
   idempotent:
     details: Arming again replaces the swap that was armed before.
     support: partial
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -44,8 +44,6 @@ options:
 extends_documentation_fragment:
   - gb10.cluster.engine
   - gb10.cluster.attributes
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

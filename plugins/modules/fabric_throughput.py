@@ -55,8 +55,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: Nothing is started or sent.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

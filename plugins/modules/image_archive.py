@@ -57,8 +57,6 @@ attributes:
   idempotent:
     details:
       - Archives on a node are on their way; they do not count as a change.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -54,8 +54,6 @@ options:
     default: 0
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -44,8 +44,6 @@ options:
     required: true
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -56,8 +56,6 @@ options:
     default: refuse
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

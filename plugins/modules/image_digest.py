@@ -36,8 +36,6 @@ options:
     default: ~/.docker/config.json
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -41,8 +41,6 @@ options:
     default: ""
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -27,8 +27,6 @@ options:
     default: /etc/systemd/system
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

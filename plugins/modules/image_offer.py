@@ -52,8 +52,6 @@ attributes:
   idempotent:
     details:
       - The unit is transient and the storage a cache; neither counts as a change.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

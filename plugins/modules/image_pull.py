@@ -66,8 +66,6 @@ options:
     default: ""
 extends_documentation_fragment:
   - gb10.cluster.attributes.connected
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -39,8 +39,6 @@ options:
     default: 0
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -40,8 +40,6 @@ options:
 extends_documentation_fragment:
   - gb10.cluster.image
   - gb10.cluster.attributes.controller
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -26,8 +26,6 @@ options:
     type: path
 extends_documentation_fragment:
   - gb10.cluster.attributes.controller
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

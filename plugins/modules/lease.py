@@ -54,8 +54,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: Takes no lease, and warns of the run that holds one.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -199,8 +199,6 @@ extends_documentation_fragment:
 attributes:
   platform:
     platforms: posix
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

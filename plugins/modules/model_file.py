@@ -36,8 +36,6 @@ attributes:
   diff_mode:
     description: Shows what changes, before and after.
     support: full
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

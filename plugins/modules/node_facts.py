@@ -44,8 +44,6 @@ options:
     default: [/]
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""
@@ -64,51 +62,40 @@ node:
     os:
       description: C(id), C(version_id), C(name), C(dgx) (version of DGX OS or empty), C(kernel), C(arch), C(python).
       type: dict
-      returned: always
     hostname:
       description: Name the kernel has.
       type: str
-      returned: always
     container:
       description: Kind of container that the node is (V(docker), V(lxc), ...); empty on a machine of its own.
       type: str
-      returned: always
     memory_gib:
       description: C(total), C(available), C(swap_total), C(swap_free), C(cma_total), C(cma_free).
       type: dict
-      returned: always
     kho_fault:
       description: Whether the kernel shows the kexec-handover fault (more CMA memory free than there is).
       type: bool
-      returned: always
     disks:
       description: By path, C(free_gib), C(size_gib), C(mount).
       type: dict
-      returned: always
     gpu:
       description: >-
         C(present), C(driver), C(container_toolkit) (whether nvidia-ctk or nvidia-container-runtime is there),
         C(clock_cap_mhz) that role host has set, or 0.
       type: dict
-      returned: always
     docker:
       description: >-
         C(installed), C(active), C(path), C(data_root), C(runtimes) that daemon.json names, C(cdi) (whether a
         description of the GPU for containers is there).
       type: dict
-      returned: always
     systemd:
       description: C(default_target), C(state), C(failed) units.
       type: dict
-      returned: always
     desktop:
       description: C(unit) of the active display manager or empty, C(rss_gib) that the graphical session holds.
       type: dict
-      returned: always
     time:
       description: C(service) that synchronises the clock or empty, C(synchronized), C(epoch_s) now.
       type: dict
-      returned: always
     bios:
       description: Version and date of the system's firmware.
       type: str
@@ -199,7 +186,6 @@ node:
       description: Active units among O(units).
       type: list
       elements: str
-      returned: always
 """
 
 import json

@@ -74,8 +74,6 @@ options:
     type: path
 extends_documentation_fragment:
   - gb10.cluster.attributes
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -15,8 +15,6 @@ description:
 options: {}
 extends_documentation_fragment:
   - gb10.cluster.attributes.reads
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""
@@ -35,47 +33,38 @@ owner:
     hostname:
       description: Name of the machine.
       type: str
-      returned: always
     desktop_sessions:
       description: Users who are logged in to a desktop.
       type: list
       elements: str
-      returned: always
     containers:
       description: Running containers that are not of this collection.
       type: list
       elements: str
-      returned: always
     log_driver:
       description: Log driver that daemon.json names; empty without one.
       type: str
-      returned: always
     daemon_keys:
       description: Keys of daemon.json.
       type: list
       elements: str
-      returned: always
     services:
       description: Kind → active units, for firewalls, virtualisation, file sharing, remote desktops and VPNs.
       type: dict
-      returned: always
       sample: {"Samba": ["smbd.service"]}
     listeners:
       description: TCP ports that other machines reach, with their processes.
       type: list
       elements: str
-      returned: always
       sample: ["0.0.0.0:445 (smbd)"]
     accounts:
       description: Accounts of people (user id from 1000 on, with a login shell).
       type: list
       elements: str
-      returned: always
     networks:
       description: Files of netplan and NetworkManager that are not of this collection.
       type: list
       elements: str
-      returned: always
 """
 
 import json

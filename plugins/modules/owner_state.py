@@ -52,8 +52,6 @@ extends_documentation_fragment:
 attributes:
   diff_mode:
     details: Shows what is given back and what is left.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -78,8 +78,6 @@ attributes:
   diff_mode:
     description: Shows the options of the engine against the published ones.
     support: full
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

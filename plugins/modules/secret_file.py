@@ -25,8 +25,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: Creates nothing, and returns an empty secret where one would be created.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

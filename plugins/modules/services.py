@@ -54,8 +54,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: Judges the files that are there now.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -32,8 +32,6 @@ options:
     default: present
 extends_documentation_fragment:
   - gb10.cluster.attributes
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

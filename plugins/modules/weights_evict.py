@@ -23,8 +23,6 @@ options:
     required: true
 extends_documentation_fragment:
   - gb10.cluster.attributes
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

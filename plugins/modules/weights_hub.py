@@ -64,8 +64,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: Reads the hub's list of files only.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

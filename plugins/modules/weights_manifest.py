@@ -57,8 +57,6 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     details: Writes its own cache only.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -93,8 +93,6 @@ extends_documentation_fragment:
 attributes:
   idempotent:
     details: The unit is transient and never counts as a change.
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""

@@ -48,8 +48,6 @@ options:
 extends_documentation_fragment:
   - gb10.cluster.weights
   - gb10.cluster.attributes.reads
-author:
-  - The gb10.cluster developers (@gb10-cluster)
 """
 
 EXAMPLES = r"""
