@@ -11,7 +11,7 @@ import yaml
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
-from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import drafts, owned, pooling, report, source
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import owned, report, source
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import DocumentError, render
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.images import ProposalError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose import (
@@ -20,25 +20,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose im
     model_name,
     propose,
 )
-
-ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
-    "repo": {"type": "str", "required": True},
-    "revision": {"type": "str", "default": ""},
-    "nodes": {"type": "int", "default": 0},
-    "name": {"type": "str", "default": ""},
-    "image": {"type": "str", "default": ""},
-    "drafts": {"type": "str", "default": "", "choices": list(drafts.KINDS)},
-    "task": {"type": "str", "default": "", "choices": list(pooling.TASKS)},
-    "overrides": {"type": "dict", "default": {}},
-    "node_facts": {"type": "list", "elements": "dict", "required": True},
-    "memory_gib": {"type": "float", "default": 0.0},
-    "images": {"type": "dict", "required": True},
-    "directory": {"type": "path", "required": True},
-    "catalogue": {"type": "list", "elements": "path", "default": []},
-    "endpoint": {"type": "str", "default": "https://huggingface.co"},
-    "token": {"type": "str", "default": "", "no_log": True},
-    "source_root": {"type": "path", "default": "~/models"},
-}
 
 #: What ends in one sentence.
 REFUSALS = (source.RepositoryError, ProposalError, DocumentError)
@@ -87,7 +68,7 @@ class ActionModule(ControlNodeAction):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return ``spec``, ``content``, ``path`` and ``report``, or one sentence."""
-        result, args = self.begin(tmp, task_vars, ARGUMENTS)
+        result, args = self.begin(tmp, task_vars, "add_model")
         try:
             self._work_out(args, result)
         except REFUSALS as problem:

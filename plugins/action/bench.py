@@ -34,62 +34,9 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import 
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.points_run import run_points
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import PromptError, haystack
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 
 T = TypeVar("T")
-
-SPEC: dict[str, dict[str, Any]] = {
-    "spec": {"type": "dict", "required": True},
-    "url": {"type": "str", "required": True},
-    "api_key": {"type": "str", "default": "", "no_log": True},
-    "api": {"type": "str", "choices": ["chat", "completions"], "default": "chat"},
-    "request": {"type": "dict", "default": {}},
-    "stall_seconds": {"type": "float", "default": 600.0},
-    "sweep": {"type": "bool", "default": True},
-    "concurrency": {"type": "list", "elements": "int", "default": []},
-    "rounds": {"type": "int", "default": 1},
-    "input_tokens": {"type": "int", "default": 10006},
-    "output_tokens": {"type": "int", "default": 1024},
-    "distinct_prompts": {"type": "bool", "default": True},
-    "slots": {"type": "int", "default": 0},
-    "profile": {"type": "str", "default": "", "choices": ["", *points.PROFILES]},
-    "pp": {"type": "list", "elements": "int", "default": []},
-    "tg": {"type": "list", "elements": "int", "default": []},
-    "depth": {"type": "list", "elements": "int", "default": []},
-    "runs": {"type": "int", "default": 3},
-    "prefix_caching": {"type": "bool", "default": False},
-    "latency_mode": {"type": "str", "default": "api", "choices": ["api", "generation", "none"]},
-    "export": {"type": "list", "elements": "str", "default": list(export.FORMATS), "choices": list(export.FORMATS)},
-    "gates": {"type": "list", "elements": "str", "default": [], "choices": list(gates.GATES)},
-    "gate_answers_share": {"type": "float", "default": 0.75},
-    "gate_needle_tokens": {"type": "int", "default": 16384},
-    "gate_needle_depths": {"type": "list", "elements": "float", "default": [0.1, 0.5, 0.9]},
-    "gate_output_tokens": {"type": "int", "default": 4096},
-    "fail_on_gate": {"type": "bool", "default": False},
-    "needles": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": {"tokens": {"type": "int", "required": True}, "depth": {"type": "float", "default": 0.5}},
-    },
-    "needle_output_tokens": {"type": "int", "default": 4096},
-    "trace": {"type": "path", "default": ""},
-    "trace_concurrency": {"type": "int", "default": 8},
-    "trace_scheduled": {"type": "str", "choices": ["auto", "true", "false"], "default": "auto"},
-    "trace_speed": {"type": "float", "default": 1.0},
-    "trace_limit": {"type": "int", "default": 0},
-    "trace_block_tokens": {"type": "int", "default": 512},
-    "aiperf": {"type": "str", "choices": ["auto", "never", "require"], "default": "auto"},
-    "tokenizer": {"type": "path", "default": ""},
-    "client_overhead": {"type": "bool", "default": True},
-    "image": {"type": "str", "default": ""},
-    "command": {"type": "list", "elements": "str", "default": []},
-    "vllm_version": {"type": "str", "default": ""},
-    "nodes": {"type": "dict", "default": {}},
-    "results_dir": {"type": "path", "required": True},
-    "baseline": {"type": "str", "default": "last"},
-    "regression_share": {"type": "float", "default": 0.1},
-    "fail_on_regression": {"type": "bool", "default": False},
-}
 
 
 def concurrencies(asked: list[int], expected: Mapping[str, Any], slots: int) -> list[int]:
@@ -183,8 +130,6 @@ def too_long(args: Mapping[str, Any], limit: int | None) -> list[str]:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """See the module of the same name for the documentation."""
-
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
@@ -194,7 +139,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Measure, keep, compare, and fail where that was asked for."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         del tmp
-        _validation, args = self.validate_argument_spec(argument_spec=SPEC)
+        _validation, args = self.validate_argument_spec(argument_spec=argument_spec("bench"))
         result["changed"] = False
         counts = concurrencies(args["concurrency"], args["spec"].get("expected") or {}, args["slots"])
         wrong = wrong_arguments(args, counts)

@@ -8,12 +8,11 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from ansible_collections.gb10.cluster.plugins.plugin_utils._probe.skew import Sample, best
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """See the module of the same name for the documentation."""
-
     TRANSFERS_FILES = False
     _requires_connection = True
 
@@ -21,9 +20,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Ask the node for the time a few times and use the fastest answer."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         del tmp
-        _validation, arguments = self.validate_argument_spec(
-            argument_spec={"samples": {"type": "int", "default": 4}},
-        )
+        _validation, arguments = self.validate_argument_spec(argument_spec=argument_spec("clock_skew"))
         samples = []
         for _number in range(arguments["samples"]):
             sent = time.time()

@@ -11,21 +11,9 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._action import Contro
 
 
 class ActionModule(ControlNodeAction):
-    """See the module of the same name for the documentation."""
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Merge and print."""
-        result, arguments = self.begin(
-            tmp,
-            task_vars,
-            {
-                "nodes": {"type": "list", "elements": "str", "required": True},
-                "head": {"type": "str", "required": True},
-                "reports": {"type": "dict", "required": True},
-                "problems": {"type": "dict", "default": {}},
-                "json": {"type": "str", "default": ""},
-            },
-        )
+        result, arguments = self.begin(tmp, task_vars, "cluster_status")
         found = document(
             arguments["nodes"], arguments["head"], arguments["reports"], arguments["problems"], round(time.time(), 3)
         )

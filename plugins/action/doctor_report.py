@@ -20,19 +20,9 @@ LEVELS = {"never": {OK, WARN, FAIL}, "fail": {OK, WARN}, "warn": {OK}}
 
 
 class ActionModule(ControlNodeAction):
-    """See the module of the same name for the documentation."""
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Diagnose, print, and decide."""
-        result, arguments = self.begin(
-            tmp,
-            task_vars,
-            {
-                "nodes": {"type": "list", "elements": "str", "required": True},
-                "json": {"type": "str", "default": ""},
-                "fail_on": {"type": "str", "choices": list(LEVELS), "default": "fail"},
-            },
-        )
+        result, arguments = self.begin(tmp, task_vars, "doctor_report")
         known = task_vars or {}
 
         def of_this_run(variable: str) -> Any:

@@ -21,21 +21,7 @@ LOG_LINES = 20000
 
 
 class ActionModule(DynamoAction):
-    """See the module of the same name for the documentation."""
-
-    options: Mapping[str, Any] = {
-        "specs": {"type": "list", "elements": "dict", "required": True},
-        "target": {"type": "str", "required": True},
-        "settings": {"type": "dict", "required": True},
-        "step": {"type": "str", "choices": ["plan", "fresh", "mark", "read"], "required": True},
-        "trace": {"type": "path", "required": True},
-        "requests": {"type": "int", "default": 400},
-        "concurrency": {"type": "int", "default": 0},
-        "deadline_seconds": {"type": "int", "default": 0},
-        "aiperf": {"type": "str", "default": bench.PUBLISHED_AIPERF},
-        "share": {"type": "float", "default": 0.1},
-        "results_dir": {"type": "path", "default": ""},
-    }
+    module = "dynamo_bench"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
         """Plan, or read and compare."""

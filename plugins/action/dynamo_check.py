@@ -15,17 +15,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_fi
 
 
 class ActionModule(DynamoAction):
-    """See the module of the same name for the documentation."""
-
-    options: Mapping[str, Any] = {
-        "specs": {"type": "list", "elements": "dict", "required": True},
-        "target": {"type": "str", "required": True},
-        "settings": {"type": "dict", "required": True},
-        "token_env": {"type": "str", "default": "HF_TOKEN"},
-        "pull_secret_given": {"type": "bool", "default": False},
-        "replace": {"type": "bool", "default": True},
-        "keep_others": {"type": "bool", "default": False},
-    }
+    module = "dynamo_check"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
         """Read and judge; nothing is changed."""

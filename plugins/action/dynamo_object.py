@@ -23,16 +23,7 @@ def named(made: Mapping[str, Any]) -> str:
 
 
 class ActionModule(DynamoAction):
-    """See the module of the same name for the documentation."""
-
-    options: Mapping[str, Any] = {
-        "object": {"type": "dict", "required": True},
-        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        "create_only": {"type": "bool", "default": False},
-        "dry_run": {"type": "bool", "default": False},
-        "force": {"type": "bool", "default": False},
-        "selector": {"type": "str", "default": ""},
-    }
+    module = "dynamo_object"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
         """Bring one object into its state."""

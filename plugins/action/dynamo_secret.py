@@ -18,15 +18,7 @@ DOCKER = "kubernetes.io/dockerconfigjson"
 
 
 class ActionModule(DynamoAction):
-    """See the module of the same name for the documentation."""
-
-    options: Mapping[str, Any] = {
-        "name": {"type": "str", "required": True},
-        "namespace": {"type": "str", "required": True},
-        "key": {"type": "str", "default": "", "no_log": False},
-        "env": {"type": "str", "default": ""},
-        "docker_config": {"type": "path", "default": ""},
-    }
+    module = "dynamo_secret"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
         """Write the secret where its content differs; the result has none of it."""

@@ -35,16 +35,7 @@ def direct(url: str) -> Cluster:
 
 
 class ActionModule(DynamoAction):
-    """See the module of the same name for the documentation."""
-
-    options: Mapping[str, Any] = {
-        "smoke": {"type": "dict", "required": True},
-        "model": {"type": "str", "required": True},
-        "service": {"type": "str", "required": True},
-        "port": {"type": "int", "default": 8000},
-        "namespace": {"type": "str", "required": True},
-        "url": {"type": "str", "default": ""},
-    }
+    module = "dynamo_smoke"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
         """Ask three times; in check mode nothing serves yet."""

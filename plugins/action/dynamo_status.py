@@ -12,9 +12,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.waiting impor
 
 
 class ActionModule(DynamoAction):
-    """See the module of the same name for the documentation."""
-
-    options: Mapping[str, Any] = {"namespace": {"type": "str", "required": True}}
+    module = "dynamo_status"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
         """Read, print, and return the lines."""

@@ -13,16 +13,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.waiting impor
 
 
 class ActionModule(DynamoAction):
-    """See the module of the same name for the documentation."""
-
-    options: Mapping[str, Any] = {
-        "what": {"type": "str", "choices": ["graph", "workers", "job", "gone"], "required": True},
-        "name": {"type": "str", "required": True},
-        "namespace": {"type": "str", "required": True},
-        "stall_seconds": {"type": "float", "default": 1800.0},
-        "passing_seconds": {"type": "float", "default": 300.0},
-        "every_seconds": {"type": "float", "default": 5.0},
-    }
+    module = "dynamo_wait"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
         """Wait; in check mode nothing was started that could be waited for."""

@@ -16,6 +16,7 @@ from ansible.plugins.filter.core import quote
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import remote
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from ansible_collections.gb10.cluster.plugins.plugin_utils._image import locks
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods as mods_logic
@@ -50,20 +51,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the image plan, or all errors at once."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _unused, args = self.validate_argument_spec(
-            argument_spec={
-                "name": {"type": "str", "required": True},
-                "images": {"type": "dict", "required": True},
-                "mods": {"type": "list", "elements": "str", "default": []},
-                "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
-                "overlays_dir": {"type": "path", "default": str(_ROOT / "overlays")},
-                "digests": {"type": "dict", "default": {}},
-                "locks_dir": {"type": "path", "default": str(_ROOT / "locks")},
-                "wheels_dir": {"type": "path", "required": True},
-                "require_wheels": {"type": "bool", "default": True},
-                "context_dir": {"type": "path"},
-            }
-        )
+        _unused, args = self.validate_argument_spec(argument_spec=argument_spec("image_plan"))
+        for name, folder in (("mods_dir", "mods"), ("overlays_dir", "overlays"), ("locks_dir", "locks")):
+            args[name] = args[name] or str(_ROOT / folder)
         plan, errors = self._plan(args)
         if errors:
             result.update(failed=True, errors=errors, msg="\n".join(errors))

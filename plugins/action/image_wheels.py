@@ -16,23 +16,12 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._image import downloa
 _LOCKS = Path(__file__).parents[2] / "locks"
 
 
-_SPEC: dict[str, dict[str, Any]] = {
-    "name": {"type": "str", "required": True},
-    "images": {"type": "dict", "required": True},
-    "locks_dir": {"type": "path", "default": str(_LOCKS)},
-    "wheels_dir": {"type": "path", "required": True},
-    "mirror": {"type": "str", "default": ""},
-    "digests": {"type": "dict", "default": {}},
-    "relock": {"type": "bool", "default": False},
-}
-
-
 class ActionModule(ControlNodeAction):
     """Compare a directory with the locks of an image, and download what is missing."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return which files were downloaded, or one sentence for each problem."""
-        result, args = self.begin(tmp, task_vars, _SPEC)
+        result, args = self.begin(tmp, task_vars, "image_wheels")
         wheels, addresses, errors = self._wheels(args)
         folder = Path(args["wheels_dir"])
         missing = download.missing(wheels, folder)
@@ -64,7 +53,7 @@ class ActionModule(ControlNodeAction):
         recipe, errors = image_recipe.resolve(args["images"], args["name"])
         wheels: list[locks.Wheel] = []
         for step in recipe.get("steps", []):
-            path = Path(args["locks_dir"]) / locks.lock_name(step)
+            path = Path(args["locks_dir"] or _LOCKS) / locks.lock_name(step)
             try:
                 wheels += locks.parse(path.read_text(encoding="utf-8")) if step.get("lock") else []
             except (OSError, locks.LockError) as problem:

@@ -14,19 +14,9 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._action import Contro
 
 
 class ActionModule(ControlNodeAction):
-    """See the module of the same name for the documentation."""
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Merge, and print or write."""
-        result, arguments = self.begin(
-            tmp,
-            task_vars,
-            {
-                "reports": {"type": "dict", "required": True},
-                "problems": {"type": "dict", "default": {}},
-                "file": {"type": "str"},
-            },
-        )
+        result, arguments = self.begin(tmp, task_vars, "journal_merge")
         absent = [
             f"# {node} gave no journal: {' '.join(str(why).split())}"
             for node, why in sorted(arguments["problems"].items())

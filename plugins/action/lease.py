@@ -22,6 +22,7 @@ from ansible.utils.vars import load_extra_vars
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files, lease
 from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import shaped
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import given_as_text
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from ansible_collections.gb10.cluster.plugins.plugin_utils._lease import processes
 
 
@@ -44,24 +45,13 @@ def refusal(head: str, holders: list[dict[str, Any]]) -> str:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
-    """See the module of the same name for the documentation."""
-
     TRANSFERS_FILES = False
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the leases and have them renewed, or fail with who holds them."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, args = self.validate_argument_spec(
-            argument_spec={
-                "state": {"type": "str", "choices": ["read", "held", "released"], "default": "held"},
-                "scopes": {"type": "list", "elements": "str", "choices": lease.SCOPES, "default": list(lease.SCOPES)},
-                "take_over": {"type": "bool", "default": False},
-                "folder": {"type": "path", "default": str(lease.FOLDER)},
-                "holder": {"type": "dict", "default": {}},
-                "ended": {"type": "list", "elements": "str", "default": []},
-            }
-        )
+        _validation, args = self.validate_argument_spec(argument_spec=argument_spec("lease"))
         extra = load_extra_vars(self._loader)
         if wrong := given_as_text():
             return {**result, "failed": True, "changed": False, "holders": [], "msg": wrong}

@@ -16,6 +16,7 @@ from ansible.utils.vars import combine_vars, load_extra_vars
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice import model as choosing
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import given_as_text
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 
 _ROOT = Path(__file__).parents[2]
 
@@ -34,8 +35,6 @@ def variables_of(folders: Iterable[Path]) -> dict[str, frozenset[str]]:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
-    """See the module of the same name for the documentation."""
-
     TRANSFERS_FILES = False
     _supports_check_mode = True
     _requires_connection = False
@@ -43,13 +42,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the choice, or fail with both names."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, args = self.validate_argument_spec(
-            argument_spec={
-                "catalogue": {"type": "list", "elements": "path", "default": []},
-                "ask": {"type": "bool", "default": True},
-                "recipe": {"type": "str", "default": ""},
-            }
-        )
+        _validation, args = self.validate_argument_spec(argument_spec=argument_spec("model_choice"))
         if wrong := given_as_text():
             return {**result, "failed": True, "msg": wrong}
         known = task_vars or {}

@@ -16,16 +16,7 @@ class ActionModule(ControlNodeAction):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return ``changed``, ``backup`` and the diff, or why the file was left alone."""
-        result, args = self.begin(
-            tmp,
-            task_vars,
-            {
-                "path": {"type": "path", "required": True},
-                "content": {"type": "str", "required": True},
-                "replace": {"type": "bool", "default": False},
-                "variable": {"type": "str", "default": "add_model_replace"},
-            },
-        )
+        result, args = self.begin(tmp, task_vars, "model_file")
         path = Path(args["path"])
         try:
             self._write(path, args["content"], args["replace"], result, args["variable"])

@@ -10,21 +10,9 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import row
 
 
 class ActionModule(ControlNodeAction):
-    """See the module of the same name for the documentation."""
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Judge every model and print the table."""
-        result, arguments = self.begin(
-            tmp,
-            task_vars,
-            {
-                "specs": {"type": "list", "elements": "dict", "required": True},
-                "images": {"type": "dict", "required": True},
-                "nodes": {"type": "list", "elements": "str", "required": True},
-                "memory_gib": {"type": "dict", "required": True},
-                "json": {"type": "str", "default": ""},
-            },
-        )
+        result, arguments = self.begin(tmp, task_vars, "model_table")
         found = rows.cluster(arguments["specs"], arguments["images"], arguments["nodes"], arguments["memory_gib"])
         wrong = self.deliver(arguments["json"], found, rows.screen(found))
         if wrong:

@@ -15,6 +15,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model import image_r
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import sizes, source
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.model import placement_error
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import importer
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import model_checks
@@ -60,23 +61,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Return ``plan``, or every error at once."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         known_vars = task_vars or {}
-        _unused, args = self.validate_argument_spec(
-            argument_spec={
-                "model": {"type": "str"},
-                "spec": {"type": "dict"},
-                "recipe": {"type": "str", "default": ""},
-                "source_root": {"type": "str", "default": ""},
-                "endpoint": {"type": "str", "default": ""},
-                "token": {"type": "str", "default": "", "no_log": True},
-                "overrides": {"type": "dict", "default": {}},
-                "catalogue": {"type": "list", "elements": "path", "default": []},
-                "images": {"type": "dict", "required": True},
-                "mods_dir": {"type": "path", "default": str(_ROOT / "mods")},
-                "engine": {"type": "str", "choices": ["", "native", "ray"], "default": ""},
-                "record": {"type": "dict", "default": {}},
-                "render_only": {"type": "bool", "default": False},
-            }
-        )
+        _unused, args = self.validate_argument_spec(argument_spec=argument_spec("plan"))
         errors = self._read_recipe(args, result) or self._plan(args, known_vars, result)
         if errors:
             result.update(failed=True, errors=errors, msg="\n".join(errors))
@@ -154,7 +139,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 errors.append(
                     f"gb10_images.{spec['image']}.vllm_version is missing: neither options nor memory can be checked."
                 )
-        mods_dir = Path(args["mods_dir"])
+        mods_dir = Path(args["mods_dir"] or _ROOT / "mods")
         known_mods = sorted(path.parent.name for path in mods_dir.glob("*/manifest.yml"))
         for mod in spec["mods"]:
             if mod not in known_mods:

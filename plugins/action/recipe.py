@@ -21,20 +21,7 @@ class ActionModule(ControlNodeAction):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return ``models`` and ``report``, or the sentence why there is none."""
-        result, args = self.begin(
-            tmp,
-            task_vars,
-            {
-                "recipe": {"type": "str", "required": True},
-                "name": {"type": "str", "default": ""},
-                "image": {"type": "str", "default": ""},
-                "images": {"type": "dict", "required": True},
-                "directory": {"type": "path", "required": True},
-                "catalogue": {"type": "list", "elements": "path", "default": []},
-                "source_root": {"type": "str", "default": ""},
-                "mods_dir": {"type": "path", "default": str(_OWN_MODS)},
-            },
-        )
+        result, args = self.begin(tmp, task_vars, "recipe")
         if not args["recipe"]:
             result.update(failed=True, msg="Name a recipe: -e recipe=<file, directory or <directory>:<recipe>>.")
             return result
@@ -43,7 +30,7 @@ class ActionModule(ControlNodeAction):
         try:
             rows = importer.read_all(args["recipe"], known, args["name"], args["image"])
             models, rows = importer.files_of(rows, Path(args["directory"]), ms.names_from_files(_own_files()))
-            mods = importer.mods_of(rows, Path(args["mods_dir"]))
+            mods = importer.mods_of(rows, Path(args["mods_dir"] or _OWN_MODS))
         except RecipeError as problem:
             result.update(failed=True, msg=str(problem))
             return result

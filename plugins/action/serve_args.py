@@ -7,6 +7,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_args, serve_files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError
 
@@ -20,19 +21,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return ``args``, ``env``, ``command`` and ``notes``, or every error at once."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _unused, args = self.validate_argument_spec(
-            argument_spec={
-                "serve": {"type": "dict", "required": True},
-                "vllm_version": {"type": "str", "required": True},
-                "upstream": {"type": "str", "default": ""},
-                "image_table": {"type": "path", "default": ""},
-                "model": {"type": "str", "default": "MODEL"},
-                "env": {"type": "dict", "default": {}},
-                "mods": {"type": "list", "elements": "str", "default": []},
-                "mods_dir": {"type": "list", "elements": "path", "default": []},
-                "tables_dir": {"type": "list", "elements": "path", "default": []},
-            }
-        )
+        _unused, args = self.validate_argument_spec(argument_spec=argument_spec("serve_args"))
         try:
             rendered = serve_files.render(
                 args["serve"],

@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from ansible_collections.gb10.cluster.plugins.plugin_utils._weights import watch
 
 _display = Display()
@@ -23,28 +24,13 @@ def warn(line: str) -> None:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    """See the module of the same name for the documentation."""
-
     TRANSFERS_FILES = False
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Watch until the node's copy is complete, and be its source if that is requested."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        _validation, args = self.validate_argument_spec(
-            argument_spec={
-                "name": {"type": "str", "required": True},
-                "manifest": {"type": "dict", "required": True},
-                "complete": {"type": "bool", "required": True},
-                "changes": {"type": "bool", "default": True},
-                "origin": {"type": "dict", "default": {}},
-                "port": {"type": "int", "required": True},
-                "tunnels": {"type": "int", "default": 2},
-                "token": {"type": "str", "required": True, "no_log": True},
-                "every_s": {"type": "int", "default": 10},
-                "stalled_s": {"type": "int", "default": 8},
-            },
-        )
+        _validation, args = self.validate_argument_spec(argument_spec=argument_spec("weights_watch"))
         result["_ansible_verbose_override"] = True
         if self._task.check_mode or args["complete"]:
             result.update(changed=args["changes"] and not args["complete"], status={}, seconds=0.0)

@@ -15,6 +15,7 @@ from ansible.utils.display import Display
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import write
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import PRINTED
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import given_as_text
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 
 
 class ControlNodeAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
@@ -24,16 +25,16 @@ class ControlNodeAction(ActionBase):  # type: ignore[misc]  # ansible-core has n
     _requires_connection = False
 
     def begin(
-        self, tmp: str | None, task_vars: dict[str, Any] | None, spec: Mapping[str, Any]
+        self, tmp: str | None, task_vars: dict[str, Any] | None, module: str
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the result to fill in and the task's arguments, checked against an argument spec.
+        """Return the result to fill in and the task's arguments, checked against a module's documentation.
 
-        :raises AnsibleActionFail: an argument does not fit the spec, or the command line gives a list as text.
+        :raises AnsibleActionFail: an argument does not fit, or the command line gives a list as text.
         """
         result: dict[str, Any] = ActionBase.run(self, tmp, task_vars)
         if wrong := given_as_text():
             raise AnsibleActionFail(wrong)
-        _validation, arguments = self.validate_argument_spec(argument_spec=dict(spec))
+        _validation, arguments = self.validate_argument_spec(argument_spec=argument_spec(module))
         return result, dict(arguments)
 
     @staticmethod

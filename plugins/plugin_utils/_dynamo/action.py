@@ -10,17 +10,15 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._action import Contro
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Cluster, ClusterError, connect
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import DynamoError
 
-CONNECTION = {"kubeconfig": {"type": "path", "default": ""}, "context": {"type": "str", "default": ""}}
-
 
 class DynamoAction(ControlNodeAction):
-    """An action of one cluster; `options` is its argument spec, `act` its work."""
+    """An action of one cluster; `module` has its documentation, `act` is its work."""
 
-    options: Mapping[str, Any] = {}
+    module: str
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Check the arguments, connect, act; what the cluster refuses is the failure's message."""
-        result, args = self.begin(tmp, task_vars, {**CONNECTION, **self.options})
+        result, args = self.begin(tmp, task_vars, self.module)
         result["changed"] = False
         try:
             result.update(self.act(connect(args["kubeconfig"], args["context"]), args, task_vars or {}))

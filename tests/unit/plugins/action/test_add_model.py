@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from ansible_collections.gb10.cluster.plugins.action import add_model, model_file
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from tests.hub import LocalHub, serve
 from tests.unit.repositories import HYBRID, MOE, SHARDS, THREE, repository
 
@@ -157,7 +158,7 @@ def test_an_option_that_vllm_does_not_have_is_refused_before_anything_is_written
 
 def work_out(hub: LocalHub, folder: Path, **changes: Any) -> dict[str, Any]:
     """Return the result of the action, or raise its sentence."""
-    args = {name: option.get("default") for name, option in add_model.ARGUMENTS.items()}
+    args = {name: option.get("default") for name, option in argument_spec("add_model").items()}
     args |= {"node_facts": [{}] * 4, "images": IMAGES, "directory": str(folder), "endpoint": hub.url, "repo": ""}
     result: dict[str, Any] = {}
     add_model.ActionModule._work_out({**args, **changes}, result)

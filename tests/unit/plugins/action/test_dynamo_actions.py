@@ -21,6 +21,7 @@ from ansible_collections.gb10.cluster.plugins.action import (
     dynamo_smoke,
     dynamo_wait,
 )
+from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import action as base
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import bench, state
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Answer, ClusterError
@@ -85,7 +86,7 @@ def run(module: Any, check: bool = False, **arguments: Any) -> tuple[dict[str, A
     printed: list[str] = []
     action._display = SimpleNamespace(display=printed.append, warning=printed.append)
     action._task = SimpleNamespace(check_mode=check)
-    spec = {**base.CONNECTION, **action.options}
+    spec = argument_spec(action.module)
     missing = [name for name, each in spec.items() if each.get("required") and name not in arguments]
     assert not missing
     given = {name: arguments.get(name, each.get("default")) for name, each in spec.items()}

@@ -15,7 +15,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.action import dynamo_bench, dynamo_status
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import bench
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.spec import DynamoError, Target, chosen
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_files
@@ -229,8 +228,3 @@ def test_a_record_names_the_run() -> None:
     assert kept["target"] == "agg-b200-chat-mtp"
     assert kept["concurrency"] == 18
     assert len(kept["trace_sha256"]) == 64
-
-
-def test_the_modules_take_what_the_role_gives() -> None:
-    assert "step" in dynamo_bench.ActionModule.options
-    assert list(dynamo_status.ActionModule.options) == ["namespace"]

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.gb10.cluster.plugins.action import dynamo_check
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.prerequisites import (
     RIGHTS,
     Facts,
@@ -292,4 +291,3 @@ def test_what_is_no_quantity() -> None:
 
 def test_the_rights_are_those_of_a_run() -> None:
     assert len(RIGHTS) == len(set(RIGHTS))
-    assert set(dynamo_check.ActionModule.options) >= {"specs", "target", "settings", "replace", "keep_others"}
