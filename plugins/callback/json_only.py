@@ -62,8 +62,6 @@ def diverted(display: Callable[..., None]) -> Callable[..., None]:
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]
-    """See DOCUMENTATION."""
-
     CALLBACK_VERSION = 2.0
     CALLBACK_TYPE = "aggregate"
     CALLBACK_NAME = "gb10.cluster.json_only"

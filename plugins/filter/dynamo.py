@@ -21,8 +21,5 @@ def dynamo_target(specs: Sequence[Mapping[str, Any]], target: str, settings: Map
 
 
 class FilterModule:
-    """Filters of the role dynamo."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {"dynamo_target": dynamo_target}

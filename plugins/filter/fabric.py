@@ -124,10 +124,7 @@ def _machines(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Machine]:
 
 
 class FilterModule:
-    """What Ansible loads."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {
             "fabric_engine_faults": fabric_engine_faults,
             "fabric_failures": failures,

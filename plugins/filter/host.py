@@ -35,10 +35,7 @@ def docker_client_files(users: Sequence[str], settings: Mapping[str, Any]) -> li
 
 
 class FilterModule:
-    """Filters by their names."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by their names."""
         return {
             "docker_client_files": docker_client_files,
             "owner_harms": harms,

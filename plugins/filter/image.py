@@ -11,8 +11,5 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._image import copying
 
 
 class FilterModule:
-    """Filters about copying images and what they are built from."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {"copy_errors": copying.errors, "foreign_wheels": foreign_wheels}

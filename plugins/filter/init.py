@@ -37,10 +37,7 @@ def init_document(
 
 
 class FilterModule:
-    """Filters of the role init."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {
             "init_addresses": init_addresses,
             "init_earlier": init_earlier,

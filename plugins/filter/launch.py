@@ -46,10 +46,7 @@ def engines_left(results: Mapping[str, Mapping[str, Any]], hosts: Sequence[str])
 
 
 class FilterModule:
-    """Filters about launching."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {
             "engines_left": engines_left,
             "rank_options": rank_options,

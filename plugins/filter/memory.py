@@ -43,8 +43,5 @@ def memory_arguments(
 
 
 class FilterModule:
-    """Filters about memory."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {"tightest": tightest, "memory_arguments": memory_arguments}

@@ -15,8 +15,5 @@ def placeholders(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]]
 
 
 class FilterModule:
-    """Filters about the inventory."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {"placeholders": placeholders}

@@ -25,8 +25,5 @@ def model_specs(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 
 class FilterModule:
-    """Filters about the catalogue."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {"model_specs": model_specs}

@@ -41,8 +41,5 @@ def mods_labels(plan: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 class FilterModule:
-    """Filters about mods."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {"mods_plan": mods_plan, "mods_labels": mods_labels}

@@ -15,8 +15,5 @@ def by_host(hosts: Sequence[str], hostvars: Mapping[str, Mapping[str, Any]], var
 
 
 class FilterModule:
-    """What Ansible loads."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {"by_host": by_host, "rejections": rejections}

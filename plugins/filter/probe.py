@@ -26,8 +26,5 @@ def cluster_state(
 
 
 class FilterModule:
-    """Filters about the probe."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {"cluster_state": cluster_state}

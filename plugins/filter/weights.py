@@ -11,10 +11,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._weights import code_
 
 
 class FilterModule:
-    """Filters about moving weights."""
-
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by name."""
         return {
             "weights_code": code_lock.judge,
             "weights_fetched": code_lock.fetched_revision,

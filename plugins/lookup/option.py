@@ -48,8 +48,6 @@ from ansible.utils.display import Display
 
 
 class LookupModule(LookupBase):  # type: ignore[misc, unused-ignore]
-    """See DOCUMENTATION."""
-
     def run(
         self, terms: list[str], variables: dict[str, Any] | None = None, *, was: str, default: Any = ""
     ) -> list[Any]:

@@ -36,8 +36,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.text import g
 
 
 class LookupModule(LookupBase):  # type: ignore[misc, unused-ignore]
-    """See DOCUMENTATION."""
-
     def run(self, terms: list[str], variables: dict[str, Any] | None = None) -> list[str]:
         """Return the sentence."""
         return [given_as_text()]

@@ -60,7 +60,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "api_key": {"type": "str", "default": "", "no_log": True},

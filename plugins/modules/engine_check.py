@@ -101,7 +101,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "model": {"type": "str", "required": True},

@@ -185,7 +185,6 @@ def would_change(swap: swaps.Swap, params: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["armed", "committed", "rolled_back", "absent"], "required": True},

@@ -96,7 +96,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._engine.units import 
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["read", "alone", "started", "stopped"], "default": "read"},

@@ -127,7 +127,6 @@ def loaded(module: AnsibleModule, folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["written", "loaded", "absent"], "required": True},

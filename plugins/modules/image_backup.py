@@ -245,7 +245,6 @@ def verified(module: AnsibleModule, path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["missing", "present", "verified"], "required": True},

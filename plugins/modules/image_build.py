@@ -88,7 +88,6 @@ def asked_registry(lines: list[str], base: str) -> bool:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "tag": {"type": "str", "required": True},

@@ -113,7 +113,6 @@ def refuse(module: AnsibleModule, tag: str) -> str:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "tag": {"type": "str", "required": True},

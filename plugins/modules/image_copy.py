@@ -140,7 +140,6 @@ def copy(module: AnsibleModule, program: str, reference: remote.Reference, path:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "reference": {"type": "str", "required": True},

@@ -61,7 +61,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import 
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "reference": {"type": "str", "required": True},

@@ -87,7 +87,6 @@ def read_table(out: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "tag": {"type": "str", "required": True},

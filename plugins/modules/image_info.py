@@ -119,7 +119,6 @@ def unit_texts(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "tag": {"type": "str", "required": True},

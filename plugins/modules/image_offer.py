@@ -227,7 +227,6 @@ def offer(module: AnsibleModule, storage: Path) -> None:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "stored", "absent"], "default": "present"},

@@ -128,7 +128,6 @@ def prune_caches(caches: Path, images: list[dict[str, Any]], gone: list[str], ch
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "current": {"type": "str", "required": True},

@@ -146,7 +146,6 @@ def finish(module: AnsibleModule, want: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "tag": {"type": "str", "required": True},

@@ -98,7 +98,6 @@ def existing(path: Path) -> Path:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "tag": {"type": "str", "required": True},

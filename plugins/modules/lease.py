@@ -111,7 +111,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["read", "held", "released"], "default": "held"},

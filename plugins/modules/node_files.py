@@ -185,7 +185,6 @@ def validate(module: AnsibleModule, item: dict[str, Any], text: str) -> None:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "files": {"type": "list", "elements": "dict", "required": True, "options": SPEC},

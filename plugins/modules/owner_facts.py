@@ -123,7 +123,6 @@ def accounts() -> list[str]:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
     units = unit_names(
         run(module, "systemctl", "list-units", "--plain", "--no-legend", "--state=active", "--type=service")

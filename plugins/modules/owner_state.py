@@ -256,7 +256,6 @@ class Restore:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["kept", "restored"], "default": "kept"},

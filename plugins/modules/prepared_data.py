@@ -98,7 +98,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._weights import prepa
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "repo": {"type": "str", "required": True},

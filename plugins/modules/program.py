@@ -65,7 +65,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._program import archi
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "program": {"type": "str", "required": True},

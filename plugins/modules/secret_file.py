@@ -69,7 +69,6 @@ def read(path: Path) -> str:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={"path": {"type": "path", "required": True}, "value": {"type": "str", "no_log": True}},
         supports_check_mode=True,

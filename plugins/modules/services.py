@@ -132,7 +132,6 @@ def call(module: AnsibleModule, verb: str, *units: str) -> None:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "services": {"type": "list", "elements": "dict", "required": True, "options": SPEC},

@@ -95,7 +95,6 @@ def key_pair(module: AnsibleModule, private: bytes | None) -> tuple[bytes, bytes
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "user": {"type": "str", "default": ""},

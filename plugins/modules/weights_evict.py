@@ -73,7 +73,6 @@ def evict(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},

@@ -124,7 +124,6 @@ def root_of(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "planned"], "default": "present"},

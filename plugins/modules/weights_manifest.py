@@ -148,7 +148,6 @@ def hashed(files: dict[str, Path], cache_path: Path, piece_bytes: int) -> tuple[
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},

@@ -241,7 +241,6 @@ def read(module: AnsibleModule) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["started", "read", "stopped"], "required": True},

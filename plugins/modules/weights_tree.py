@@ -244,7 +244,6 @@ def target_error(root: Path) -> str | None:
 
 
 def main() -> None:
-    """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},
