@@ -16,9 +16,11 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.action import (
     dynamo_bench,
+    dynamo_check,
     dynamo_object,
     dynamo_secret,
     dynamo_smoke,
+    dynamo_status,
     dynamo_wait,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
@@ -314,3 +316,18 @@ def test_a_frontend_that_takes_what_it_must_refuse_is_warned_about(memory: Memor
     result, printed = run(dynamo_smoke, smoke=SMOKE, model="m", service="g-frontend", namespace="ultra")
     assert result["refused"] is False
     assert "odd at the top level was answered 200, expected 400" in printed[0]
+
+
+def test_an_empty_namespace_is_named(memory: Memory) -> None:
+    result, printed = run(dynamo_status, namespace="ultra")
+    assert result["lines"] == ["Nothing is in the namespace ultra."]
+    assert printed == ["  Nothing is in the namespace ultra."]
+    assert memory.applied == []
+
+
+def test_an_unknown_target_is_refused_before_the_cluster_is_asked(memory: Memory) -> None:
+    specs = [{"dynamo": {"targets": {"agg-b200": {}}}}]
+    result, _printed = run(dynamo_check, specs=specs, target="agg-b20", settings={"namespace": "ultra"})
+    assert result["failed"] is True
+    assert "There is no target 'agg-b20'. Did you mean 'agg-b200'?" in result["msg"]
+    assert memory.asked == []
