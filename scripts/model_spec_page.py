@@ -17,7 +17,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / ".collections"))
 
-from ansible_collections.gb10.cluster.plugins.module_utils._model.table import MODEL_SPEC  # noqa: E402
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import model_keys  # noqa: E402
 
 PAGE = REPO / "docs" / "model_spec.md"
 HEAD = """# Every key of model_spec
@@ -50,7 +50,7 @@ def rows(table: Mapping[str, Mapping[str, Any]], above: str = "") -> Iterator[st
 
 def page() -> str:
     """Return the whole page."""
-    return HEAD + "".join(rows(MODEL_SPEC))
+    return HEAD + "".join(rows(model_keys()))
 
 
 if __name__ == "__main__":

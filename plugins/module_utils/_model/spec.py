@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import ipaddress
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model.other_engines import refusals
-from ansible_collections.gb10.cluster.plugins.module_utils._model.table import MODEL_SPEC
 
 _NAME = re.compile(r"^[a-z0-9][a-z0-9.-]*$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -67,6 +69,18 @@ def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
         else:
             merged[key] = copy.deepcopy(value)
     return merged
+
+
+@functools.cache
+def model_keys() -> dict[str, dict[str, Any]]:
+    """Return every key of a model, in the order of docs/model_spec.md and in the notation of argument specs.
+
+    The table also makes that page (scripts/model_spec_page.py). It is read on the control node alone.
+    """
+    found: dict[str, dict[str, Any]] = json.loads(
+        Path(__file__).with_name("model_spec.json").read_text(encoding="utf-8")
+    )
+    return found
 
 
 def _coerce(where: str, value: Any, rule: Mapping[str, Any], errors: list[str]) -> Any:
@@ -139,7 +153,7 @@ def validate(spec: Mapping[str, Any], where: str = "model_spec") -> tuple[dict[s
     if other:
         return dict(spec), other
     errors: list[str] = []
-    out = _walk(where, spec, MODEL_SPEC, errors)
+    out = _walk(where, spec, model_keys(), errors)
     if errors:
         return out, errors
     if not _NAME.fullmatch(out["name"]):
