@@ -38,7 +38,6 @@ DEFINED = frozenset(
 
 #: File → why it names models of the catalogue.
 NAMES_A_MODEL: Mapping[str, str] = {
-    "plugins/module_utils/_memory/fit.py": "each constant names the published run that it was fitted to",
     "plugins/plugin_utils/_catalogue/pooling.py": "an option of vLLM has a model's name in it",
     "tests/unit/plugins/module_utils/memory_models.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_advice.py": "figures of published runs",
