@@ -11,6 +11,7 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
     attention_from_config,
+    gated_delta_net,
     is_dtype,
     moe_of,
     mtp_of,
@@ -19,7 +20,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     ONE_DTYPE,
     GatedConv,
-    GatedDeltaNet,
     Geometry,
     Mamba1,
     Mamba2,
@@ -50,11 +50,7 @@ _BLOCK_KINDS = {
 def from_qwen_gdn(config: Config, architecture: str, dtype: str) -> Geometry:
     layers = config.integer("num_hidden_layers")
     kinds = config.texts("layer_types")
-    odd = sorted({kind for kind in kinds or [] if kind not in ("full_attention", "linear_attention")})
-    if odd:
-        config.missing.append(
-            f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size."
-        )
+    config.without_rule(kinds or [], "full_attention", "linear_attention")
     if kinds is None:
         every = config.optional("full_attention_interval") or 4  # the default of both config classes
         kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
@@ -68,15 +64,7 @@ def from_qwen_gdn(config: Config, architecture: str, dtype: str) -> Geometry:
         hidden_size=config.integer("hidden_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
         attention=attention_from_config(config, max(1, kinds.count("full_attention"))),
-        recurrent=GatedDeltaNet(
-            layers=max(1, kinds.count("linear_attention")),
-            k_heads=config.integer("linear_num_key_heads"),
-            v_heads=config.integer("linear_num_value_heads"),
-            k_head_dim=config.integer("linear_key_head_dim"),
-            v_head_dim=config.integer("linear_value_head_dim"),
-            conv_kernel=config.integer("linear_conv_kernel_dim"),
-            state_dtype=state_dtype,
-        ),
+        recurrent=gated_delta_net(config, kinds.count("linear_attention"), state_dtype),
         moe=moe_of(config, layers),
         mtp=mtp_of(config, "mtp_num_hidden_layers", "num_nextn_predict_layers"),
         vocab_size=config.optional("vocab_size"),
@@ -163,6 +151,12 @@ def _kinds(config: Config, *keys: str) -> list[str]:
     return kinds or []
 
 
+def _known(config: Config, kinds: list[str], *known: str) -> None:
+    """Note kinds of layers that are not among the known ones."""
+    if odd := sorted(set(kinds) - set(known)):
+        config.missing.append(f"config.json has layers {', '.join(odd)}, which the memory model does not know.")
+
+
 def _mamba2(
     config: Config,
     layers: int,
@@ -201,8 +195,7 @@ def from_falcon_h1(config: Config, architecture: str, dtype: str) -> Geometry:
 def from_granite_hybrid(config: Config, architecture: str, dtype: str) -> Geometry:
     """Read Granite 4 (vllm/model_executor/models/granitemoehybrid.py); some have no experts, or no Mamba."""
     kinds = [_BLOCK_KINDS.get(kind, kind) for kind in _kinds(config, "layer_types", "layers_block_type")]
-    if odd := sorted(set(kinds) - {"mamba", "attention"}):
-        config.missing.append(f"config.json has layers {', '.join(odd)}, which the memory model does not know.")
+    _known(config, kinds, "mamba", "attention")
     recurrent = _mamba2(config, kinds.count("mamba"), dtype, None) if "mamba" in kinds else None
     return _hybrid(config, architecture, dtype, kinds.count("attention"), recurrent)
 
@@ -243,8 +236,7 @@ def from_lfm2(config: Config, architecture: str, dtype: str) -> Geometry:
         kinds = ["full_attention" if index in numbered else "conv" for index in range(layers)]
     else:
         kinds = _kinds(config, "layer_types")
-    if odd := sorted(set(kinds) - {"conv", "full_attention"}):
-        config.missing.append(f"config.json has layers {', '.join(odd)}, which the memory model does not know.")
+    _known(config, kinds, "conv", "full_attention")
     recurrent = GatedConv(
         max(1, kinds.count("conv")),
         config.optional("conv_dim") or config.integer("hidden_size"),
@@ -256,8 +248,7 @@ def from_lfm2(config: Config, architecture: str, dtype: str) -> Geometry:
 def from_zamba2(config: Config, architecture: str, dtype: str) -> Geometry:
     """Read Zamba2 (vllm/model_executor/models/zamba2.py): Mamba-2 in every layer, attention of double width in some."""
     kinds = [_BLOCK_KINDS.get(kind, kind) for kind in _kinds(config, "layers_block_type", "layer_types")]
-    if odd := sorted(set(kinds) - {"mamba", "hybrid"}):
-        config.missing.append(f"config.json has layers {', '.join(odd)}, which the memory model does not know.")
+    _known(config, kinds, "mamba", "hybrid")
     recurrent = _mamba2(config, max(1, len(kinds)), dtype, None, "n_mamba_heads", "mamba_ngroups")
     geometry = _hybrid(config, architecture, dtype, kinds.count("hybrid"), recurrent)
     heads = geometry.attention.heads

@@ -7,30 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_blocks import (
-    from_block_configs,
-    from_convolved,
-    from_split_keys,
-    respelled,
-)
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_hybrid import (
-    from_falcon_h1,
-    from_granite_hybrid,
-    from_jamba,
-    from_lfm2,
-    from_nemotron_h,
-    from_nemotron_puzzle,
-    from_qwen_gdn,
-    from_zamba2,
-)
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_sparse import (
-    from_block_sparse,
-    from_compressed,
-    from_delta_hybrid,
-    from_indexed,
-    from_pooled,
-    from_qsa,
-    from_sources,
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import (
+    config_blocks,
+    config_hybrid,
+    config_sparse,
+    parts,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
@@ -135,18 +116,6 @@ _DRAFTS = (
 )
 #: Draft models that read the target's cache and keep nothing of their own (vllm/model_executor/models/gemma4_mtp.py).
 _WITHOUT_A_CACHE = ("Gemma4AssistantForCausalLM", "Gemma4MTPModel", "Gemma4UnifiedAssistantForCausalLM")
-#: One latent vector of a token instead of keys and values.
-_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
-#: The same with an indexer, which chooses what attention reads.
-_INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
-_BLOCK_SPARSE = ("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration")
-_COMPRESSED = ("DeepseekV4ForCausalLM",)
-_SOURCES = ("DeepseekV41ForCausalLM",)
-_POOLED = ("Glm5NextForConditionalGeneration",)
-_QSA = ("Qwen4ExpForConditionalGeneration",)
-#: Kimi Delta Attention beside latent attention.
-_DELTA_HYBRID = ("KimiLinearForCausalLM",)
-_CHUNKED = ("Llama4ForCausalLM",)
 #: Layers that read the cache of an earlier one; Gemma 4 also has windows with heads of another width.
 _GEMMA_SHARED = (
     "Gemma3nForCausalLM",
@@ -157,26 +126,6 @@ _GEMMA_SHARED = (
     "Gemma4DSparkModel",
     "Gemma4UnifiedForConditionalGeneration",
 )
-#: KV heads called groups; windows with figures of their own.
-_GROUPS = ("Step3p5ForCausalLM",)
-_TWO_WIDTHS = ("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")
-_QWEN_GDN = (
-    "Qwen3NextForCausalLM",
-    "Qwen3_5ForCausalLM",
-    "Qwen3_5ForConditionalGeneration",
-    "Qwen3_5MoeForCausalLM",
-    "Qwen3_5MoeForConditionalGeneration",
-)
-_NEMOTRON_H = ("NemotronHForCausalLM",)
-_NEMOTRON_PUZZLE = ("NemotronHPuzzleForCausalLM",)
-_FALCON_H1 = ("FalconH1ForCausalLM",)
-_GRANITE_HYBRID = ("GraniteMoeHybridForCausalLM",)
-_JAMBA = ("JambaForCausalLM",)
-_ZAMBA2 = ("Zamba2ForCausalLM",)
-_SPLIT_KEYS = ("MiniCPM3ForCausalLM",)
-_BLOCK_CONFIGS = ("DeciLMForCausalLM",)
-_CONVOLVED = ("InklingForCausalLM", "InklingForConditionalGeneration")
-_LFM2 = ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
 #: A model for images around a language model: the class that reads that one's configuration, or nothing where the
 #: configuration names its class.
 _AROUND = {
@@ -234,15 +183,8 @@ def _kinds(config: Config, architecture: str, layers: int) -> list[str]:
                 "it (layer_types), so their cache cannot be sized."
             )
         return ["full_attention"] * layers
-    odd = sorted({kind for kind in kinds if kind not in ("full_attention", "sliding_attention")})
-    if odd:
-        config.missing.append(
-            f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size."
-        )
-    if len(kinds) != layers:
-        config.missing.append(f"config.json lists {len(kinds)} layer_types for {layers} layers.")
-    if "full_attention" not in kinds:
-        config.missing.append("config.json has no layer of full attention: the memory model needs one.")
+    config.without_rule(kinds, "full_attention", "sliding_attention")
+    config.of_length(kinds, layers)
     return kinds
 
 
@@ -251,7 +193,7 @@ def _from_plain(config: Config, architecture: str, dtype: str) -> Geometry:
     if config.values.get("use_cla"):
         config.missing.append("config.json has layers that share keys and values (use_cla), which have no rule here.")
     kinds = _kinds(config, architecture, layers)
-    attention = attention_from_config(config, max(1, kinds.count("full_attention")))
+    attention = attention_from_config(config, config.full(kinds.count("full_attention")))
     windows: tuple[Window, ...] = ()
     if "sliding_attention" in kinds:
         windows = (
@@ -313,9 +255,7 @@ def _from_gemma_shared(config: Config, architecture: str, dtype: str) -> Geometr
         )
     shared = config.values.get("num_kv_shared_layers", 15 if is_3n else 0)
     own = kinds[: max(0, layers - shared)] if isinstance(shared, int) and not isinstance(shared, bool) else kinds
-    if "full_attention" not in own:
-        config.missing.append("config.json has no layer of full attention: the memory model needs one.")
-    narrow = attention_from_config(config, max(1, own.count("full_attention")))
+    narrow = attention_from_config(config, config.full(own.count("full_attention")))
     heads = config.optional("num_global_key_value_heads") if config.values.get("attention_k_eq_v") else None
     wide = narrow
     if not is_3n:
@@ -336,10 +276,8 @@ def _from_groups(config: Config, architecture: str, dtype: str) -> Geometry:
     kinds = (config.texts("layer_types") or [])[:layers]
     if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
         config.missing.append(f"config.json has no layer_types (full_attention, sliding_attention) of {layers} layers.")
-    if "full_attention" not in kinds:
-        config.missing.append("config.json has no layer of full attention: the memory model needs one.")
     full = replace(
-        attention_from_config(config, max(1, kinds.count("full_attention"))),
+        attention_from_config(config, config.full(kinds.count("full_attention"))),
         kv_heads=config.integer("num_attention_groups"),
     )
     other = config.values.get("attention_other_setting")
@@ -369,9 +307,7 @@ def _from_two_widths(config: Config, architecture: str, dtype: str) -> Geometry:
     if not (isinstance(pattern, list) and len(pattern) == layers and all(item in (0, 1) for item in pattern)):
         config.missing.append(f"config.json has no hybrid_layer_pattern of {layers} zeros and ones.")
         pattern = [0] * layers
-    if 0 not in pattern:
-        config.missing.append("config.json has no layer of full attention: the memory model needs one.")
-    full = attention_from_config(config, max(1, pattern.count(0)))
+    full = attention_from_config(config, config.full(pattern.count(0)))
     attention = replace(full, value_head_dim=config.optional("v_head_dim"))
     windows: tuple[Window, ...] = ()
     if 1 in pattern:
@@ -416,31 +352,31 @@ def checkpoint_kv_dtype(quantization: object) -> str:
 
 _READERS: Mapping[str, Callable[[Config, str, str], Geometry]] = {
     name: reader
-    for names, reader in (
-        ((*_PLAIN, *_DRAFTS), _from_plain),
-        (_LATENT, _from_latent),
-        (_INDEXED, from_indexed),
-        (_BLOCK_SPARSE, from_block_sparse),
-        (_COMPRESSED, from_compressed),
-        (_SOURCES, from_sources),
-        (_POOLED, from_pooled),
-        (_QSA, from_qsa),
-        (_DELTA_HYBRID, from_delta_hybrid),
-        (_CHUNKED, _from_chunked),
-        (_GEMMA_SHARED, _from_gemma_shared),
-        (_GROUPS, _from_groups),
-        (_TWO_WIDTHS, _from_two_widths),
-        (_QWEN_GDN, from_qwen_gdn),
-        (_NEMOTRON_H, from_nemotron_h),
-        (_NEMOTRON_PUZZLE, from_nemotron_puzzle),
-        (_FALCON_H1, from_falcon_h1),
-        (_GRANITE_HYBRID, from_granite_hybrid),
-        (_JAMBA, from_jamba),
-        (_LFM2, from_lfm2),
-        (_ZAMBA2, from_zamba2),
-        (_SPLIT_KEYS, from_split_keys),
-        (_BLOCK_CONFIGS, from_block_configs),
-        (_CONVOLVED, from_convolved),
+    for reader, names in (
+        (_from_plain, (*_PLAIN, *_DRAFTS)),
+        (_from_latent, parts.LATENT),
+        (_from_chunked, ("Llama4ForCausalLM",)),
+        (_from_gemma_shared, _GEMMA_SHARED),
+        (_from_groups, ("Step3p5ForCausalLM",)),
+        (_from_two_widths, parts.TWO_WIDTHS),
+        (config_blocks.from_split_keys, ("MiniCPM3ForCausalLM",)),
+        (config_blocks.from_block_configs, ("DeciLMForCausalLM",)),
+        (config_blocks.from_convolved, ("InklingForCausalLM", "InklingForConditionalGeneration")),
+        (config_hybrid.from_qwen_gdn, parts.DELTA),
+        (config_hybrid.from_nemotron_h, ("NemotronHForCausalLM",)),
+        (config_hybrid.from_nemotron_puzzle, ("NemotronHPuzzleForCausalLM",)),
+        (config_hybrid.from_falcon_h1, ("FalconH1ForCausalLM",)),
+        (config_hybrid.from_granite_hybrid, ("GraniteMoeHybridForCausalLM",)),
+        (config_hybrid.from_jamba, ("JambaForCausalLM",)),
+        (config_hybrid.from_lfm2, ("Lfm2ForCausalLM", "Lfm2MoeForCausalLM")),
+        (config_hybrid.from_zamba2, ("Zamba2ForCausalLM",)),
+        (config_sparse.from_indexed, parts.INDEXED),
+        (config_sparse.from_block_sparse, parts.BLOCK_SPARSE),
+        (config_sparse.from_compressed, ("DeepseekV4ForCausalLM",)),
+        (config_sparse.from_sources, ("DeepseekV41ForCausalLM",)),
+        (config_sparse.from_pooled, ("Glm5NextForConditionalGeneration",)),
+        (config_sparse.from_qsa, ("Qwen4ExpForConditionalGeneration",)),
+        (config_sparse.from_delta_hybrid, ("KimiLinearForCausalLM",)),
     )
     for name in names
 }
@@ -483,7 +419,7 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
                 "(docs/memory.md), or give a measured point in expected.kv_cache."
             ]
         )
-    config = Config(respelled(inner, inner_architecture))
+    config = Config(config_blocks.respelled(inner, inner_architecture))
     dtype = inner.get("dtype") or inner.get("torch_dtype") or values.get("dtype") or values.get("torch_dtype")
     dtype = dtype or "bfloat16"
     if not is_dtype(dtype):

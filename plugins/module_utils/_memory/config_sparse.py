@@ -10,6 +10,7 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
     attention_from_config,
+    gated_delta_net,
     mtp_of,
     plain_geometry,
 )
@@ -20,7 +21,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     QSA,
     Attention,
     Compressed,
-    GatedDeltaNet,
     Geometry,
     Indexer,
     Kda,
@@ -47,13 +47,9 @@ def _count(config: Config, kinds: list[str] | None, **known: str) -> dict[str, i
     if kinds is None:
         config.missing.append("config.json does not list which layers are of which kind (layer_types).")
         kinds = []
-    odd = sorted(set(kinds) - set(known.values()))
-    if odd:
-        config.missing.append(
-            f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size."
-        )
-    if kinds and len(kinds) != layers:
-        config.missing.append(f"config.json lists {len(kinds)} layer_types for {layers} layers.")
+    config.without_rule(kinds, *known.values())
+    if kinds:
+        config.of_length(kinds, layers)
     return {name: max(1, kinds.count(kind)) for name, kind in known.items()}
 
 
@@ -185,15 +181,7 @@ def from_qsa(config: Config, architecture: str, dtype: str) -> Geometry:
         conv = ShortConv(len(set(embedded)), geometry.hidden_size * config.integer("hc_count"), max(1, columns))
     return replace(
         geometry,
-        recurrent=GatedDeltaNet(
-            layers=counts["linear"],
-            k_heads=config.integer("linear_num_key_heads"),
-            v_heads=config.integer("linear_num_value_heads"),
-            k_head_dim=config.integer("linear_key_head_dim"),
-            v_head_dim=config.integer("linear_value_head_dim"),
-            conv_kernel=config.integer("linear_conv_kernel_dim"),
-            state_dtype=str(config.values.get("mamba_ssm_dtype") or "float32"),
-        ),
+        recurrent=gated_delta_net(config, counts["linear"], str(config.values.get("mamba_ssm_dtype") or "float32")),
         # Positions have three axes in this family, so they are kept beside the keys.
         indexer=Indexer(QSA, config.integer("indexer_head_dim"), config.integer("indexer_compress_ratio"), True),
         short_conv=conv,

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     DTYPE_BYTES,
     WHOLE,
     Attention,
+    GatedDeltaNet,
     Geometry,
     Moe,
     Mtp,
@@ -68,6 +69,24 @@ class Config:
         value = self.values.get(key)
         return value if is_whole(value, key) else None
 
+    def without_rule(self, kinds: Iterable[str], *known: str) -> None:
+        """Note kinds of layers that are not among the known ones."""
+        if odd := sorted(set(kinds) - set(known)):
+            self.missing.append(
+                f"config.json has layers of type {', '.join(odd)}, whose cache the memory model cannot size."
+            )
+
+    def of_length(self, kinds: Sequence[str], layers: int) -> None:
+        """Note a list of layers that is longer or shorter than their number."""
+        if len(kinds) != layers:
+            self.missing.append(f"config.json lists {len(kinds)} layer_types for {layers} layers.")
+
+    def full(self, layers: int) -> int:
+        """Return the number of layers of full attention, at least one; note that the memory model needs one."""
+        if layers < 1:
+            self.missing.append("config.json has no layer of full attention: the memory model needs one.")
+        return max(1, layers)
+
     def texts(self, key: str) -> list[str] | None:
         value = self.values.get(key)
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
@@ -119,6 +138,18 @@ def mtp_of(config: Config, *keys: str) -> Mtp | None:
         if layers:
             return Mtp(layers=layers, attention_layers=layers)
     return None
+
+
+def gated_delta_net(config: Config, layers: int, state_dtype: str) -> GatedDeltaNet:
+    return GatedDeltaNet(
+        layers=max(1, layers),
+        k_heads=config.integer("linear_num_key_heads"),
+        v_heads=config.integer("linear_num_value_heads"),
+        k_head_dim=config.integer("linear_key_head_dim"),
+        v_head_dim=config.integer("linear_value_head_dim"),
+        conv_kernel=config.integer("linear_conv_kernel_dim"),
+        state_dtype=state_dtype,
+    )
 
 
 def plain_geometry(

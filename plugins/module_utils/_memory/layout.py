@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How vLLM lays out its cache: groups, pages, blocks, and what a pool of blocks holds.  Pure.
 
-This half of the memory model is exact: it restates the rules of vLLM's own planner, which were read in the
-sources of the releases 0.18.1 to 0.33.0 (``vllm/v1/core/kv_cache_utils.py`` and, in 0.33,
-``kv_cache_planning.py``; ``vllm/v1/kv_cache_interface.py``; ``vllm/platforms/interface.py``).  Sizes are bytes
-unless a name says otherwise, and always those of one rank.
+It restates the rules of vLLM's own planner; `kv` names the sources that were read.  Sizes are bytes unless a name says
+otherwise, and always those of one rank.
 """
 
 from __future__ import annotations
@@ -98,6 +96,16 @@ class KindGroups:
 
 
 @dataclass(frozen=True)
+class State:
+    """How recurrent layers keep theirs: tokens of a block that holds one, and blocks of a sequence of any length."""
+
+    mode: str
+    bytes: int
+    block_tokens: int
+    fixed_blocks: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """How the cache of one model is cut up on one rank.
 
@@ -106,20 +114,14 @@ class Layout:
     """
 
     attention_layers: int
-    attention_groups: int
-    recurrent_groups: int
-    group_layers: int
     block_tokens: int
     page_bytes: int
     block_bytes: int
     attention_bytes_per_token: int
-    state_bytes: int
-    #: Share by which a recurrent page is larger than the state in it, in percent.
-    padding_percent: float
-    cache_mode: str
-    prefix_caching: bool
-    recurrent_blocks_fixed: int
-    recurrent_blocks_follow_length: bool
+    state: State
+    attention_groups: int = 0
+    recurrent_groups: int = 0
+    group_layers: int = 0
     #: Windows, chunks, and layers of a draft model.
     others: tuple[KindGroups, ...] = ()
     #: Pages of several sizes in one block; the groups above are none then.
@@ -146,13 +148,22 @@ class Layout:
         return self.attention_groups + self.recurrent_groups + sum(each.groups for each in self.others)
 
     @property
+    def cache_mode(self) -> str:
+        return self.state.mode
+
+    @property
     def has_recurrent(self) -> bool:
-        return self.state_bytes > 0
+        return self.state.bytes > 0
+
+    @property
+    def padding_percent(self) -> float:
+        """Share by which a recurrent page is larger than the state in it, in percent."""
+        return 100.0 * (self.page_bytes - self.state.bytes) / self.state.bytes if self.has_recurrent else 0.0
 
     def recurrent_blocks(self, length: int) -> int:
         """Return the blocks that one recurrent group keeps of a sequence."""
-        growing = ceil_div(length, self.block_tokens) if self.recurrent_blocks_follow_length else 0
-        return growing + self.recurrent_blocks_fixed
+        growing = ceil_div(length, self.block_tokens) if self.state.mode == ALL else 0
+        return growing + self.state.fixed_blocks
 
     def blocks_per_sequence(self, length: int) -> int:
         """Return the blocks that a sequence of ``length`` tokens takes out of the pool."""
@@ -286,17 +297,12 @@ class Asked:
     decode_context_parallel_size: int = 1
 
 
-@dataclass(frozen=True)
-class _State:
-    """The recurrent layers' part of a layout."""
-
-    mode: str
-    bytes: int
-    block_tokens: int
-    fixed_blocks: int
+def _draft_layers(geometry: Geometry, asked: Asked) -> int:
+    """Return the attention layers of the checkpoint's own heads, where these draft."""
+    return geometry.mtp.attention_layers if geometry.mtp and asked.speculative_tokens and asked.own_heads else 0
 
 
-def _state_of(geometry: Geometry, asked: Asked, per_token: int, caching: bool) -> _State:
+def _state_of(geometry: Geometry, asked: Asked, per_token: int) -> State:
     """Return how the recurrent state is kept, and the tokens of an attention block that holds one."""
     recurrent = geometry.recurrent
     step = asked.block_granularity
@@ -307,10 +313,11 @@ def _state_of(geometry: Geometry, asked: Asked, per_token: int, caching: bool) -
     elif geometry.indexer and geometry.indexer.kind == KPOOL:
         step = lcm(step, 64 * geometry.indexer.tokens_per_state)
     if recurrent is None:
-        return _State(NONE, 0, step, 0)
+        return State(NONE, 0, step, 0)
     if geometry.attention.latent_dim:
         step = max(step, _LATENT_HYBRID_BLOCK)
     speculative = asked.speculative_tokens
+    caching = resolve_prefix_caching(geometry, asked.prefix_caching, asked.rules)
     mode = resolve_cache_mode(recurrent, caching, speculative, asked.rules, asked.cache_mode)
     state = state_bytes(recurrent, geometry.dtype, asked.tensor_parallel_size, speculative, asked.ssm_dtype)
     if mode == ALL:
@@ -322,7 +329,7 @@ def _state_of(geometry: Geometry, asked: Asked, per_token: int, caching: bool) -
         largest = max(state, short_conv_bytes(geometry.short_conv, geometry.dtype, speculative))
     # An attention page must hold a state, so that both kinds of layer can share the pool.
     block_tokens = step * ceil_div(ceil_div(largest, per_token), step)
-    return _State(mode, state, block_tokens, _fixed_recurrent_blocks(recurrent, mode, speculative, asked.rules))
+    return State(mode, state, block_tokens, _fixed_recurrent_blocks(recurrent, mode, speculative, asked.rules))
 
 
 def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
@@ -334,17 +341,14 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
     else:
         kinds = _kinds(geometry, ranks, kv_cache_dtype, asked.rules)
     per_token = kinds[0].bytes_per_token
-    heads = geometry.mtp if asked.speculative_tokens and asked.own_heads else None
-    if heads:
-        kinds[0] = replace(kinds[0], layers=kinds[0].layers + heads.attention_layers)
+    kinds[0] = replace(kinds[0], layers=kinds[0].layers + _draft_layers(geometry, asked))
     if asked.draft is not None:
         plain = "fp8" if kv_cache_dtype.endswith("_ds_mla") else kv_cache_dtype  # the packed states are the target's
         kinds += _kinds(asked.draft, ranks, plain, asked.rules)
     kinds = _merged(kinds)
-    caching = resolve_prefix_caching(geometry, asked.prefix_caching, asked.rules)
-    state = _state_of(geometry, asked, per_token, caching)
+    state = _state_of(geometry, asked, per_token)
     if geometry.compressed or (geometry.indexer and geometry.indexer.kind not in GROUPED_INDEXERS):
-        return _packed_layout(geometry, asked, kinds, state, caching, kv_cache_dtype)
+        return _packed_layout(geometry, asked, kinds, state, kv_cache_dtype)
     whole = [each for each in kinds if each.tokens is None]
     recurrent = geometry.recurrent
     page = max(each.page(state.block_tokens) for each in kinds)
@@ -352,7 +356,7 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
         # Latent rows cannot be padded: the windows of a draft model are kept whole.
         whole = kinds
     if recurrent is None and (len(whole) == len(kinds) or not asked.hybrid_manager):
-        return _one_group(kinds, geometry, asked, state.block_tokens, caching)
+        return _one_group(kinds, geometry, asked, state)
     own_page = state.block_tokens * per_token
     layers = [*(each.layers for each in kinds), *([recurrent.layers] if recurrent else [])]
     group_layers = _group_layers(*layers)
@@ -365,12 +369,7 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
         page_bytes=page,
         block_bytes=ceil_div(group_layers, asked.pipeline_parallel_size) * page,
         attention_bytes_per_token=per_token,
-        state_bytes=state.bytes,
-        padding_percent=100.0 * (page - state.bytes) / state.bytes if recurrent else 0.0,
-        cache_mode=state.mode,
-        prefix_caching=caching,
-        recurrent_blocks_fixed=state.fixed_blocks,
-        recurrent_blocks_follow_length=state.mode == ALL,
+        state=state,
         others=tuple(
             _kind_groups(each, state.block_tokens, page, group_layers, asked.in_flight_tokens) for each in kinds[1:]
         ),
@@ -378,9 +377,9 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
     )
 
 
-def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, block_tokens: int, caching: bool) -> Layout:
+def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, state: State) -> Layout:
     """Return the layout of a model whose layers all keep every token: one group, whatever each keeps of it."""
-    stages = asked.pipeline_parallel_size
+    stages, block_tokens = asked.pipeline_parallel_size, state.block_tokens
     per_token = kinds[0].bytes_per_token
     sizes = [(each.layers, each.bytes_per_token) for each in kinds]
     if geometry.indexer:
@@ -390,32 +389,25 @@ def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, block_to
     return Layout(
         attention_layers=layers,
         attention_groups=1,
-        recurrent_groups=0,
         group_layers=layers,
         block_tokens=block_tokens,
         page_bytes=block_tokens * per_token,
         block_bytes=block_tokens * sum(ceil_div(count, stages) * size for count, size in sizes),
         attention_bytes_per_token=per_token,
-        state_bytes=0,
-        padding_percent=0.0,
-        cache_mode=NONE,
-        prefix_caching=caching,
-        recurrent_blocks_fixed=0,
-        recurrent_blocks_follow_length=False,
+        state=state,
         token_ranks=asked.decode_context_parallel_size,
         growing_bytes=sum(count * size for count, size in sizes),
     )
 
 
 def _packed_layout(
-    geometry: Geometry, asked: Asked, kinds: Sequence[Kind], state: _State, caching: bool, kv_cache_dtype: str
+    geometry: Geometry, asked: Asked, kinds: Sequence[Kind], state: State, kv_cache_dtype: str
 ) -> Layout:
     """Return the layout of a model with pages of several sizes."""
     block, in_flight = state.block_tokens, asked.in_flight_tokens
     buckets: list[Bucket] = []
     if geometry.compressed:
-        heads = geometry.mtp if asked.speculative_tokens and asked.own_heads else None
-        draft = heads.attention_layers if heads else 0
+        draft = _draft_layers(geometry, asked)
         if geometry.compressed.has_sources:
             speculative = asked.speculative_tokens
             buckets += source_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft, speculative)
@@ -425,9 +417,9 @@ def _packed_layout(
     indexer, attention_layers = geometry.indexer, geometry.attention.layers
     if indexer:
         attention_layers = kinds[0].layers
-        pages = ((block * kinds[0].bytes_per_token, kinds[0].layers), (index_page(indexer, block), kinds[0].layers))
+        pages = (block * kinds[0].bytes_per_token, attention_layers), (index_page(indexer, block), attention_layers)
         buckets.append(Bucket(pages, block))
-        ring = ring_bucket(indexer, kinds[0].layers, asked.speculative_tokens)
+        ring = ring_bucket(indexer, attention_layers, asked.speculative_tokens)
         buckets += [ring] if ring else []
         kinds = kinds[1:]
     per_token = 0
@@ -447,19 +439,11 @@ def _packed_layout(
     packed = pack(buckets) if rules.packs_any_model else pack_tuples(buckets, rules.packs_densely)
     return Layout(
         attention_layers=attention_layers,
-        attention_groups=0,
-        recurrent_groups=0,
-        group_layers=0,
         block_tokens=block,
         page_bytes=page,
         block_bytes=packed.block_bytes,
         attention_bytes_per_token=per_token,
-        state_bytes=state.bytes,
-        padding_percent=100.0 * (page - state.bytes) / state.bytes if state.bytes else 0.0,
-        cache_mode=state.mode,
-        prefix_caching=caching,
-        recurrent_blocks_fixed=state.fixed_blocks,
-        recurrent_blocks_follow_length=False,
+        state=state,
         packed=packed,
     )
 

@@ -6,29 +6,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_DELTA = (
+DELTA = (
     "Qwen3NextForCausalLM",
     "Qwen3_5ForCausalLM",
     "Qwen3_5ForConditionalGeneration",
     "Qwen3_5MoeForCausalLM",
     "Qwen3_5MoeForConditionalGeneration",
 )
+LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+#: The same with an indexer, which chooses what attention reads.
+INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
+BLOCK_SPARSE = ("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration")
+#: Windows with heads of their own, values narrower than keys.
+TWO_WIDTHS = ("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")
 _STATES = ("FalconH1ForCausalLM", "JambaForCausalLM", "Lfm2ForCausalLM", "Lfm2MoeForCausalLM")
-_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
-_INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Glm5NextForConditionalGeneration")
-_BLOCK_SPARSE = ("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration")
-_SHARED = ("Glm5NextForConditionalGeneration", "Qwen4ExpForConditionalGeneration", "KimiLinearForCausalLM")
+_GLM, _KIMI, _QWEN = "Glm5NextForConditionalGeneration", "KimiLinearForCausalLM", "Qwen4ExpForConditionalGeneration"
 
 #: Section of a geometry, and a key of it where that alone decides -> (what the class keeps, the classes in vLLM).
 ALWAYS: Mapping[tuple[str, ...], tuple[str, tuple[str, ...]]] = {
     ("compressed",): ("a compressed cache", ("DeepseekV4ForCausalLM", "DeepseekV41ForCausalLM")),
     ("attention", "latent_dim"): (
         "one latent vector of a token instead of keys and values",
-        (*_LATENT, *_INDEXED, "KimiLinearForCausalLM"),
+        (*LATENT, *INDEXED, _GLM, _KIMI),
     ),
-    ("indexer",): ("an indexer's keys", (*_INDEXED, *_BLOCK_SPARSE, "Qwen4ExpForConditionalGeneration")),
-    ("recurrent",): ("recurrent states", (*_DELTA, *_SHARED, *_STATES)),
-    ("windows",): ("windows", ("GptOssForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM")),
+    ("indexer",): ("an indexer's keys", (*INDEXED, *BLOCK_SPARSE, _GLM, _QWEN)),
+    ("recurrent",): ("recurrent states", (*DELTA, _GLM, _QWEN, _KIMI, *_STATES)),
+    ("windows",): ("windows", ("GptOssForCausalLM", *TWO_WIDTHS)),
 }
 
 

@@ -198,7 +198,7 @@ def test_a_bounded_gate_exports_a_checkpoint_from_0_29_on(
         tensor_parallel_size=1, kv_cache_dtype="auto", ssm_dtype="auto", speculative_tokens=0, block_granularity=16,
         prefix_caching=True, cache_mode=None, rules=rules_for(version),
     )  # fmt: skip
-    assert plan_layout(geometry_from_hf_config(around), asked).recurrent_blocks_fixed == blocks
+    assert plan_layout(geometry_from_hf_config(around), asked).state.fixed_blocks == blocks
 
 
 #: As the files of the family are written; the sizes are of our making.

@@ -225,7 +225,7 @@ def test_mamba_1_keeps_a_state_at_every_block_of_2048_tokens() -> None:
     plan = layout(jamba, caching=True)
     assert (plan.cache_mode, plan.block_tokens) == (ALL, 2048)
     conv = layout(replace(ULTRA, recurrent=GatedConv(7, 16384, 3)), caching=True)
-    assert (conv.cache_mode, conv.recurrent_blocks_fixed) == (ALIGN, 2)
+    assert (conv.cache_mode, conv.state.fixed_blocks) == (ALIGN, 2)
 
 
 def test_delta_net_state_by_hand() -> None:
@@ -303,7 +303,7 @@ def test_mode_all_without_a_chunk_takes_the_kernels_block() -> None:
 
 def test_mode_all_of_0_21_forgot_the_speculative_blocks() -> None:
     plan = layout(ULTRA, (0, 21, 0), speculative=3, caching=True, mode=ALL)
-    assert plan.recurrent_blocks_fixed == 0
+    assert plan.state.fixed_blocks == 0
 
 
 @pytest.mark.parametrize(
@@ -319,13 +319,13 @@ def test_mode_all_of_0_21_forgot_the_speculative_blocks() -> None:
 def test_blocks_of_mode_align(geometry: Geometry, version: tuple[int, int, int], speculative: int, blocks: int) -> None:
     plan = layout(geometry, version, speculative=speculative, caching=True)
     assert plan.cache_mode == ALIGN
-    assert plan.recurrent_blocks_fixed == blocks
+    assert plan.state.fixed_blocks == blocks
     assert plan.recurrent_blocks(100) == plan.recurrent_blocks(262144) == blocks
 
 
 def test_a_delta_net_of_other_heads_has_no_checkpoint_kernel() -> None:
     odd = replace(QWEN397, recurrent=replace(delta_net(QWEN397), k_head_dim=64))
-    assert layout(odd, (0, 33, 0), caching=True).recurrent_blocks_fixed == 2
+    assert layout(odd, (0, 33, 0), caching=True).state.fixed_blocks == 2
 
 
 def test_groups_follow_the_rarer_kind() -> None:
