@@ -7,11 +7,12 @@ and a test none. All limits are on silence (seconds without a byte), never on th
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.shape import parsed, shaped
@@ -26,6 +27,8 @@ METRICS = (
     "vllm:request_success_total",
     "vllm:num_preemptions_total",
 )
+#: Of the histogram of times to the first token: its figures, and what a module's result calls them.
+_TTFT = {"time_to_first_token_seconds_count": "ttft_count", "time_to_first_token_seconds_sum": "ttft_sum_s"}
 #: What is read of one event of a streamed completion.
 _CALL = {"index": 0, "function": {"name": "", "arguments": ""}}
 _DELTA = {"content": "", "reasoning": "", "reasoning_content": "", "tool_calls": [_CALL]}
@@ -108,16 +111,8 @@ class CanaryResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain data for a module's result."""
-        return {
-            "name": self.name,
-            "ok": self.ok,
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 3),
-            "first_token_s": round(self.first_token_s, 3),
-            "detail": self.detail,
-            "status": self.status,
-            "answer": self.answer,
-        }
+        times = {"seconds": round(self.seconds, 3), "first_token_s": round(self.first_token_s, 3)}
+        return {**asdict(self), **times}
 
 
 @dataclass
@@ -131,34 +126,25 @@ class _Streamed:
     tool_calls: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
-def parse_metrics(text: str) -> dict[str, float]:
-    """The figures of METRICS summed over their labels; other lines are ignored.
-
-    A histogram's count and sum for the time to the first token become `ttft_count` and `ttft_sum_s`.
-    """
+def parse_samples(text: str) -> dict[str, float]:
+    """The finite figures of vLLM's /metrics by name without its prefix, summed over their labels; no buckets."""
     sums: dict[str, float] = {}
-    renamed = {
-        "vllm:time_to_first_token_seconds_count": "ttft_count",
-        "vllm:time_to_first_token_seconds_sum": "ttft_sum_s",
-    }
     for line in text.splitlines():
+        # Most lines are buckets of histograms, and the bench reads this while tokens are timed.
+        if not line.startswith("vllm:") or "_bucket{" in line:
+            continue
         found = _SAMPLE.match(line)
-        if not found:
-            continue
-        name = found.group("name")
-        if name in METRICS:
-            key = name.removeprefix("vllm:")
-        elif name in renamed:
-            key = renamed[name]
-        else:
-            continue
-        try:
-            value = float(found.group("value"))
-        except ValueError:
-            continue
-        if math.isfinite(value):
-            sums[key] = sums.get(key, 0.0) + value
-    return {key: value for key, value in sums.items() if math.isfinite(value)}
+        with contextlib.suppress(ValueError):
+            if found and math.isfinite(value := float(found["value"])):
+                sums[found["name"]] = sums.get(found["name"], 0.0) + value
+    return {name.removeprefix("vllm:"): value for name, value in sums.items() if math.isfinite(value)}
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """The figures of METRICS, by the names that a module's result has."""
+    found = {_TTFT.get(name, name): value for name, value in parse_samples(text).items()}
+    wanted = [*(name.removeprefix("vllm:") for name in METRICS), *_TTFT.values()]
+    return {name: found[name] for name in wanted if name in found}
 
 
 def parse_models(body: str) -> list[dict[str, Any]]:
@@ -325,43 +311,20 @@ def run_canaries(client: Client, wanted: Wanted, clock: Callable[[], float] = ti
     results = [completion]
     if not completion.tokens:
         return results
-    chat: dict[str, Any] = {"model": wanted.served_name, "temperature": 0}
+
+    def chat(name: str, question: str, judge: Callable[[_Streamed], str], **more: Any) -> None:
+        messages = [{"role": "user", "content": question}]
+        payload = {"model": wanted.served_name, "temperature": 0, "messages": messages, **more}
+        results.append(_run_canary(name, client, "/v1/chat/completions", payload, judge, clock))
+
     if wanted.reasoning:
-        messages = [{"role": "user", "content": "Which is larger, 9.11 or 9.9? Think before you answer."}]
-        results.append(
-            _run_canary(
-                "reasoning",
-                client,
-                "/v1/chat/completions",
-                {**chat, "messages": messages, "max_tokens": 512},
-                _judge_reasoning,
-                clock,
-            )
-        )
+        question = "Which is larger, 9.11 or 9.9? Think before you answer."
+        chat("reasoning", question, _judge_reasoning, max_tokens=512)
     if wanted.tool_call:
-        messages = [{"role": "user", "content": tool_call.QUESTION}]
-        results.append(
-            _run_canary(
-                "tool_call",
-                client,
-                "/v1/chat/completions",
-                {**chat, "messages": messages, **tool_call.REQUEST, "max_tokens": 1024},
-                _judge_tool_call,
-                clock,
-            )
-        )
+        chat("tool_call", tool_call.QUESTION, _judge_tool_call, **tool_call.REQUEST, max_tokens=1024)
     if wanted.needle_tokens:
         prompt = needle_prompt(wanted.needle_tokens, _characters_per_token(client, wanted.served_name))
-        results.append(
-            _run_canary(
-                "needle",
-                client,
-                "/v1/chat/completions",
-                {**chat, "messages": [{"role": "user", "content": prompt}], "max_tokens": 2048},
-                _judge_needle,
-                clock,
-            )
-        )
+        chat("needle", prompt, _judge_needle, max_tokens=2048)
     return results
 
 

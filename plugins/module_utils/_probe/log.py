@@ -9,7 +9,7 @@ wording has not changed between them; each marker names its origin.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -132,27 +132,25 @@ MARKERS: tuple[Marker, ...] = (
     _marker("ready", r'"(?:GET|POST) /\S* HTTP/1\.\d" \d{3}\b|Engine \d+: Avg prompt throughput: '),
 )
 
-_FACTS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("vllm_version", re.compile(r"\(v(\d+\.\d+\.\d+[\w.+-]*)\)")),
-    ("kv_cache_tokens", re.compile(r"KV cache size: ([\d,]+) tokens")),
-    ("max_concurrency", re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")),
-    ("max_model_len", re.compile(r"Using max model len (\d+)")),
-    ("kv_cache_gib", re.compile(r"Available KV cache memory: ([\d.]+) GiB")),
-    ("model_gib", re.compile(r"Model loading took ([\d.]+) GiB")),
-    ("load_seconds", re.compile(r"Model loading took [\d.]+ GiB(?: memory)? and ([\d.]+) seconds")),
-    ("init_engine_seconds", re.compile(r"init engine \([^)]*\) took ([\d.]+) ?s")),
-    ("graph_gib", re.compile(r"Graph capturing finished in [\d.]+ secs, took ([\d.]+) GiB")),
-    ("world_size", re.compile(r"\bworld_size=(\d+) rank=\d+ ")),
-    ("architecture", re.compile(r"Resolved architecture: (\w+)")),
-)
-_INT_FACTS = frozenset({"kv_cache_tokens", "max_model_len", "world_size"})
-_FLOAT_FACTS = frozenset(
-    {"max_concurrency", "kv_cache_gib", "model_gib", "load_seconds", "init_engine_seconds", "graph_gib"}
+#: Figures, their types and the lines that hold them.
+_FACTS: tuple[tuple[str, Callable[[str], Any], re.Pattern[str]], ...] = (
+    ("vllm_version", str, re.compile(r"\(v(\d+\.\d+\.\d+[\w.+-]*)\)")),
+    ("kv_cache_tokens", int, re.compile(r"KV cache size: ([\d,]+) tokens")),
+    ("max_concurrency", float, re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")),
+    ("max_model_len", int, re.compile(r"Using max model len (\d+)")),
+    ("kv_cache_gib", float, re.compile(r"Available KV cache memory: ([\d.]+) GiB")),
+    ("model_gib", float, re.compile(r"Model loading took ([\d.]+) GiB")),
+    ("load_seconds", float, re.compile(r"Model loading took [\d.]+ GiB(?: memory)? and ([\d.]+) seconds")),
+    ("init_engine_seconds", float, re.compile(r"init engine \([^)]*\) took ([\d.]+) ?s")),
+    ("graph_gib", float, re.compile(r"Graph capturing finished in [\d.]+ secs, took ([\d.]+) GiB")),
+    ("world_size", int, re.compile(r"\bworld_size=(\d+) rank=\d+ ")),
+    ("architecture", str, re.compile(r"Resolved architecture: (\w+)")),
 )
 
 # vLLM config/speculative.py (repr of SpeculativeConfig) and v1/spec_decode/llm_base_proposer.py.
-_MTP_CONFIG = re.compile(r"SpeculativeConfig\(method='(?P<method>\w+)', model=.*?num_spec_tokens=(?P<tokens>\d+)\)")
-_MTP_CONFIG_SHORT = re.compile(r"SpeculativeConfig\(method='(?P<method>\w+)', num_spec_tokens=(?P<tokens>\d+)\)")
+_MTP_CONFIG = re.compile(
+    r"SpeculativeConfig\(method='(?P<method>\w+)', (?:model=.*?)?num_spec_tokens=(?P<tokens>\d+)\)"
+)
 _MTP_DETECTED = re.compile(r"Detected MTP model\b")
 # NCCL INFO lines, seen with NCCL_DEBUG=INFO: "NET/IB : Using [0]rocep1s0f0:1/RoCE", "Using network IB".
 _NCCL_NETWORK = re.compile(r"NCCL INFO (?:.*\bUsing network (?P<used>\w+)|NET/(?P<net>IB|Socket) : Using )")
@@ -230,14 +228,6 @@ def origin_address(text: str) -> str:
     return found.group("ip") if found else ""
 
 
-def _fact(name: str, value: str) -> Any:
-    if name in _INT_FACTS:
-        return int(value.replace(",", ""))
-    if name in _FLOAT_FACTS:
-        return float(value)
-    return value
-
-
 def read_engine_log(lines: Iterable[LogLine]) -> EngineLog:
     """Reads the lines of ONE run of an engine, oldest first, into its phase, progress and figures."""
     order = 0
@@ -268,16 +258,13 @@ def read_engine_log(lines: Iterable[LogLine]) -> EngineLog:
             if groups.get("total") or groups.get("percent"):
                 done, total = int(groups.get("done") or groups["percent"]), int(groups.get("total") or 100)
                 detail = text
-        for name, pattern in _FACTS:
-            match = pattern.search(text)
-            if match:
-                facts[name] = _fact(name, match.group(1))
-        config = _MTP_CONFIG.search(text) or _MTP_CONFIG_SHORT.search(text)
-        if config:
+        for name, kind, pattern in _FACTS:
+            if match := pattern.search(text):
+                facts[name] = kind(match[1].replace(",", ""))
+        if config := _MTP_CONFIG.search(text):
             method, spec_tokens = config.group("method"), int(config.group("tokens"))
         detected = detected or bool(_MTP_DETECTED.search(text))
-        network = _NCCL_NETWORK.search(text)
-        if network:
+        if network := _NCCL_NETWORK.search(text):
             nccl_network = network.group("used") or network.group("net")
     if count and not order:
         order = PHASES.index("image_start")

@@ -27,36 +27,16 @@ UNIT_PROPERTIES = (
     "SubState",
     "Result",
     "NRestarts",
-    "ExecMainCode",
     "ExecMainStatus",
-    "ExecMainPID",
     "InvocationID",
-    "ActiveEnterTimestampMonotonic",
     "InactiveExitTimestampMonotonic",
-    "StateChangeTimestampMonotonic",
     "UnitFileState",
 )
 JOURNAL_FIELDS = "MESSAGE,_SYSTEMD_INVOCATION_ID,INVOCATION_ID,_TRANSPORT,_PID,SYSLOG_IDENTIFIER"
 KERNEL_WORDS = r"(?i)oom-kill|out of memory|killed process|NVRM|Xid"
 # Processes that compile kernels: their starts and ends are progress of a start that logs nothing.
-COMPILERS = frozenset(
-    {
-        "nvcc",
-        "cicc",
-        "ptxas",
-        "cudafe++",
-        "fatbinary",
-        "ninja",
-        "cc1plus",
-        "cc1",
-        "gcc",
-        "g++",
-        "c++",
-        "clang",
-        "ld",
-        "as",
-    }
-)
+COMPILERS = frozenset("nvcc cicc ptxas cudafe++ fatbinary ninja cc1plus cc1 gcc g++ c++ clang ld as".split())
+_NO_ACTIVITY: dict[str, Any] = {"compilers": "", "read_mib": 0}
 
 
 @dataclass(frozen=True)
@@ -82,24 +62,18 @@ def parse_show(output: str) -> dict[str, str]:
     return {name: value for name, _equals, value in pairs}
 
 
-def parse_journal(output: str, *, kernel: bool = False, earlyoom: bool = False) -> list[LogLine]:
+def parse_journal(output: str, source: str = "") -> list[LogLine]:
     """The lines that `journalctl -o json` printed; a line that is not complete JSON is left out.
 
-    A message of systemd about the unit has no _SYSTEMD_INVOCATION_ID of its own but names the
-    run in INVOCATION_ID.
+    source: of the lines; by default the unit or its engine. A message of systemd about the unit has no
+    _SYSTEMD_INVOCATION_ID of its own but names the run in INVOCATION_ID.
     """
     lines: list[LogLine] = []
     for entry, time_us, message in entries_of(output.splitlines()):
         about_unit = str(entry.get("INVOCATION_ID", ""))
-        source = "kernel" if kernel else "earlyoom" if earlyoom else "unit" if about_unit else "engine"
-        lines.append(
-            LogLine(
-                text=message,
-                time_s=time_us / 1e6,
-                source=source,
-                invocation=about_unit or str(entry.get("_SYSTEMD_INVOCATION_ID", "")),
-            )
-        )
+        own = source or ("unit" if about_unit else "engine")
+        invocation = about_unit or str(entry.get("_SYSTEMD_INVOCATION_ID", ""))
+        lines.append(LogLine(message, time_us / 1e6, own, invocation))
     return lines
 
 
@@ -174,17 +148,8 @@ class RankReader:
         }
 
     def _journal(self, *matches: str) -> str:
-        status, out, _err = self.run(
-            [
-                "journalctl",
-                "--no-pager",
-                "--quiet",
-                "--all",
-                "--output=json",
-                f"--output-fields={JOURNAL_FIELDS}",
-                *matches,
-            ]
-        )
+        command = ["journalctl", "--no-pager", "--quiet", "--all", "--output=json"]
+        status, out, _err = self.run([*command, f"--output-fields={JOURNAL_FIELDS}", *matches])
         return out if status == 0 else ""
 
     def log(self, invocation: str) -> tuple[list[LogLine], bool]:
@@ -195,14 +160,8 @@ class RankReader:
         """
         if not invocation:
             return [], False
-        lines = parse_journal(
-            self._journal(
-                f"--lines={self.limits.read_lines}",
-                f"_SYSTEMD_INVOCATION_ID={invocation}",
-                "+",
-                f"INVOCATION_ID={invocation}",
-            )
-        )
+        matches = (f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"INVOCATION_ID={invocation}")
+        lines = parse_journal(self._journal(f"--lines={self.limits.read_lines}", *matches))
         return lines, len(lines) < self.limits.read_lines
 
     def previous_invocation(self, invocation: str) -> str:
@@ -216,25 +175,10 @@ class RankReader:
     def kernel(self, since_s: float) -> tuple[list[LogLine], bool]:
         """The kernel's lines about memory and GPU since an instant (seconds since the epoch), and
         whether its log can be read."""
-        status, out, _err = self.run(
-            [
-                "journalctl",
-                "--no-pager",
-                "--quiet",
-                "--all",
-                "--dmesg",
-                f"--since=@{int(since_s)}",
-                "--output=json",
-                f"--output-fields={JOURNAL_FIELDS}",
-                f"--grep={KERNEL_WORDS}",
-                "--lines=200",
-            ]
-        )
-        if status == 0:
-            return parse_journal(out, kernel=True), True
-        # Nothing matched, or the journal of this node holds nothing of the kernel (a container's).
-        any_line = self._journal("--dmesg", "--lines=1")
-        return [], bool(any_line.strip())
+        out = self._journal("--dmesg", f"--since=@{int(since_s)}", f"--grep={KERNEL_WORDS}", "--lines=200")
+        # Where nothing matched, the journal of this node may hold nothing of the kernel (a container's).
+        readable = out or self._journal("--dmesg", "--lines=1")
+        return parse_journal(out, "kernel"), bool(readable.strip())
 
     def earlyoom(self, since_s: float) -> list[LogLine]:
         """What earlyoom and systemd-oomd did to processes since an instant (seconds since the epoch)."""
@@ -242,13 +186,13 @@ class RankReader:
         out = self._journal(f"--since=@{int(since_s)}", *units, "--lines=100")
         # A container's processes are in a group of Docker's, so the unit's own log does not name systemd-oomd.
         kills = ("sending SIG", "Killed /")
-        return [line for line in parse_journal(out, earlyoom=True) if any(words in line.text for words in kills)]
+        return [line for line in parse_journal(out, "earlyoom") if any(words in line.text for words in kills)]
 
     def activity(self) -> dict[str, Any]:
         """Signs of life that the log does not show: compilers that come and go, bytes read from disk."""
         status, out, _err = self.run(["docker", "top", self.names.container, "-eo", "pid,comm"])
         if status != 0:
-            return {"compilers": "", "read_mib": 0}
+            return _NO_ACTIVITY
         compilers: list[str] = []
         read_bytes = 0
         for row in out.splitlines()[1:]:
@@ -278,26 +222,29 @@ class RankReader:
             unit["result"],
             container_running=container["running"],
         )
-        memory = _memory()
-        if state == probe.ABSENT:
-            return {
-                "node": self.names.node,
-                "read_s": time.time(),
-                "state": state,
-                "unit": unit,
-                "container": container,
-                "log": {**engine_log.EngineLog().as_dict(), "complete": True},
-                "findings": [],
-                "tail": [],
-                "activity": {"compilers": "", "read_mib": 0},
-                "kernel_log_readable": False,
-                "others": self.others(),
-                **memory,
-            }
+        found: dict[str, Any] = {
+            "node": self.names.node,
+            "state": state,
+            "unit": unit,
+            "container": container,
+            "log": {**engine_log.EngineLog().as_dict(), "complete": True},
+            "findings": [],
+            "tail": [],
+            "activity": _NO_ACTIVITY,
+            "kernel_log_readable": False,
+            **_memory(),
+        }
+        if state != probe.ABSENT:
+            found |= self._of_run(unit, state, container["running"])
+        others = self.others() if found["state"] in (probe.ABSENT, probe.STOPPED) else []
+        return {**found, "read_s": time.time(), "others": others}
+
+    def _of_run(self, unit: Mapping[str, Any], state: str, running: bool) -> dict[str, Any]:
+        """What the logs say of the run of a unit that exists, or of the one before it that is to be explained."""
         lines, complete = self.log(unit["invocation"])
         read = engine_log.read_engine_log(lines)
         if read.phase == "none":
-            phase = "image_start" if container["running"] else "prepare" if state == probe.STARTING else "none"
+            phase = "image_start" if running else "prepare" if state == probe.STARTING else "none"
             read = replace(read, phase=phase)
         blamed = lines
         known = {finding.name for finding in diagnose(lines)}
@@ -307,22 +254,14 @@ class RankReader:
         # What befell this run, or the one before it that is to be explained, and no older incident.
         since_s = oldest_blame(blamed, time.time())
         kernel, readable = self.kernel(since_s)
-        if START_REFUSED in known and not container["running"]:
-            state = probe.DEAD
         findings = diagnose([*blamed, *kernel, *self.earlyoom(since_s)])
         return {
-            "node": self.names.node,
-            "read_s": time.time(),
-            "state": state,
-            "unit": unit,
-            "container": container,
+            "state": probe.DEAD if START_REFUSED in known and not running else state,
             "log": {**read.as_dict(), "complete": complete},
             "findings": [finding.as_dict() for finding in findings],
             "tail": self._tail(lines),
-            "activity": self.activity() if container["running"] else {"compilers": "", "read_mib": 0},
+            "activity": self.activity() if running else _NO_ACTIVITY,
             "kernel_log_readable": readable,
-            "others": self.others() if state == probe.STOPPED else [],
-            **memory,
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 CAUSE = "cause"
 CONTEXT = "context"
@@ -16,8 +17,8 @@ GAVE_UP = "gave_up"
 """The unit was started too often and is left alone; the run before holds the reason."""
 
 SPECIFIC, USUAL, BROAD = 0, 1, 2
-"""Ranks of causes: a line that names the thing itself, a line that names a failure, a line that many failures end "
-"in."""
+"""Ranks of causes: a line that names the thing itself, a line that names a failure, a line that many failures end
+in."""
 
 
 @dataclass(frozen=True)
@@ -46,33 +47,9 @@ class Signature:
     unless: tuple[str, ...] = ()
 
 
-def _signature(
-    name: str,
-    kind: str,
-    pattern: str,
-    *,
-    cause: str,
-    remedy: str,
-    origin: str,
-    rank: int = USUAL,
-    sources: tuple[str, ...] = ("engine",),
-    after: str = "",
-    newest: bool = False,
-    unless: tuple[str, ...] = (),
-) -> Signature:
-    return Signature(
-        name,
-        kind,
-        re.compile(pattern),
-        cause,
-        remedy,
-        origin,
-        rank,
-        sources,
-        re.compile(after) if after else None,
-        newest,
-        unless,
-    )
+def _signature(name: str, kind: str, pattern: str, *, after: str = "", **more: Any) -> Signature:
+    compiled = re.compile(after) if after else None
+    return Signature(name, kind, re.compile(pattern), after=compiled, **more)
 
 
 SIGNATURES: tuple[Signature, ...] = (

@@ -62,6 +62,7 @@ __all__ = [
 
 API_GRACE_S = 20.0
 """How long after `Application startup complete` the API may still refuse connections."""
+_RESTART = "Restart the engine on all nodes."
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,7 @@ def state_with_restarts(report: Mapping[str, Any], restarts_before: int, allowed
         return state
     if died <= 0:
         return state
-    lasting = [
-        finding
-        for finding in report["findings"]
-        if finding["kind"] == CAUSE and finding["name"] not in TRANSIENT_CAUSES
-    ]
+    lasting = any(each["kind"] == CAUSE and each["name"] not in TRANSIENT_CAUSES for each in report["findings"])
     return STARTING if died <= allowed and not lasting else DEAD
 
 
@@ -218,43 +215,38 @@ def _expectations(reports: Sequence[Mapping[str, Any]], head: str, expected: Map
     wrong: list[Diagnosis] = []
     log = _head_log(reports, head)
     tokens = int(expected.get("mtp_tokens") or 0)
+
+    def add(node: str, name: str, cause: str, remedy: str) -> None:
+        wrong.append(Diagnosis(node, name, CAUSE, cause, remedy))
+
     if tokens and log.get("complete", False):
         mtp = log.get("mtp", {})
         found = int(mtp.get("num_spec_tokens") or 0)
         if found != tokens:
-            wrong.append(
-                Diagnosis(
-                    node=head,
-                    name="mtp_not_wired",
-                    kind=CAUSE,
-                    cause=f"The model expects speculation with {tokens} tokens; the engine's log shows {found}.",
-                    remedy="Compare speculative-config in the model's file with the unit's command line.",
-                )
+            add(
+                head,
+                "mtp_not_wired",
+                f"The model expects speculation with {tokens} tokens; the engine's log shows {found}.",
+                "Compare speculative-config in the model's file with the unit's command line.",
             )
         # vLLM says so for layers of the target's own checkpoint; a model, head or search of its own is no MTP model.
         elif "mtp" in str(mtp.get("method", "")) and not mtp.get("detected"):
-            wrong.append(
-                Diagnosis(
-                    node=head,
-                    name="mtp_not_detected",
-                    kind=CAUSE,
-                    cause="Speculation is configured, but the engine's log reports no detected MTP model.",
-                    remedy="Check the method in speculative-config and that the weights hold the MTP layers.",
-                )
+            add(
+                head,
+                "mtp_not_detected",
+                "Speculation is configured, but the engine's log reports no detected MTP model.",
+                "Check the method in speculative-config and that the weights hold the MTP layers.",
             )
     if expected.get("rdma"):
         for report in reports:
             network = str(report.get("log", {}).get("nccl_network", ""))
             # HPC-X's plugin in NVIDIA's images calls it IBext_v8, IBext_v10: that is RDMA too.
             if network and not network.startswith("IB"):
-                wrong.append(
-                    Diagnosis(
-                        node=str(report.get("node", "")),
-                        name="nccl_on_sockets",
-                        kind=CAUSE,
-                        cause=f"NCCL uses the network {network} where RDMA is expected.",
-                        remedy="Give the container /dev/infiniband, IPC_LOCK and an unlimited memlock.",
-                    )
+                add(
+                    str(report.get("node", "")),
+                    "nccl_on_sockets",
+                    f"NCCL uses the network {network} where RDMA is expected.",
+                    "Give the container /dev/infiniband, IPC_LOCK and an unlimited memlock.",
                 )
     return wrong
 
@@ -263,7 +255,7 @@ def _api_problem(api: Mapping[str, Any], head: str, expected: Mapping[str, Any])
     """The state that the API of a cluster with all ranks up shows, and why when it is not ready."""
 
     def why(name: str, cause: str, remedy: str) -> Diagnosis:
-        return Diagnosis(node=head, name=name, kind=CAUSE, cause=cause, remedy=remedy)
+        return Diagnosis(head, name, CAUSE, cause, remedy)
 
     url = api.get("url", "the API")
     if api.get("key_refused"):
@@ -352,19 +344,8 @@ def merge(
         state = DEGRADED if health == 200 and known[head] == RUNNING else DEAD
         diagnosis = explain_loss(reports, findings, lost)
     elif health == 503:
-        state, diagnosis = (
-            DEAD,
-            [
-                *findings,
-                Diagnosis(
-                    node=head,
-                    name="health_503",
-                    kind=CONSEQUENCE,
-                    cause="/health answers 503: the engine behind the API is dead.",
-                    remedy="Restart the engine on all nodes.",
-                ),
-            ],
-        )
+        state, dead = DEAD, "/health answers 503: the engine behind the API is dead."
+        diagnosis = [*findings, Diagnosis(head, "health_503", CONSEQUENCE, dead, _RESTART)]
     elif health == 200:
         state, problem = _api_problem(api, head, expected)
         if state == READY and STARTING in known.values():
@@ -377,18 +358,10 @@ def merge(
                 state, diagnosis = DEGRADED, contradictions
     elif phase == "ready" and api and _ready_for_s(reports, head) > API_GRACE_S:
         silent = api.get("health_error") == "timeout"
-        state = WEDGED if silent else DEAD
-        diagnosis = [
-            *findings,
-            Diagnosis(
-                node=head,
-                name="api_silent" if silent else "api_gone",
-                kind=CONSEQUENCE,
-                cause=f"The engine reported that it serves, and {api.get('url', 'its API')} "
-                + ("accepts connections without answering." if silent else "does not accept connections."),
-                remedy="Restart the engine on all nodes.",
-            ),
-        ]
+        state, name = (WEDGED, "api_silent") if silent else (DEAD, "api_gone")
+        how = "accepts connections without answering" if silent else "does not accept connections"
+        cause = f"The engine reported that it serves, and {api.get('url', 'its API')} {how}."
+        diagnosis = [*findings, Diagnosis(head, name, CONSEQUENCE, cause, _RESTART)]
     else:
         state = STARTING
 

@@ -56,18 +56,14 @@ def rate(before: Mapping[str, float], after: Mapping[str, float], name: str, sec
 
 def load_of(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> dict[str, float | None]:
     """Return what an engine is doing, from two looks at its /metrics ``seconds`` apart."""
-
-    def now(name: str) -> float | None:
-        return after.get(name)
-
-    kv = now("kv_cache_usage_perc")
+    kv = after.get("kv_cache_usage_perc")
     return {
-        "running": now("num_requests_running"),
-        "waiting": now("num_requests_waiting"),
+        "running": after.get("num_requests_running"),
+        "waiting": after.get("num_requests_waiting"),
         "kv_cache_percent": None if kv is None else round(kv * 100, 1),
         "generated_tokens_per_s": rate(before, after, "generation_tokens_total", seconds),
         "prompt_tokens_per_s": rate(before, after, "prompt_tokens_total", seconds),
-        "preemptions": now("num_preemptions_total"),
+        "preemptions": after.get("num_preemptions_total"),
         "window_s": round(seconds, 1),
     }
 
@@ -112,7 +108,7 @@ TOGETHER_S = 120.0
 
 def last_failure(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the newest recorded failure of all nodes, with the node's name; None when there is none."""
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "node": node,
             "time": instant(each["last_failure"].get("time")),
@@ -124,14 +120,11 @@ def last_failure(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | N
     ]
     if not found:
         return None
-    newest_s = max(float(str(each["time"])) for each in found)
+    newest_s = max(each["time"] for each in found)
     # The rank that failed and those that ended with it record a reason each, seconds apart: the first kind explains.
-    causes = [
-        each
-        for each in found
-        if newest_s - float(str(each["time"])) < TOGETHER_S and not str(each["reason"]).startswith(WITH_OTHERS)
-    ]
-    return max(causes or found, key=lambda each: float(str(each["time"])))
+    together = [each for each in found if newest_s - each["time"] < TOGETHER_S]
+    causes = [each for each in together if not each["reason"].startswith(WITH_OTHERS)]
+    return max(causes or found, key=lambda each: each["time"])
 
 
 def swap_lines(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -261,12 +254,8 @@ def document(
         for name in filter(None, members)
     ]
     asked = bool(api.get("canary_wanted", True))
-    merged = probe.merge(
-        ranks,
-        api,
-        head=serving_head,
-        expected={"served_name": result["served_name"], "canary": asked},
-    )
+    expected = {"served_name": result["served_name"], "canary": asked}
+    merged = probe.merge(ranks, api, head=serving_head, expected=expected)
     head_report = next(each for each in ranks if each.get("node") == serving_head)
     log, unit = head_report.get("log") or {}, head_report.get("unit") or {}
     if merged.state == probe.READY and log.get("phase") == "ready" and log.get("phase_time_s"):
