@@ -17,14 +17,13 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import server 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
     Asked,
     BenchError,
+    Client,
     Endpoint,
     Heard,
     connect,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.run import WARM_UP, Say
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import (
-    summary,
-)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import summary
 
 #: What is sent to the server without work: long enough to have gaps, short enough for 256 at once.
 OVERHEAD_PROMPT = "x" * 400
@@ -65,6 +64,12 @@ async def zero_work_server(behaviour: bench_server.Behaviour) -> AsyncIterator[s
             await process.wait()
 
 
+@asynccontextmanager
+async def _client(behaviour: bench_server.Behaviour) -> AsyncIterator[Client]:
+    async with zero_work_server(behaviour) as url, connect(Endpoint(url, bench_server.MODEL, stall_s=60)) as client:
+        yield client
+
+
 def _lags(heard: Sequence[Heard], handled: Mapping[str, Mapping[str, Any]], begun_s: float) -> list[float]:
     """Return how long after it was sent each token was seen: both on the machine's one clock."""
     found = []
@@ -91,7 +96,7 @@ async def client_overhead(concurrency: Sequence[int], say: Say) -> list[dict[str
     found = []
     for count in concurrency:
         paced = bench_server.Behaviour(ttft_s=OVERHEAD_LEAD_S, gap_s=OVERHEAD_GAP_S)
-        async with zero_work_server(paced) as url, connect(Endpoint(url, bench_server.MODEL, stall_s=60)) as client:
+        async with _client(paced) as client:
             asked = [Asked(OVERHEAD_PROMPT, OVERHEAD_TOKENS, request_id=str(number)) for number in range(count)]
             await client.burst([Asked(WARM_UP, 2, request_id="warm-up")])
             heard = await client.burst(asked)
@@ -109,13 +114,9 @@ async def client_overhead(concurrency: Sequence[int], say: Say) -> list[dict[str
             - (handled[str(each.request.number)]["sent_s"][0] - handled[str(each.request.number)]["received_s"])
             for each in heard
         ]
-        async with (
-            zero_work_server(bench_server.Behaviour()) as url,
-            connect(Endpoint(url, bench_server.MODEL, stall_s=60)) as client,
-        ):
-            flat_out = await client.burst(
-                [Asked(OVERHEAD_PROMPT, 4 * OVERHEAD_TOKENS, request_id=str(n)) for n in range(count)]
-            )
+        asked = [Asked(OVERHEAD_PROMPT, 4 * OVERHEAD_TOKENS, request_id=str(number)) for number in range(count)]
+        async with _client(bench_server.Behaviour()) as client:
+            flat_out = await client.burst(asked)
         wall_s = max(each.request.ended_s for each in flat_out) - min(each.request.sent_s for each in flat_out)
         row = {
             "concurrency": count,

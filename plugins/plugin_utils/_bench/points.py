@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,11 +155,10 @@ def _one(found: dict[str, list[float]], request: Request, expected: int, latency
 
 def _run(found: dict[str, list[float]], good: Sequence[Request], expected: int) -> None:
     """Add the figures of all requests of one run together."""
-    begun = [request for request in good if request.first_s is not None]
-    if not begun:
+    firsts = [request.first_s for request in good if request.first_s is not None]
+    if not firsts:
         return
-    firsts = [request.first_s for request in begun if request.first_s is not None]
-    times = [token_times(request) for request in begun]
+    times = [token_times(request) for request in good if request.first_s is not None]
     asked = sum(prompt_tokens(request, expected) for request in good)
     _append(found, "pp_throughput", asked, max(firsts) - min(request.sent_s for request in good))
     last = max(each[-1] for each in times)
@@ -192,12 +192,10 @@ def figures(
     :param context: whether this is the load of the context into the prefix cache.
     """
     found: dict[str, list[float]] = {}
-    ttfr_by_run, failures = list[float](), dict[str, int]()
+    ttfr_by_run, failures = list[float](), Counter[str]()
     for requests in rounds:
         good = [request for request in requests if request.ok]
-        for request in requests:
-            if request.failure:
-                failures[request.failure] = failures.get(request.failure, 0) + 1
+        failures.update(request.failure for request in requests if request.failure)
         before = len(found.get("ttfr", []))
         for request in good:
             _one(found, request, expected, latency_s)

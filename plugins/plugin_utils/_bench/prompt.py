@@ -60,48 +60,43 @@ def filler(seed: str, words: int) -> list[str]:
     source = random.Random(seed)
     found: list[str] = []
     while len(found) < words:
-        sentence = [
-            "the",
-            source.choice(KINDS),
-            source.choice(NAMES),
-            source.choice(DEEDS),
-            "the",
-            source.choice(THINGS),
-        ]
+        sentence = ["The", *map(source.choice, (KINDS, NAMES, DEEDS)), "the", source.choice(THINGS)]
         if source.random() < 0.5:
             sentence += [source.choice(PLACES), "the", source.choice(KINDS), source.choice(THINGS)]
-        sentence[0] = "The"
         sentence[-1] += "."
         found += sentence
     return found[:words]
 
 
-def story(seed: str, question: str = CONTINUE) -> Callable[[int, str], str]:
-    """Return what builds a prompt: (words, tail) → text. The seed stands first: no two prompts share a beginning."""
+def _growing(seed: str) -> Callable[[int], list[str]]:
+    """Return what gives the first words of a seed's filler, of which no more is made than is asked for."""
     known: list[str] = []
 
-    def build(words: int, tail: str) -> str:
+    def first(words: int) -> list[str]:
         nonlocal known
         if len(known) < words:
             # A longer text of the same seed begins with the shorter one, as the generator is asked anew.
             known = filler(seed, max(words, 2 * len(known)))
-        return f"{seed}: {' '.join(known[:words])}{tail}\n\n{question}"
+        return known[:words]
 
-    return build
+    return first
+
+
+def story(seed: str, question: str = CONTINUE) -> Callable[[int, str], str]:
+    """Return what builds a prompt: (words, tail) → text. The seed stands first: no two prompts share a beginning."""
+    first = _growing(seed)
+    return lambda words, tail: f"{seed}: {' '.join(first(words))}{tail}\n\n{question}"
 
 
 def haystack(seed: str, code: str, depth: float) -> Callable[[int, str], str]:
     """Return what builds a prompt with the fact at a depth from 0 (first) to 1 (last), and the question at the end."""
     if not 0 <= depth <= 1:
         raise PromptError(f"A needle's depth is between 0 (at the beginning) and 1 (at the end), not {depth}.")
-    known: list[str] = []
+    first = _growing(seed)
 
     def build(words: int, tail: str) -> str:
-        nonlocal known
-        if len(known) < words:
-            known = filler(seed, max(words, 2 * len(known)))
-        before = round(words * depth)
-        parts = [*known[:before], FACT.format(code=code), *known[before:words]]
+        parts = first(words)
+        parts.insert(round(words * depth), FACT.format(code=code))
         return f"{seed}: {' '.join(parts)}{tail}\n\n{QUESTION}"
 
     return build

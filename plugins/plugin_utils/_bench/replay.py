@@ -16,12 +16,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import prompt as prompts
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import trace as traces
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
-    Asked,
-    BenchError,
-    Client,
-    Endpoint,
-)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import Asked, BenchError, Client, Endpoint
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.run import (
     HEARTBEAT_S,
     Progress,
@@ -29,10 +24,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.run import (
     beside,
     measured_burst,
 )
-from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import (
-    burst_figures,
-    summary,
-)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import burst_figures, summary
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.tokens import REPOSITORY, hub_cache
 
 #: How far a replayed prompt may be shorter than the trace says; each deviation is in the results.
@@ -56,6 +48,13 @@ class Replay:
     tokenizer: str = ""
 
 
+def _lines(path: Path, limit: int) -> list[str]:
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[:limit] if limit else lines
+
+
 def read_trace(path: Path, limit: int) -> list[traces.TraceRow]:
     """Return a trace's requests, the first ``limit`` lines of it when that is not 0.
 
@@ -63,10 +62,7 @@ def read_trace(path: Path, limit: int) -> list[traces.TraceRow]:
         BenchError: the file cannot be read, or is no trace.
     """
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
-        lines = [line for line in text.splitlines() if line.strip()]
-        return traces.parse_trace(lines[:limit] if limit else lines)
+        return traces.parse_trace(_lines(path, limit))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise BenchError(f"The trace {path} cannot be read: {error}") from error
     except traces.TraceError as error:
@@ -80,7 +76,7 @@ async def run_replay(client: Client, replay: Replay, say: Say) -> dict[str, Any]
     scheduled = timed if replay.scheduled is None else replay.scheduled
     if scheduled and not timed:
         raise BenchError(f"{replay.path} has no timestamps: it cannot be replayed by its schedule.")
-    about = {
+    about: dict[str, Any] = {
         "trace": replay.path.name,
         "requests": len(rows),
         "scheduled": scheduled,
@@ -103,20 +99,12 @@ async def run_replay(client: Client, replay: Replay, say: Say) -> dict[str, Any]
     if replay.aiperf == "require" and why_not:
         raise BenchError(f"bench_aiperf is require, but {why_not}.")
     if not why_not and program is not None:
-        return {
-            **about,
-            "by": "aiperf",
-            "figures": await _replay_with_aiperf(
-                client.endpoint, replay, program, len(rows) if not scheduled else None, say
-            ),
-        }
+        requests = len(rows) if not scheduled else None
+        figures = await _replay_with_aiperf(client.endpoint, replay, program, requests, say)
+        return {**about, "by": "aiperf", "figures": figures}
     say(f"the trace is replayed by this client: {why_not}")
-    return {
-        **about,
-        "by": "this client",
-        "because": why_not,
-        **await _replay_here(client, replay, rows, scheduled, say),
-    }
+    about.update(by="this client", because=why_not)
+    return about | await _replay_here(client, replay, rows, scheduled, say)
 
 
 async def _replay_here(
@@ -167,10 +155,7 @@ async def _replay_with_aiperf(
     try:
         if replay.limit:
             trace = artifacts / "trace.jsonl"
-            raw = replay.path.read_bytes()
-            text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
-            lines = [line for line in text.splitlines() if line.strip()][: replay.limit]
-            trace.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            trace.write_text("\n".join(_lines(replay.path, replay.limit)) + "\n", encoding="utf-8")
         environment, tokenizer = dict(os.environ), replay.tokenizer
         if Path(tokenizer or "/nonexistent").is_dir():
             environment |= hub_cache(Path(tokenizer), artifacts / "hub-cache")

@@ -56,53 +56,43 @@ def load_runs(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 # --- plots ----------------------------------------------------------------------------------------
 
 
+#: Charts over concurrency: title, unit, and by its name the place of each line in a point's figures.
+CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    (
+        "Decode, all requests together",
+        "tokens/s",
+        {"decode": "decode_tokens_per_s", "output by wall time": "output_tokens_per_s"},
+    ),
+    (
+        "Decode of one request",
+        "tokens/s",
+        {"median": "request_decode_tokens_per_s.p50", "slowest": "request_decode_tokens_per_s.min"},
+    ),
+    (
+        "Time to the first token",
+        "s",
+        {"median": "ttft_s.p50", "p90": "ttft_s.p90", "p99": "ttft_s.p99", "prefill alone": "prefill_s.p50"},
+    ),
+    (
+        "Prefill",
+        "tokens/s",
+        {"while under way": "prefill_tokens_per_s", "waiting counted in": "prefill_with_queue_tokens_per_s"},
+    ),
+    ("Between chunks", "s", {"median": "gap_s.p50", "p99": "gap_s.p99"}),
+)
+
+
 def sweep_plots(sweep: Mapping[str, Any], ceiling: Mapping[str, Any] | None) -> list[str]:
-    """Return the charts over concurrency."""
+    """Return the charts over concurrency; the ceiling of one sequence is drawn into the one of a request."""
     points = sweep["points"]
     labels = [str(point["concurrency"]) for point in points]
-    limits = [Limit("ceiling of one sequence", float(ceiling["value"]))] if ceiling else []
-
-    def chart(title: str, unit: str, lines: Sequence[Series], limits: Sequence[Limit] = ()) -> str:
-        return line_chart(title, labels, lines, x_name="requests at once", y_name=unit, limits=limits)
-
-    def of_points(name: str, *path: str) -> Series:
-        return Series(name, [compare.place(point, path) for point in points])
-
-    return [
-        chart(
-            "Decode, all requests together",
-            "tokens/s",
-            [of_points("decode", "decode_tokens_per_s"), of_points("output by wall time", "output_tokens_per_s")],
-        ),
-        chart(
-            "Decode of one request",
-            "tokens/s",
-            [
-                of_points("median", "request_decode_tokens_per_s", "p50"),
-                of_points("slowest", "request_decode_tokens_per_s", "min"),
-            ],
-            limits,
-        ),
-        chart(
-            "Time to the first token",
-            "s",
-            [
-                of_points("median", "ttft_s", "p50"),
-                of_points("p90", "ttft_s", "p90"),
-                of_points("p99", "ttft_s", "p99"),
-                of_points("prefill alone", "prefill_s", "p50"),
-            ],
-        ),
-        chart(
-            "Prefill",
-            "tokens/s",
-            [
-                of_points("while under way", "prefill_tokens_per_s"),
-                of_points("waiting counted in", "prefill_with_queue_tokens_per_s"),
-            ],
-        ),
-        chart("Between chunks", "s", [of_points("median", "gap_s", "p50"), of_points("p99", "gap_s", "p99")]),
-    ]
+    limit = [Limit("ceiling of one sequence", float(ceiling["value"]))] if ceiling else []
+    found = []
+    for title, unit, lines in CHARTS:
+        series = [Series(name, [compare.place(point, at.split(".")) for point in points]) for name, at in lines.items()]
+        limits = limit if title == "Decode of one request" else []
+        found.append(line_chart(title, labels, series, x_name="requests at once", y_name=unit, limits=limits))
+    return found
 
 
 def request_bars(point: Mapping[str, Any]) -> str:
@@ -126,16 +116,8 @@ def history_plot(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return the chart of decode rates over runs of one shape; each label ends with the fingerprint's first digits."""
     shown = runs[-SHOWN_RUNS:]
     counts = sorted({point["concurrency"] for run in shown for point in run["sweep"]["points"]})
-    series = []
-    for count in counts:
-        by_run = [
-            next((point for point in run["sweep"]["points"] if point["concurrency"] == count), None) for run in shown
-        ]
-        series.append(
-            Series(
-                f"N={count}", [compare.place(point, ("decode_tokens_per_s",)) if point else None for point in by_run]
-            )
-        )
+    rates = [{point["concurrency"]: point["decode_tokens_per_s"] for point in run["sweep"]["points"]} for run in shown]
+    series = [Series(f"N={count}", [of_run.get(count) for of_run in rates]) for count in counts]
     labels = [f"{run['taken'][5:10]} {run['fingerprint']['digest'][:4]}" for run in shown]
     return line_chart(
         "Decode, all requests together, over runs", labels, series, x_name="run and fingerprint", y_name="tokens/s"
@@ -153,15 +135,8 @@ def history(runs: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> dic
     for before, run in zip([None, *same], same, strict=False):
         changed = compare.changed_between(before["fingerprint"], run["fingerprint"]) if before else []
         best = max((point["decode_tokens_per_s"] or 0 for point in run["sweep"]["points"]), default=0)
-        rows.append(
-            {
-                "run": run["run"],
-                "taken": run["taken"],
-                "digest": run["fingerprint"]["digest"],
-                "changed": changed,
-                "best": best,
-            }
-        )
+        about = {"run": run["run"], "taken": run["taken"], "digest": run["fingerprint"]["digest"]}
+        rows.append({**about, "changed": changed, "best": best})
     return {"rows": rows[-SHOWN_RUNS:], "plot": history_plot(same) if len(same) > 1 else ""}
 
 
@@ -206,11 +181,6 @@ def verdict(result: Mapping[str, Any], regression_share: float) -> str:
     return f"No baseline{': ' if reasons else ''}{'; '.join(reasons)}."
 
 
-def seconds(value: float | None) -> str:
-    """Return a time for a table, in seconds."""
-    return NOTHING if value is None else number(value)
-
-
 def figure(value: float | None) -> str:
     """Return a number for a table."""
     return NOTHING if value is None else number(value)
@@ -253,8 +223,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    env.filters.update(figure=figure, seconds=seconds, percent=percent, of=of, cell=cell, spread=spread)
-    env.filters.update(decode_interval=decode_interval)
+    env.filters.update(figure=figure, percent=percent, of=of, cell=cell, spread=spread, decode_interval=decode_interval)
     return env
 
 
@@ -262,29 +231,24 @@ def render(result: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], regress
     """Return the report of a run as (HTML, Markdown); ``runs`` are the earlier ones, the oldest first."""
     sweep, measured, judged = result.get("sweep"), result.get("points"), result.get("gates") or []
     rounds = int(sweep.get("rounds", 1)) if sweep else 1
+    swept = sweep["points"] if sweep else []
+    rows = [row for point in swept for row in point["per_request"]]
     context: dict[str, Any] = {
         "result": result,
         "sweep": sweep,
         "plots": sweep_plots(sweep, result["decode_ceiling"]) if sweep else [],
-        "bars": [request_bars(point) for point in sweep["points"]] if sweep else [],
+        "bars": [request_bars(point) for point in swept],
         "history": history(runs, result),
         "verdict": verdict(result, regression_share),
         "judged": bool(judged_by(result)),
         "client_sentence": client_sentence(result),
         "failure_words": FAILURES,
-        "failed": [
-            row for point in (sweep["points"] if sweep else []) for row in point["per_request"] if row["failure"]
-        ],
+        "failed": [row for row in rows if row["failure"]],
         "notes": sorted(
             {
-                *(
-                    note
-                    for point in (sweep["points"] if sweep else [])
-                    for row in point["per_request"]
-                    for note in row["notes"]
-                ),
-                *(warning for point in (sweep["points"] if sweep else []) for warning in point["warnings"]),
-                *(point["queue_problem"] for point in (sweep["points"] if sweep else []) if point["queue_problem"]),
+                *(note for row in rows for note in row["notes"]),
+                *(warning for point in swept for warning in point["warnings"]),
+                *(point["queue_problem"] for point in swept if point["queue_problem"]),
             }
         ),
         "measured": measured,
@@ -301,6 +265,5 @@ def render(result: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], regress
         "spec": json.dumps(result["fingerprint"]["model_spec"], indent=2, sort_keys=True, default=str),
     }
     env = _environment()
-    return env.get_template("bench_report.html.j2").render(context), env.get_template("bench_report.md.j2").render(
-        context
-    )
+    html, words = (env.get_template(f"bench_report.{kind}.j2").render(context) for kind in ("html", "md"))
+    return html, words

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import parse_samples
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import gates
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import prompt as prompts
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import (
@@ -26,7 +27,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import (
     burst_figures,
     merge_views,
-    parse_samples,
+    rate,
     server_view,
 )
 
@@ -147,11 +148,9 @@ async def make_prompts(client: Client, sweep: Sweep, say: Say) -> list[str]:
 
 
 def _input_differs(heard: Sequence[Heard], wanted: int) -> list[str]:
-    counts = sorted({each.request.input_tokens for each in heard if each.request.input_tokens not in (None, wanted)})
-    if not counts:
-        return []
-    shown = ", ".join(str(count) for count in counts)
-    return [f"the server counted {shown} input tokens where /tokenize had counted {wanted}"]
+    counts = sorted({each.request.input_tokens or wanted for each in heard} - {wanted})
+    shown = ", ".join(map(str, counts))
+    return [f"the server counted {shown} input tokens where /tokenize had counted {wanted}"] if counts else []
 
 
 async def warm_up(client: Client, say: Say) -> None:
@@ -257,14 +256,8 @@ async def run_needles(
             "output_tokens": request.output_tokens,
             "ttft_s": request.ttft_s,
             "wall_s": request.duration_s,
-            "prefill_tokens_per_s": (request.input_tokens or 0) / request.ttft_s
-            if request.ok and request.ttft_s
-            else None,
-            "decode_tokens_per_s": (
-                (request.output_tokens - 1) / request.decode_s
-                if request.ok and request.output_tokens and request.decode_s
-                else None
-            ),
+            "prefill_tokens_per_s": rate(request.input_tokens, request.ttft_s) if request.ok else None,
+            "decode_tokens_per_s": rate(request.generated, request.decode_s) if request.ok else None,
             "server": view,
         }
         found.append(row)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,11 @@ class Request:
     def duration_s(self) -> float:
         """Time from sending the request to its last token, or to its failure."""
         return self.ended_s - self.sent_s
+
+    @property
+    def generated(self) -> int | None:
+        """Tokens that were decoded: all but the first, which the prefill gives."""
+        return None if self.output_tokens is None else self.output_tokens - 1
 
     @property
     def decode_s(self) -> float | None:
@@ -152,7 +157,6 @@ def request_row(each: Request, waited: Queueing, round_number: int) -> dict[str,
     """Return the figures of one request, as they stand in the results."""
     queue_s = waited.waited_s.get(each.number)
     prefill_s = None if each.ttft_s is None or queue_s is None else each.ttft_s - queue_s
-    generated = None if each.output_tokens is None else each.output_tokens - 1
     return {
         "round": round_number,
         "request": each.number,
@@ -164,7 +168,7 @@ def request_row(each: Request, waited: Queueing, round_number: int) -> dict[str,
         "input_tokens": each.input_tokens,
         "output_tokens": each.output_tokens,
         "prefill_tokens_per_s": rate(each.input_tokens, prefill_s if prefill_s is not None else each.ttft_s),
-        "decode_tokens_per_s": rate(generated, each.decode_s) if each.ok else None,
+        "decode_tokens_per_s": rate(each.generated, each.decode_s) if each.ok else None,
         "chunks": len(each.gaps_s) + (each.first_s is not None),
         "failure": each.failure,
         "detail": each.detail,
@@ -178,17 +182,12 @@ def _known(rows: Iterable[Mapping[str, Any]], name: str) -> list[float]:
 
 def _busy(good: Sequence[Request], waited: Queueing) -> tuple[float, float, float]:
     """Return the seconds with a prefill under way, with a decode under way, and up to the last first token."""
-    begun = [each for each in good if each.first_s is not None]
+    begun = [(each, each.first_s) for each in good if each.first_s is not None]
     if not begun:
         return 0.0, 0.0, 0.0
-    prefill = covered_s(
-        (each.sent_s + waited.waited_s.get(each.number, 0.0), each.first_s)
-        for each in begun
-        if each.first_s is not None
-    )
-    decode = covered_s((each.first_s, each.ended_s) for each in begun if each.first_s is not None)
-    last_first = max(each.first_s for each in begun if each.first_s is not None)
-    return prefill, decode, last_first - min(each.sent_s for each in begun)
+    prefill = covered_s((each.sent_s + waited.waited_s.get(each.number, 0.0), first_s) for each, first_s in begun)
+    decode = covered_s((first_s, each.ended_s) for each, first_s in begun)
+    return prefill, decode, max(first_s for _each, first_s in begun) - min(each.sent_s for each, _first_s in begun)
 
 
 def burst_figures(rounds: Sequence[Sequence[Request]], slots: int | None) -> dict[str, Any]:
@@ -222,10 +221,7 @@ def burst_figures(rounds: Sequence[Sequence[Request]], slots: int | None) -> dic
         tokens["decoded"] += decoded
         by_round += [decoded / decode] if decoded and decode > 0 else []
     good_rows = [row for row in rows if not row["failure"]]
-    failures: dict[str, int] = {}
-    for row in rows:
-        if row["failure"]:
-            failures[row["failure"]] = failures.get(row["failure"], 0) + 1
+    failures = Counter(row["failure"] for row in rows if row["failure"])
     chunks = sum(row["chunks"] for row in good_rows)
     return {
         "rounds": len(rounds),
@@ -253,27 +249,6 @@ def burst_figures(rounds: Sequence[Sequence[Request]], slots: int | None) -> dic
         "request_decode_tokens_per_s": summary(_known(good_rows, "decode_tokens_per_s")),
         "per_request": rows,
     }
-
-
-_SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{[^}]*\})? (?P<value>\S+)")
-
-
-def parse_samples(text: str) -> dict[str, float]:
-    """Return the figures of /metrics by name, summed over their labels, without the prefix of vLLM."""
-    sums: dict[str, float] = {}
-    for line in text.splitlines():
-        # Most lines are buckets of histograms, and this runs while tokens are timed.
-        if not line.startswith("vllm:") or "_bucket{" in line:
-            continue
-        found = _SAMPLE.match(line)
-        if found:
-            try:
-                value = float(found.group("value"))
-            except ValueError:
-                continue
-            name = found.group("name").removeprefix("vllm:")
-            sums[name] = sums.get(name, 0.0) + value
-    return sums
 
 
 def _grown(before: Mapping[str, float], after: Mapping[str, float], name: str) -> float | None:

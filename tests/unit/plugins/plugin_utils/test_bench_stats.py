@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import parse_samples
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import (
     Request,
     burst_figures,
     covered_s,
     merge_views,
-    parse_samples,
     percentile,
     queueing,
     rate,
