@@ -41,6 +41,7 @@ NAMES_A_MODEL: Mapping[str, str] = {
     "plugins/plugin_utils/_catalogue/pooling.py": "an option of vLLM has a model's name in it",
     "tests/unit/plugins/module_utils/memory_models.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_advice.py": "figures of published runs",
+    "tests/unit/plugins/module_utils/test_memory_configs.py": "shapes of published models",
     "tests/unit/plugins/module_utils/test_memory_families.py": "shapes of published models",
     "tests/unit/plugins/module_utils/test_memory_fit.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_geometry.py": "shapes of published models",
