@@ -31,12 +31,16 @@ INDEXERS = (DSA, KPOOL, MSA, QSA)
 GROUPED_INDEXERS = (DSA, MSA)
 
 
-class GeometryError(ValueError):
-    """A geometry cannot be read; ``problems`` holds one sentence for each reason."""
+class ProblemsError(ValueError):
+    """What is asked is wrong; ``problems`` holds one sentence for each reason."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(" ".join(problems))
         self.problems = list(problems)
+
+
+class GeometryError(ProblemsError):
+    """A geometry cannot be read."""
 
 
 class UnknownGeometryError(Exception):
@@ -273,25 +277,24 @@ def _keys_of(record: type, **instead: tuple[str, bool]) -> _Keys:
 _RECURRENT: Mapping[str, type[Recurrent]] = {
     each.kind: each for each in (Mamba1, Mamba2, GatedDeltaNet, Kda, GatedConv)
 }
-_SECTIONS = {
-    "attention": True,
-    "recurrent": False,
-    "moe": False,
-    "mtp": False,
-    "compressed": False,
-    "indexer": False,
-    "short_conv": False,
-}
-_WINDOW_KEYS = _keys_of(Window)
 _RECURRENT_KEYS = {kind: {"kind": (_TEXT, True), **_keys_of(each)} for kind, each in _RECURRENT.items()}
-_SECTION_KEYS: Mapping[str, _Keys] = {
-    "attention": _keys_of(Attention),
-    "moe": _keys_of(Moe),
-    "mtp": _keys_of(Mtp, attention_layers=(WHOLE, False)),
-    "compressed": _keys_of(Compressed),
-    "indexer": _keys_of(Indexer, kind=(ONE_INDEXER, True)),
-    "short_conv": _keys_of(ShortConv),
+#: Sections that are one record each; the first one is required.
+_RECORDS: Mapping[str, type[Any]] = {
+    "attention": Attention,
+    "moe": Moe,
+    "mtp": Mtp,
+    "compressed": Compressed,
+    "indexer": Indexer,
+    "short_conv": ShortConv,
 }
+_SECTION_KEYS: Mapping[str, _Keys] = {
+    **{name: _keys_of(record) for name, record in _RECORDS.items()},
+    "mtp": _keys_of(Mtp, attention_layers=(WHOLE, False)),
+    "indexer": _keys_of(Indexer, kind=(ONE_INDEXER, True)),
+}
+_SECTIONS = ("attention", "recurrent", "moe", "mtp", "compressed", "indexer", "short_conv")
+_PLAIN_KEYS = _keys_of(Geometry)
+_WINDOW_KEYS = _keys_of(Window)
 
 
 def _is_kind(value: object, kind: str, key: str) -> bool:
@@ -405,7 +408,7 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     :raises GeometryError: with every problem at once, one sentence each
     :raises UnknownGeometryError: a part that the model's class always has is not described
     """
-    problems = _check_keys("geometry", values, _keys_of(Geometry), [*_SECTIONS, "windows"])
+    problems = _check_keys("geometry", values, _PLAIN_KEYS, [*_SECTIONS, "windows"])
     windows = values.get("windows") or []
     if not isinstance(windows, Sequence) or isinstance(windows, str):
         problems.append(f"geometry.windows is {windows!r}, but it must be a list of dictionaries.")
@@ -415,10 +418,10 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
             problems.extend(_check_keys(f"geometry.windows[{number}]", each, _WINDOW_KEYS))
         else:
             problems.append(f"geometry.windows[{number}] is {each!r}, but it must be a dictionary.")
-    for name, required in _SECTIONS.items():
+    for name in _SECTIONS:
         section = values.get(name)
         if section is None:
-            if required:
+            if name == "attention":
                 problems.append(f"geometry.{name} is missing: it must be a dictionary.")
         elif not isinstance(section, Mapping):
             problems.append(f"geometry.{name} is {section!r}, but it must be a dictionary.")
@@ -427,31 +430,14 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     if problems:
         raise GeometryError(problems)
 
-    recurrent: Recurrent | None = None
+    found = {name: record(**values[name]) for name, record in _RECORDS.items() if values.get(name) and name != "mtp"}
     if values.get("recurrent"):
         given = {key: value for key, value in values["recurrent"].items() if key != "kind"}
-        recurrent = _RECURRENT[values["recurrent"]["kind"]](**given)
-    mtp = None
+        found["recurrent"] = _RECURRENT[values["recurrent"]["kind"]](**given)
     if values.get("mtp"):
-        mtp = Mtp(**{"attention_layers": values["mtp"]["layers"], **values["mtp"]})
-    geometry = Geometry(
-        architecture=values["architecture"],
-        layers=values["layers"],
-        hidden_size=values["hidden_size"],
-        max_position_embeddings=values["max_position_embeddings"],
-        attention=Attention(**values["attention"]),
-        windows=tuple(Window(**each) for each in windows),
-        recurrent=recurrent,
-        moe=Moe(**values["moe"]) if values.get("moe") else None,
-        mtp=mtp,
-        compressed=Compressed(**values["compressed"]) if values.get("compressed") else None,
-        indexer=Indexer(**values["indexer"]) if values.get("indexer") else None,
-        short_conv=ShortConv(**values["short_conv"]) if values.get("short_conv") else None,
-        intermediate_size=values.get("intermediate_size"),
-        kv_cache_dtype=values.get("kv_cache_dtype", "auto"),
-        vocab_size=values.get("vocab_size"),
-        dtype=values.get("dtype", "bfloat16"),
-    )
+        found["mtp"] = Mtp(**{"attention_layers": values["mtp"]["layers"], **values["mtp"]})
+    plain = {key: values[key] for key in _PLAIN_KEYS if key in values}
+    geometry = Geometry(**plain, **found, windows=tuple(Window(**each) for each in windows))
     if problems := check_consistency(geometry):
         raise GeometryError(problems)
     if missing := missing_parts(values):

@@ -12,7 +12,8 @@ and always those of one rank.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     DTYPE_BYTES,
@@ -47,10 +48,6 @@ def ceil_div(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
 
-# --------------------------------------------------------------------------------------
-# What differs between versions
-# --------------------------------------------------------------------------------------
-
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 #: Containers are named after the year; vLLM is nowhere near such a number.
@@ -82,80 +79,76 @@ def version_text(version: Version) -> str:
     return ".".join(str(part) for part in version)
 
 
+def _in(first: Version = (0, 0, 0), before: Version = (_FIRST_YEAR, 0, 0)) -> Any:
+    """Return a rule that holds from one release on, up to another."""
+    return field(metadata={"first": first, "before": before})
+
+
 @dataclass(frozen=True)
 class VersionRules:
     """The rules of one vLLM release that the size of the cache depends on."""
 
-    #: Prefix caching of a hybrid model when the command line says nothing.
-    hybrid_prefix_caching: bool
-    #: ``GPU KV cache size`` in the log is concurrency x max_model_len, not blocks of one group.
-    tokens_from_concurrency: bool
-    #: Prefix caching keeps Mamba-2 states in mode ``all``.
-    mamba2_default_all: bool
-    #: … unless there is speculative decoding, which then gets ``align``.
-    align_when_speculative: bool
-    #: Mode ``all`` exists at all.
-    has_mode_all: bool
-    #: Mode ``all`` also keeps a block for each speculative token.
-    all_counts_speculative: bool
-    #: In mode ``align`` a Mamba-2 layer keeps one more block, to export a checkpoint from a prefill.
-    mamba2_checkpoint_block: bool
-    #: The same for a gated delta net whose prefill runs on FlashInfer (as on GB10).
-    gdn_checkpoint_block: bool
     #: ``--gpu-memory-utilization`` when the command line says nothing.
     default_utilization: float
-    #: Mode ``align`` wants a whole block to fit into max_num_batched_tokens.
-    align_block_within_batch: bool
-    #: Full CUDA graphs of a hybrid model want a block for each of max_num_seqs sequences.
-    graphs_want_block_per_sequence: bool
     #: Architectures that get vLLM's V2 model runner while its profile does not count CUDA graphs: they come on top.
     graphs_on_top: frozenset[str]
-    #: The same for Kimi Delta Attention with a bounded gate, whose prefill runs on FlashKDA on GB10.
-    kda_checkpoint_block: bool
     #: Flag of a processor on which the CPU build sets the dtype of recurrent states to float32; empty for none.
     float32_states_on: str
     #: Architectures whose windows have one token more than config.json says, the token itself.
     windows_count_the_token_itself: frozenset[str]
+    #: Prefix caching of a hybrid model when the command line says nothing.
+    hybrid_prefix_caching: bool = _in(first=(0, 26, 0))
+    #: ``GPU KV cache size`` in the log is concurrency x max_model_len, not blocks of one group.
+    tokens_from_concurrency: bool = _in(first=(0, 20, 1))
+    #: Prefix caching keeps Mamba-2 states in mode ``all``.
+    mamba2_default_all: bool = _in(before=(0, 28, 0))
+    #: … unless there is speculative decoding, which then gets ``align``.
+    align_when_speculative: bool = _in(first=(0, 20, 0), before=(0, 22, 0))
+    #: Mode ``all`` exists at all.
+    has_mode_all: bool = _in(before=(0, 32, 0))
+    #: Mode ``all`` also keeps a block for each speculative token.
+    all_counts_speculative: bool = _in(first=(0, 22, 0))
+    #: In mode ``align`` a Mamba-2 layer keeps one more block, to export a checkpoint from a prefill.
+    mamba2_checkpoint_block: bool = _in(first=(0, 32, 0))
+    #: The same for a gated delta net whose prefill runs on FlashInfer (as on GB10).
+    gdn_checkpoint_block: bool = _in(first=(0, 33, 0))
+    #: The same for Kimi Delta Attention with a bounded gate, whose prefill runs on FlashKDA on GB10. 0.29.0 and 0.31.0
+    #: have it for Kimi's classes, 0.32.0 for GLM's too, which come with that release.
+    kda_checkpoint_block: bool = _in(first=(0, 29, 0))
+    #: Mode ``align`` wants a whole block to fit into max_num_batched_tokens.
+    align_block_within_batch: bool = _in(before=(0, 27, 0))
+    #: Full CUDA graphs of a hybrid model want a block for each of max_num_seqs sequences.
+    graphs_want_block_per_sequence: bool = _in(first=(0, 20, 0))
     #: A window keeps the tokens of every batch under way at once, of which asynchronous scheduling has two.
-    windows_count_batches_in_flight: bool
-    #: Pages of several sizes are packed by a general rule, which models with an indexer beside recurrent states need.
-    packs_any_model: bool
-    #: Before that: a packed block is as large as its largest group, not as the most layers of each size.
-    packs_densely: bool
+    windows_count_batches_in_flight: bool = _in(first=IN_FLIGHT)
+    #: Pages of several sizes are packed by a general rule, which models with an indexer beside recurrent states need;
+    #: 0.27.1 does not have it.
+    packs_any_model: bool = _in(first=(0, 30, 0))
+    #: Before that: a packed block is as large as its largest group, not as the most layers of each size, as in 0.26.0.
+    packs_densely: bool = _in(first=(0, 27, 0))
     #: An indexer's buffer is 16 instead of 40 times the longest context where that is above 256K
     #: (``sparse_mla_prefill_workspace_factor``).
-    short_indexer_buffer: bool
+    short_indexer_buffer: bool = _in(first=(0, 32, 0))
 
 
 def rules_for(version: Version) -> VersionRules:
     """Return the rules of a release; releases newer than the newest read get that one's."""
+    holds = {
+        each.name: each.metadata["first"] <= version < each.metadata["before"]
+        for each in fields(VersionRules)
+        if each.metadata
+    }
     return VersionRules(
-        hybrid_prefix_caching=version >= (0, 26, 0),
-        tokens_from_concurrency=version >= (0, 20, 1),
-        mamba2_default_all=version < (0, 28, 0),
-        align_when_speculative=(0, 20, 0) <= version < (0, 22, 0),
-        has_mode_all=version < (0, 32, 0),
-        all_counts_speculative=version >= (0, 22, 0),
-        mamba2_checkpoint_block=version >= (0, 32, 0),
-        gdn_checkpoint_block=version >= (0, 33, 0),
+        **holds,
         default_utilization=0.92 if version >= (0, 20, 0) else 0.9,
-        align_block_within_batch=version < (0, 27, 0),
-        graphs_want_block_per_sequence=version >= (0, 20, 0),
         # vllm/config/vllm.py, DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES; 0.32.0 profiles them in either runner.
         graphs_on_top=frozenset({"Qwen3ForCausalLM"}) if (0, 22, 0) <= version < (0, 23, 0) else frozenset(),
-        # 0.29.0 and 0.31.0 have it for Kimi's classes, 0.32.0 for GLM's too, which come with that release.
-        kda_checkpoint_block=version >= (0, 29, 0),
         # vllm/platforms/cpu.py
         float32_states_on="avx512_bf16" if version >= (0, 29, 0) else "amx_tile" if version >= (0, 26, 0) else "",
         # vllm/model_executor/models/commandr.py
         windows_count_the_token_itself=frozenset({"Cohere2ForCausalLM", "Cohere2VisionForConditionalGeneration"})
         if version >= (0, 29, 0)
         else frozenset(),
-        windows_count_batches_in_flight=version >= IN_FLIGHT,
-        # 0.30.0 has the general rule and 0.27.1 has not; 0.27.1 packs densely and 0.26.0 does not.
-        packs_any_model=version >= (0, 30, 0),
-        packs_densely=version >= (0, 27, 0),
-        short_indexer_buffer=version >= (0, 32, 0),
     )
 
 
@@ -188,11 +181,6 @@ def resolve_cache_mode(
     if can_keep_all and rules.mamba2_default_all and not (rules.align_when_speculative and speculative_tokens):
         return ALL
     return ALIGN
-
-
-# --------------------------------------------------------------------------------------
-# One layer
-# --------------------------------------------------------------------------------------
 
 
 def bytes_per_token(

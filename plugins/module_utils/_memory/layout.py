@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import kv, sparse
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     GROUPED_INDEXERS,
     KPOOL,
@@ -24,29 +25,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Recurrent,
     Window,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
-    ALL,
-    NONE,
-    VersionRules,
-    attention_bytes,
-    bytes_per_token,
-    ceil_div,
-    resolve_cache_mode,
-    resolve_kv_cache_dtype,
-    resolve_prefix_caching,
-    state_bytes,
-)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.packing import Bucket, Packed, pack, pack_tuples
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.sparse import (
-    COMPRESSED_BLOCK,
-    MSA_BLOCK,
-    SOURCES_BLOCK,
-    compressed_buckets,
-    index_page,
-    ring_bucket,
-    short_conv_bytes,
-    source_buckets,
-)
 
 #: Hybrids with latent attention round their block up to this (``Platform._align_hybrid_block_size``).
 _LATENT_HYBRID_BLOCK = 128
@@ -89,8 +68,8 @@ class KindGroups:
     def blocks(self, length: int) -> int:
         """Return the blocks that one group keeps of a sequence."""
         if self.kept_tokens is None:
-            return ceil_div(length, self.block_tokens)
-        kept = ceil_div(min(self.kept_tokens, length), self.block_tokens)
+            return kv.ceil_div(length, self.block_tokens)
+        kept = kv.ceil_div(min(self.kept_tokens, length), self.block_tokens)
         # A window need not begin at the edge of a block.
         return kept if self.chunked else kept + 1
 
@@ -162,14 +141,14 @@ class Layout:
 
     def recurrent_blocks(self, length: int) -> int:
         """Return the blocks that one recurrent group keeps of a sequence."""
-        growing = ceil_div(length, self.block_tokens) if self.state.mode == ALL else 0
+        growing = kv.ceil_div(length, self.block_tokens) if self.state.mode == kv.ALL else 0
         return growing + self.state.fixed_blocks
 
     def blocks_per_sequence(self, length: int) -> int:
         """Return the blocks that a sequence of ``length`` tokens takes out of the pool."""
         if self.packed is not None:
             return self.packed.blocks(length)
-        attention = self.attention_groups * ceil_div(ceil_div(length, self.token_ranks), self.block_tokens)
+        attention = self.attention_groups * kv.ceil_div(kv.ceil_div(length, self.token_ranks), self.block_tokens)
         others = sum(each.groups * each.blocks(length) for each in self.others)
         return attention + others + self.recurrent_groups * self.recurrent_blocks(length)
 
@@ -205,7 +184,7 @@ def _group_layers(*layers: int) -> int:
     return largest if largest < 1.5 * smallest else smallest
 
 
-def _kinds(geometry: Geometry, ranks: int, kv_cache_dtype: str, rules: VersionRules) -> list[Kind]:
+def _kinds(geometry: Geometry, ranks: int, kv_cache_dtype: str, rules: kv.VersionRules) -> list[Kind]:
     """Return what the layers of a model keep, those that keep every token first."""
     attention, dtype = geometry.attention, geometry.dtype
     itself = geometry.architecture in rules.windows_count_the_token_itself
@@ -213,12 +192,12 @@ def _kinds(geometry: Geometry, ranks: int, kv_cache_dtype: str, rules: VersionRu
     def form(each: Attention | Window) -> tuple[int, int, int]:
         return max(1, each.kv_heads // ranks), each.head_dim, each.value_head_dim or each.head_dim
 
-    size = attention_bytes(attention, dtype, ranks, kv_cache_dtype)
+    size = kv.attention_bytes(attention, dtype, ranks, kv_cache_dtype)
     found = [Kind(attention.layers, size, form=form(attention))]
     for each in geometry.windows:
         value = each.value_head_dim or each.head_dim
         kept = "auto" if each.block_tokens else kv_cache_dtype
-        size = bytes_per_token(each.kv_heads, each.head_dim, value, ranks, dtype, kept)
+        size = kv.bytes_per_token(each.kv_heads, each.head_dim, value, ranks, dtype, kept)
         found.append(Kind(each.layers, size, each.tokens + itself, each.chunked, form(each), each.block_tokens))
     return found
 
@@ -246,7 +225,7 @@ def _kind_groups(kind: Kind, block_tokens: int, page: int, group_layers: int, in
         kept = kind.tokens + in_flight_tokens - (0 if kind.chunked else 1)
     return KindGroups(
         layers=kind.layers,
-        groups=ceil_div(kind.layers, group_layers),
+        groups=kv.ceil_div(kind.layers, group_layers),
         block_tokens=block_tokens,
         bytes_per_token=kind.bytes_per_token,
         kept_tokens=kept,
@@ -254,10 +233,10 @@ def _kind_groups(kind: Kind, block_tokens: int, page: int, group_layers: int, in
     )
 
 
-def _fixed_recurrent_blocks(recurrent: Recurrent, mode: str, speculative_tokens: int, rules: VersionRules) -> int:
-    if mode == ALL:
+def _fixed_recurrent_blocks(recurrent: Recurrent, mode: str, speculative_tokens: int, rules: kv.VersionRules) -> int:
+    if mode == kv.ALL:
         return speculative_tokens if rules.all_counts_speculative else 0
-    if mode == NONE:
+    if mode == kv.NONE:
         return 1 + speculative_tokens
     if isinstance(recurrent, Mamba2):
         checkpoint = rules.mamba2_checkpoint_block
@@ -284,7 +263,7 @@ class Asked:
     prefix_caching: bool | None
     #: --mamba-cache-mode; None for the release's default.
     cache_mode: str | None
-    rules: VersionRules
+    rules: kv.VersionRules
     #: Tokens scheduled and not yet settled, which windows keep besides.
     in_flight_tokens: int = 0
     #: False with --disable-hybrid-kv-cache-manager: every window keeps all tokens.
@@ -307,34 +286,36 @@ def _state_of(geometry: Geometry, asked: Asked, per_token: int) -> State:
     recurrent = geometry.recurrent
     step = asked.block_granularity
     if geometry.compressed:
-        step = lcm(step, SOURCES_BLOCK) if geometry.compressed.has_sources else max(step, COMPRESSED_BLOCK)
+        step = (
+            lcm(step, sparse.SOURCES_BLOCK) if geometry.compressed.has_sources else max(step, sparse.COMPRESSED_BLOCK)
+        )
     elif geometry.indexer and geometry.indexer.kind == MSA:
-        step = lcm(step, MSA_BLOCK)
+        step = lcm(step, sparse.MSA_BLOCK)
     elif geometry.indexer and geometry.indexer.kind == KPOOL:
         step = lcm(step, 64 * geometry.indexer.tokens_per_state)
     if recurrent is None:
-        return State(NONE, 0, step, 0)
+        return State(kv.NONE, 0, step, 0)
     if geometry.attention.latent_dim:
         step = max(step, _LATENT_HYBRID_BLOCK)
     speculative = asked.speculative_tokens
-    caching = resolve_prefix_caching(geometry, asked.prefix_caching, asked.rules)
-    mode = resolve_cache_mode(recurrent, caching, speculative, asked.rules, asked.cache_mode)
-    state = state_bytes(recurrent, geometry.dtype, asked.tensor_parallel_size, speculative, asked.ssm_dtype)
-    if mode == ALL:
+    caching = kv.resolve_prefix_caching(geometry, asked.prefix_caching, asked.rules)
+    mode = kv.resolve_cache_mode(recurrent, caching, speculative, asked.rules, asked.cache_mode)
+    state = kv.state_bytes(recurrent, geometry.dtype, asked.tensor_parallel_size, speculative, asked.ssm_dtype)
+    if mode == kv.ALL:
         # Mamba-1 has no chunks: vLLM takes 2048 (`ModelConfig.get_mamba_chunk_size`).
         chunk = _MAMBA1_CHUNK if isinstance(recurrent, Mamba1) else getattr(recurrent, "chunk_size", None)
         step = lcm(chunk or step, step)
     largest = state
     if geometry.short_conv:
-        largest = max(state, short_conv_bytes(geometry.short_conv, geometry.dtype, speculative))
+        largest = max(state, sparse.short_conv_bytes(geometry.short_conv, geometry.dtype, speculative))
     # An attention page must hold a state, so that both kinds of layer can share the pool.
-    block_tokens = step * ceil_div(ceil_div(largest, per_token), step)
+    block_tokens = step * kv.ceil_div(kv.ceil_div(largest, per_token), step)
     return State(mode, state, block_tokens, _fixed_recurrent_blocks(recurrent, mode, speculative, asked.rules))
 
 
 def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
     """Return the layout that vLLM chooses on each rank."""
-    kv_cache_dtype = resolve_kv_cache_dtype(geometry, asked.kv_cache_dtype)
+    kv_cache_dtype = kv.resolve_kv_cache_dtype(geometry, asked.kv_cache_dtype)
     ranks = asked.tensor_parallel_size
     if geometry.compressed:
         kinds = [Kind(geometry.attention.layers, 1)]  # replaced by its compressed states
@@ -362,12 +343,12 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
     group_layers = _group_layers(*layers)
     return Layout(
         attention_layers=kinds[0].layers,
-        attention_groups=ceil_div(kinds[0].layers, group_layers),
-        recurrent_groups=ceil_div(recurrent.layers, group_layers) if recurrent else 0,
+        attention_groups=kv.ceil_div(kinds[0].layers, group_layers),
+        recurrent_groups=kv.ceil_div(recurrent.layers, group_layers) if recurrent else 0,
         group_layers=group_layers,
         block_tokens=state.block_tokens * (page // own_page) if page % own_page == 0 else state.block_tokens,
         page_bytes=page,
-        block_bytes=ceil_div(group_layers, asked.pipeline_parallel_size) * page,
+        block_bytes=kv.ceil_div(group_layers, asked.pipeline_parallel_size) * page,
         attention_bytes_per_token=per_token,
         state=state,
         others=tuple(
@@ -384,7 +365,7 @@ def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, state: S
     sizes = [(each.layers, each.bytes_per_token) for each in kinds]
     if geometry.indexer:
         without = geometry.attention.layers - (geometry.indexer.layers or geometry.attention.layers)
-        sizes.append((kinds[0].layers - without, index_page(geometry.indexer, 1)))
+        sizes.append((kinds[0].layers - without, sparse.index_page(geometry.indexer, 1)))
     layers = sum(each.layers for each in kinds)
     return Layout(
         attention_layers=layers,
@@ -392,7 +373,7 @@ def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, state: S
         group_layers=layers,
         block_tokens=block_tokens,
         page_bytes=block_tokens * per_token,
-        block_bytes=block_tokens * sum(ceil_div(count, stages) * size for count, size in sizes),
+        block_bytes=block_tokens * sum(kv.ceil_div(count, stages) * size for count, size in sizes),
         attention_bytes_per_token=per_token,
         state=state,
         token_ranks=asked.decode_context_parallel_size,
@@ -410,21 +391,24 @@ def _packed_layout(
         draft = _draft_layers(geometry, asked)
         if geometry.compressed.has_sources:
             speculative = asked.speculative_tokens
-            buckets += source_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft, speculative)
+            buckets += sparse.source_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft, speculative)
         else:
-            buckets += compressed_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft)
+            buckets += sparse.compressed_buckets(geometry.compressed, kv_cache_dtype, block, in_flight, draft)
         kinds = kinds[1:]
     indexer, attention_layers = geometry.indexer, geometry.attention.layers
     if indexer:
         attention_layers = kinds[0].layers
-        pages = (block * kinds[0].bytes_per_token, attention_layers), (index_page(indexer, block), attention_layers)
+        pages = (
+            (block * kinds[0].bytes_per_token, attention_layers),
+            (sparse.index_page(indexer, block), attention_layers),
+        )
         buckets.append(Bucket(pages, block))
-        ring = ring_bucket(indexer, attention_layers, asked.speculative_tokens)
+        ring = sparse.ring_bucket(indexer, attention_layers, asked.speculative_tokens)
         buckets += [ring] if ring else []
         kinds = kinds[1:]
     per_token = 0
     if not geometry.compressed:
-        per_token = attention_bytes(geometry.attention, geometry.dtype, asked.tensor_parallel_size, kv_cache_dtype)
+        per_token = kv.attention_bytes(geometry.attention, geometry.dtype, asked.tensor_parallel_size, kv_cache_dtype)
     page = block * per_token
     for recurrent in (geometry.recurrent, geometry.short_conv):
         if recurrent:
@@ -459,7 +443,7 @@ class Pool:
     cache_tokens: int
 
 
-def fill_pool(layout: Layout, pool_bytes: int, max_model_len: int, rules: VersionRules) -> Pool:
+def fill_pool(layout: Layout, pool_bytes: int, max_model_len: int, rules: kv.VersionRules) -> Pool:
     """Return what fits into a pool of ``pool_bytes`` on every rank."""
     blocks = max(0, pool_bytes // layout.block_bytes)
     concurrency = blocks / layout.blocks_per_sequence(max_model_len)
@@ -467,7 +451,7 @@ def fill_pool(layout: Layout, pool_bytes: int, max_model_len: int, rules: Versio
         tokens = int(concurrency * max_model_len)
     else:
         # Without prefix caching a recurrent block spans the whole context.
-        recurrent_tokens = max_model_len if layout.cache_mode == NONE else layout.block_tokens
+        recurrent_tokens = max_model_len if layout.cache_mode == kv.NONE else layout.block_tokens
         per_block = min(layout.block_tokens, recurrent_tokens) if layout.has_recurrent else layout.block_tokens
         tokens = blocks // layout.groups * per_block
     return Pool(blocks=blocks, max_concurrency=concurrency, cache_tokens=tokens)

@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import kv
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
     GROUPED_INDEXERS,
     GatedConv,
@@ -17,54 +18,20 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry impo
     Kda,
     Mamba1,
     Mamba2,
-)
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
-    ALL,
-    CACHE_MODES,
-    KV_CACHE_DTYPES,
-    SSM_DTYPES,
-    VersionRules,
-    parse_version,
-    resolve_cache_mode,
-    resolve_kv_cache_dtype,
-    resolve_prefix_caching,
+    ProblemsError,
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import KIB_PER_GIB, parse_meminfo
 
-FITS = "fits"
-
-TIGHT = "tight"
-
-REFUSED = "refused"
-
-UNKNOWN = "unknown"
-
 #: From harmless to fatal; a cluster is as good as its worst node.
-VERDICTS = (FITS, TIGHT, UNKNOWN, REFUSED)
-
-CUDA = "cuda"
-
-CPU = "cpu"
-
-DEVICES = (CUDA, CPU)
-
+VERDICTS = (FITS, TIGHT, UNKNOWN, REFUSED) = ("fits", "tight", "unknown", "refused")
+DEVICES = (CUDA, CPU) = ("cuda", "cpu")
 #: What the node is made for, of an image that does not say yet what it runs on.
 AUTO = "auto"
-
-MARLIN = "marlin"
-
-FLASHINFER = "flashinfer"
+FP4_BACKENDS = (MARLIN, FLASHINFER) = ("marlin", "flashinfer")
 
 
-FP4_BACKENDS = (MARLIN, FLASHINFER)
-
-
-class MemoryModelError(ValueError):
-    """The settings contradict themselves; ``problems`` holds one sentence for each."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__(" ".join(problems))
-        self.problems = list(problems)
+class MemoryModelError(ProblemsError):
+    """The settings contradict themselves."""
 
 
 #: ``--max-model-len auto``: vLLM takes the longest context of which one sequence fits, up to the model's own
@@ -243,15 +210,29 @@ def assumed_available_gib(mem_total_gib: float, device: str = CUDA) -> float:
     return max(0.0, mem_total_gib - memory_fit.SYSTEM_GIB)
 
 
-def _positive(name: str, value: float | None, unit: str) -> list[str]:
+#: Whole numbers above zero, and what each counts.
+_UNITS = {
+    "tensor_parallel_size": "ranks",
+    "max_model_len": "tokens",
+    "max_num_seqs": "sequences",
+    "max_num_batched_tokens": "tokens",
+    "pipeline_parallel_size": "stages",
+    "decode_context_parallel_size": "ranks",
+    "block_granularity": "tokens",
+}
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "kv_cache_dtype": kv.KV_CACHE_DTYPES,
+    "ssm_dtype": kv.SSM_DTYPES,
+    "mamba_cache_mode": kv.CACHE_MODES,
+    "fp4_backend": FP4_BACKENDS,
+    "device": DEVICES,
+}
+
+
+def _positive(settings: Settings, name: str, unit: str) -> list[str]:
+    value = getattr(settings, name)
     if value is not None and not (isfinite(value) and value > 0):
-        return [f"{name} is {value}, but it must be above zero{unit}."]
-    return []
-
-
-def _choice(name: str, value: str | None, known: Sequence[str]) -> list[str]:
-    if value is not None and value not in known:
-        return [f"{name} is {value!r}, but it must be one of {', '.join(known)}."]
+        return [f"{name} is {value}, but it must be above zero ({unit})."]
     return []
 
 
@@ -276,11 +257,8 @@ def _check_memory_arguments(settings: Settings) -> list[str]:
             f"gpu_memory_utilization is {utilization}, but it is a share above 0 and at most 1; "
             "a number of GiB goes into budget_gib."
         )
-    problems += _positive("budget_gib", settings.budget_gib, " (GiB)")
-    problems += _positive("kv_cache_memory_gib", settings.kv_cache_memory_gib, " (GiB)")
-    problems += _positive("firm_cap_gib", settings.firm_cap_gib, " (GiB)")
-    problems += _positive("mem_total_gib", settings.mem_total_gib, " (GiB)")
-    problems += _positive("mem_available_gib", settings.mem_available_gib, " (GiB)")
+    for name in ("budget_gib", "kv_cache_memory_gib", "firm_cap_gib", "mem_total_gib", "mem_available_gib"):
+        problems += _positive(settings, name, "GiB")
     if not (isfinite(settings.floor_gib) and settings.floor_gib >= 0):
         problems.append(f"floor_gib is {settings.floor_gib}, but it must be zero or more (GiB).")
     available = settings.mem_available_gib
@@ -295,23 +273,17 @@ def _check_memory_arguments(settings: Settings) -> list[str]:
 def check_settings(settings: Settings) -> list[str]:
     """Return one sentence for each value that no engine could be started with."""
     geometry = settings.geometry
-    problems = _positive("weights_gib", settings.weights_gib, " (GiB)")
+    problems = _positive(settings, "weights_gib", "GiB")
     problems += _check_memory_arguments(settings)
-    problems += _positive("tensor_parallel_size", settings.tensor_parallel_size, " (ranks)")
-    problems += _positive("max_model_len", settings.max_model_len, " (tokens)")
-    problems += _positive("max_num_seqs", settings.max_num_seqs, " (sequences)")
-    problems += _positive("max_num_batched_tokens", settings.max_num_batched_tokens, " (tokens)")
-    problems += _positive("pipeline_parallel_size", settings.pipeline_parallel_size, " (stages)")
-    problems += _positive("decode_context_parallel_size", settings.decode_context_parallel_size, " (ranks)")
-    problems += _positive("block_granularity", settings.block_granularity, " (tokens)")
+    for name, unit in _UNITS.items():
+        problems += _positive(settings, name, unit)
     if settings.speculative_tokens < 0:
         problems.append(f"speculative_tokens is {settings.speculative_tokens}, but it must be zero or more.")
-    problems += _choice("kv_cache_dtype", settings.kv_cache_dtype, KV_CACHE_DTYPES)
-    problems += _choice("ssm_dtype", settings.ssm_dtype, SSM_DTYPES)
-    problems += _choice("mamba_cache_mode", settings.mamba_cache_mode, CACHE_MODES)
-    problems += _choice("fp4_backend", settings.fp4_backend, FP4_BACKENDS)
-    problems += _choice("device", settings.device, DEVICES)
-    if parse_version(settings.vllm_version) is None:
+    for name, known in _CHOICES.items():
+        value = getattr(settings, name)
+        if value is not None and value not in known:
+            problems.append(f"{name} is {value!r}, but it must be one of {', '.join(known)}.")
+    if kv.parse_version(settings.vllm_version) is None:
         problems.append(f"vllm_version is {settings.vllm_version!r}, which names no release such as 0.22.1.")
     if settings.expert_parallel and geometry.moe is None:
         problems.append("expert_parallel is set, but the geometry has no moe section: there are no experts to share.")
@@ -370,7 +342,7 @@ def split_problems(settings: Settings) -> list[str]:
     return problems
 
 
-def ssm_dtype_of(settings: Settings, rules: VersionRules) -> str | None:
+def ssm_dtype_of(settings: Settings, rules: kv.VersionRules) -> str | None:
     """Return the dtype of the recurrent states, ``auto`` for the model's own; None where an unknown processor decides.
 
     vLLM's CPU build keeps float32 on some (vllm/platforms/cpu.py). With AVX512-BF16 a class whose recurrent layers
@@ -388,7 +360,7 @@ def ssm_dtype_of(settings: Settings, rules: VersionRules) -> str | None:
     return "float32" if flag in settings.cpu_flags else asked
 
 
-def missing_facts(settings: Settings, rules: VersionRules) -> list[str]:
+def missing_facts(settings: Settings, rules: kv.VersionRules) -> list[str]:
     """Return one sentence for each fact without which a figure would be a guess."""
     geometry = settings.geometry
     missing = []
@@ -415,7 +387,7 @@ def missing_facts(settings: Settings, rules: VersionRules) -> list[str]:
             f"geometry.indexer.kind {geometry.indexer.kind if geometry.indexer else ''} with vLLM "
             f"{settings.vllm_version}: the rules of releases before 0.30 for it were not read."
         )
-    dtype = resolve_kv_cache_dtype(geometry, settings.kv_cache_dtype)
+    dtype = kv.resolve_kv_cache_dtype(geometry, settings.kv_cache_dtype)
     if dtype.endswith("_ds_mla") and not geometry.attention.latent_dim and not geometry.compressed:
         missing.append(f"kv_cache_dtype is {dtype}, which is for latent attention, and this model has none.")
     if geometry.compressed and dtype == "nvfp4_ds_mla":
@@ -430,9 +402,9 @@ def missing_facts(settings: Settings, rules: VersionRules) -> list[str]:
             "that of the node is not known: run the check there, or serve with --mamba-ssm-cache-dtype float32."
         )
     if isinstance(recurrent, Mamba2) and recurrent.chunk_size is None:
-        caching = resolve_prefix_caching(geometry, settings.enable_prefix_caching, rules)
-        mode = resolve_cache_mode(recurrent, caching, settings.speculative_tokens, rules, settings.mamba_cache_mode)
-        if mode == ALL:
+        caching = kv.resolve_prefix_caching(geometry, settings.enable_prefix_caching, rules)
+        mode = kv.resolve_cache_mode(recurrent, caching, settings.speculative_tokens, rules, settings.mamba_cache_mode)
+        if mode == kv.ALL:
             missing.append(
                 "geometry.recurrent.chunk_size: with prefix caching this version of vLLM keeps a Mamba state at every "
                 "block, and a block is a multiple of the chunk."

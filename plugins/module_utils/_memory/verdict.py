@@ -11,15 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import kv
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.advice import suggestions_for
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.judge import judge, notes_on
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
-    NEWEST_READ,
-    OLDEST_READ,
-    parse_version,
-    rules_for,
-    version_text,
-)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.plan import figures_of, make_plan
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
     AUTO_LENGTH,
@@ -52,12 +46,12 @@ def evaluate(settings: Settings) -> Budget:
     problems = check_settings(settings)
     if problems:
         raise MemoryModelError(problems)
-    version = parse_version(settings.vllm_version) or NEWEST_READ
-    if version < OLDEST_READ:
-        oldest = version_text(OLDEST_READ)
+    version = kv.parse_version(settings.vllm_version) or kv.NEWEST_READ
+    if version < kv.OLDEST_READ:
+        oldest = kv.version_text(kv.OLDEST_READ)
         sentence = f"vLLM {settings.vllm_version} is older than {oldest}, the oldest release whose source was read."
         return unknown([sentence])
-    rules = rules_for(version)
+    rules = kv.rules_for(version)
     missing = missing_facts(settings, rules)
     if missing:
         return unknown(missing)
@@ -81,7 +75,7 @@ def evaluate(settings: Settings) -> Budget:
         reasons=reasons,
         figures=figures_of(plan),
         suggestions=[] if verdict == FITS else suggestions_for(plan, verdict),
-        notes=notes_on(plan, version > NEWEST_READ),
+        notes=notes_on(plan, version > kv.NEWEST_READ),
     )
 
 

@@ -13,22 +13,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import (
-    GIB,
-    NEWEST_READ,
-    OLDEST_READ,
-    parse_version,
-    version_text,
-)
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
-    AUTO,
-    AUTO_LENGTH,
-    CPU,
-    CUDA,
-    FLASHINFER,
-    MARLIN,
-    MemoryModelError,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import kv, settings
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import nearest
 
 #: Option of ``vllm serve`` -> argument of the module, taken as it is.
@@ -95,10 +80,10 @@ def _fp4_backend(spec: Mapping[str, Any]) -> str:
         str(env.get("VLLM_NVFP4_GEMM_BACKEND", "")),
     ]
     if any("flashinfer" in name for name in named):
-        return FLASHINFER
+        return settings.FLASHINFER
     if any("marlin" in name for name in named) or "NVFP4" not in str(spec.get("repo", "")).upper():
-        return MARLIN
-    return FLASHINFER
+        return settings.MARLIN
+    return settings.FLASHINFER
 
 
 def _numbers(spec: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -108,8 +93,8 @@ def _numbers(spec: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     for option, argument in {**_WHOLE, **_BUDGET, "kv-cache-memory-bytes": "kv_cache_memory_gib"}.items():
         if option not in serve:
             continue
-        if option == "max-model-len" and str(serve[option]) in ("auto", str(AUTO_LENGTH)):
-            found[argument] = AUTO_LENGTH
+        if option == "max-model-len" and str(serve[option]) in ("auto", str(settings.AUTO_LENGTH)):
+            found[argument] = settings.AUTO_LENGTH
             continue
         number = parse_number(serve[option])
         if number is None or (option in _WHOLE and number != int(number)):
@@ -117,7 +102,7 @@ def _numbers(spec: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         elif option in _WHOLE:
             found[argument] = int(number)
         else:
-            found[argument] = number / GIB if option == "kv-cache-memory-bytes" else number
+            found[argument] = number / kv.GIB if option == "kv-cache-memory-bytes" else number
     return found
 
 
@@ -179,7 +164,7 @@ def _draft(spec: Mapping[str, Any], weights_root: str) -> dict[str, Any]:
 
 def device_of(vllm_version: str) -> str:
     """Return the device of a build: vLLM's builds for other hardware say so in the local part of their version."""
-    return CPU if vllm_version.partition("+")[2].split(".")[0] == "cpu" else CUDA
+    return settings.CPU if vllm_version.partition("+")[2].split(".")[0] == "cpu" else settings.CUDA
 
 
 def build_of(vllm_version: str, image_says: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -189,13 +174,13 @@ def build_of(vllm_version: str, image_says: Mapping[str, Any] | None) -> tuple[s
     :param image_says: the table that the image gave; empty before it was asked, None for an image that is built here
     """
     device = device_of(vllm_version)
-    if image_says is None or device == CPU:
+    if image_says is None or device == settings.CPU:
         return vllm_version, device
     if not image_says:
-        return vllm_version, AUTO
+        return vllm_version, settings.AUTO
     given = str(image_says.get("vllm", ""))
     # A fork's own version says nothing about the rules of its cache.
-    known = (parse_version(given) or OLDEST_READ) > OLDEST_READ
+    known = (kv.parse_version(given) or kv.OLDEST_READ) > kv.OLDEST_READ
     return vllm_version or (given if known else ""), image_says.get("device") or device_of(given)
 
 
@@ -218,7 +203,7 @@ def measured_points(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def memory_arguments(
-    spec: Mapping[str, Any], vllm_version: str, device: str = CUDA, weights_root: str = ""
+    spec: Mapping[str, Any], vllm_version: str, device: str = settings.CUDA, weights_root: str = ""
 ) -> dict[str, Any]:
     """Return the arguments of ``gb10.cluster.memory_budget`` for a model.
 
@@ -240,7 +225,7 @@ def memory_arguments(
     arguments |= {
         "weights_gib": float(spec["size_gib"]) - _on_disk_gib(spec, problems),
         # An image whose version nobody has written down counts as the newest release that was read.
-        "vllm_version": vllm_version or version_text(NEWEST_READ),
+        "vllm_version": vllm_version or kv.version_text(kv.NEWEST_READ),
         "device": device,
         "fp4_backend": _fp4_backend(spec),
         **_draft(spec, weights_root),
@@ -265,9 +250,11 @@ def memory_arguments(
     if "max_model_len" not in arguments and not problems:
         problems.append("model_spec.serve has no max-model-len: without it nothing can be sized.")
     pool = env.get("VLLM_CPU_KVCACHE_SPACE")
-    if device in (CPU, AUTO) and pool is not None:
+    if device in (settings.CPU, settings.AUTO) and pool is not None:
         # The CPU build takes its pool from here; the options for a GPU's memory do not reach it.
-        arguments = {key: value for key, value in arguments.items() if key not in _MEMORY_KEYS} | {"device": CPU}
+        arguments = {key: value for key, value in arguments.items() if key not in _MEMORY_KEYS} | {
+            "device": settings.CPU
+        }
         number = parse_number(pool)
         if number is None:
             problems.append(f"model_spec.env.VLLM_CPU_KVCACHE_SPACE is {pool!r}, which is no number of GiB.")
@@ -275,5 +262,5 @@ def memory_arguments(
             arguments["kv_cache_memory_gib"] = number
     arguments.update(_limits(spec, arguments, problems))
     if problems:
-        raise MemoryModelError(problems)
+        raise settings.MemoryModelError(problems)
     return arguments
