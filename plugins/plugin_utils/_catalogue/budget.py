@@ -103,11 +103,10 @@ def fit(spec: Mapping[str, Any], version: str, nodes: int, memory_gib: float) ->
 def fit_by_weights(config: Mapping[str, Any], weights_gib: float, nodes: int, memory_gib: float, why: str) -> Fit:
     """Return what is known without a geometry: whether the weights leave room on each node.
 
-    :param config: config.json, for the number of heads.
+    :param config: what config.json says of the language model, for the number of heads.
     :param why: what is not known of the cache.
     """
-    text = config.get("text_config")
-    heads = (text if isinstance(text, Mapping) else config).get("num_attention_heads")
+    heads = config.get("num_attention_heads")
     if isinstance(heads, int) and heads % nodes:
         return Fit(nodes, REFUSED, f"vLLM cannot split {heads} attention heads over {nodes} ranks.", {})
     share = weights_gib / nodes

@@ -79,8 +79,6 @@ def published(repository: Repository, geometry: Geometry, version: str, wanted: 
     :param version: of vLLM.
     :param wanted: of ``KINDS``, not ``none``.
     """
-    text = repository.config.get("text_config")
-    config = text if isinstance(text, Mapping) else repository.config
     why_not = ""
     for each in DRAFTS:
         if geometry.architecture not in each.classes or (wanted and (wanted == DRAFTER) != bool(each.drafter)):
@@ -91,7 +89,7 @@ def published(repository: Repository, geometry: Geometry, version: str, wanted: 
             if [geometry.layers, geometry.hidden_size] == each.shape:
                 return each, ""
             continue
-        if geometry.mtp is None or (each.key and not config.get(each.key)):
+        if geometry.mtp is None or (each.key and not repository.text.get(each.key)):
             continue
         if _has_head_tensors(repository, geometry.layers):
             return each, ""

@@ -101,9 +101,7 @@ def _dimensions(repository: Repository) -> tuple[int, str]:
     if any(_DENSE.fullmatch(name) for name in repository.sizes):
         return 0, "a layer after the pooling changes the width (Dense)"
     said = repository.documents.get(_POOLING, {}).get("word_embedding_dimension")
-    text = repository.config.get("text_config")
-    hidden = (text if isinstance(text, Mapping) else repository.config).get("hidden_size")
-    for width, source in ((said, _POOLING), (hidden, "config.json, hidden_size")):
+    for width, source in ((said, _POOLING), (repository.text.get("hidden_size"), "config.json, hidden_size")):
         if is_whole(width, "hidden_size"):
             return width, source
     return 0, "neither 1_Pooling/config.json nor config.json says it"

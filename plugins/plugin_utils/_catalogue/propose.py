@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_json import geometry_from_hf_config
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import EXPERTS
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import Geometry, UnknownGeometryError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import UNKNOWN, MemoryModelError
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import is_whole
@@ -205,7 +206,7 @@ def propose(
     make = _Maker(repository, cluster, wanted)
     quantisation = families.quantisation_of(repository.config, repository.documents.get("hf_quant_config.json", {}))
     geometry, gaps = _geometry(repository)
-    experts = geometry.moe is not None if geometry else _has_experts(repository.config)
+    experts = geometry.moe is not None if geometry else any(map(repository.text.get, EXPERTS))
     task, why_task = pooling.task_of(found, repository, wanted.task)
     size_gib = round(repository.weights_bytes / GIB, 2 if repository.weights_bytes >= GIB else 6)
     _check_size(repository, make)
@@ -239,7 +240,7 @@ def propose(
     chosen, fits = _fits(spec, repository, geometry, gaps, image.version, cluster, wanted.nodes)
     spec = budget.with_ranks(spec, chosen.nodes, chosen.serve)
     if geometry is None and "max-model-len" not in spec["serve"]:
-        longest = _longest(repository.config) - (pooling.PADDED_POSITIONS if "Roberta" in found.name else 0)
+        longest = _longest(repository) - (pooling.PADDED_POSITIONS if "Roberta" in found.name else 0)
         spec["serve"]["max-model-len"] = min(CAUTIOUS_TOKENS, longest) if longest > 0 else CAUTIOUS_TOKENS
     _explain(make, spec, chosen, geometry, gaps, why_image, quantisation)
     if task == pooling.GENERATE:
@@ -261,16 +262,9 @@ def _geometry(repository: Repository) -> tuple[Geometry | None, list[str]]:
         return None, problem.missing
 
 
-def _has_experts(config: Mapping[str, Any]) -> bool:
-    text = config.get("text_config")
-    inner = text if isinstance(text, Mapping) else config
-    return any(inner.get(key) for key in ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"))
-
-
-def _longest(config: Mapping[str, Any]) -> int:
+def _longest(repository: Repository) -> int:
     """Return the model's own context in tokens; 0 when config.json does not say."""
-    text = config.get("text_config")
-    value = (text if isinstance(text, Mapping) else config).get("max_position_embeddings")
+    value = repository.text.get("max_position_embeddings")
     return value if is_whole(value, "max_position_embeddings") else 0
 
 
@@ -301,7 +295,7 @@ def _fits(
     def on(nodes: int) -> Fit:
         tightest = cluster.tightest_gib(nodes)
         if geometry is None:
-            return budget.fit_by_weights(repository.config, float(spec["size_gib"]), nodes, tightest, " ".join(gaps))
+            return budget.fit_by_weights(repository.text, float(spec["size_gib"]), nodes, tightest, " ".join(gaps))
         try:
             return budget.fit(spec, version, nodes, tightest)
         except MemoryModelError as problem:
@@ -311,7 +305,7 @@ def _fits(
         raise ProposalError(f"nodes is {wanted}, and this inventory has {here}: give 1 to {here}.")
     every = {nodes: on(nodes) for nodes in sorted({*range(1, here + 1), *budget.BOXES})}
     boxes = [every[nodes] for nodes in budget.BOXES]
-    longest = geometry.max_position_embeddings if geometry else _longest(repository.config)
+    longest = geometry.max_position_embeddings if geometry else _longest(repository)
     chosen = budget.choose([every[wanted]] if wanted else [every[nodes] for nodes in range(1, here + 1)], longest)
     if chosen is not None:
         return chosen, boxes
@@ -346,22 +340,14 @@ def _explain(
     """Note why each of the remaining values is what it is."""
     repository, cluster = make.repository, make.cluster
     because = make.because
-    because("the word for -e model=", "name")
     because(
         "the commit that was read" if repository.revision != "main" else "the directory has no note of its commit",
         "revision",
     )
     because(f"read at {repository.where}", "repo")
-    because("free choice; the catalogue's own", "ports", "api")
-    because("what clients ask for; free choice, and vLLM's own default", "served_name")
     because(f"of {len(repository.weights)} weight files, {quantisation or 'not quantised'}", "size_gib")
     because(_why_nodes(chosen, geometry, cluster, make.wanted), "nodes")
-    because("vLLM's own launcher; free choice", "engine")
     because(why_image, "image")
-    because("none is known to be needed", "mods")
-    because("[S0]; vLLM wants more than Docker's 64 MB [V]", "shm_size")
-    because("free choice, apart from the other models'", "ports", "master")
-    because("one rank on each node: a GB10 has one GPU", "serve", "tensor-parallel-size")
     pools = spec["serve"].get("runner") == "pooling"
     if not pools:
         because("free choice; published launches have 4 to 16", "serve", "max-num-seqs")
@@ -379,8 +365,7 @@ def _explain(
         share = "a small share, as [A] for an embedding model" if pools else "owners serve with .80 to .87 [P]"
         because(f"{share}; see max-model-len", "serve", "gpu-memory-utilization")
         because(f"config.json of the repository at {repository.revision}", "geometry")
-    because("worked out from the repository's files; no launch of it was looked for", "provenance")
-    because("no published figure of this model on a GB10 was looked for", "expected", "sweep")
+    make.reasons |= {tuple(path.split(".")): why for path, why in families.PUBLISHED["why"].items()}
     for path in _leaves(make.wanted.overrides):
         because("add_model_overrides", *path)
     _drop_reasons_without_a_choice(make, spec)

@@ -71,6 +71,12 @@ class Repository:
         """Size of all weight files together."""
         return sum(self.sizes[name] for name in self.weights)
 
+    @property
+    def text(self) -> Mapping[str, Any]:
+        """What config.json says of the language model, also of one that other kinds of input go through."""
+        found = self.config.get("text_config")
+        return found if isinstance(found, Mapping) else self.config
+
 
 def is_directory(repo: str) -> bool:
     """Tell whether ``-e repo=`` names a directory of the control node: it begins as a path does."""
