@@ -399,7 +399,6 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
 
     Multimodal configurations are read through their ``text_config``, or ``llm_config``.
 
-    :param values: the parsed file
     :raises UnknownGeometryError: for an architecture without rules here, or with what the file lacks
     """
     architecture = _class_of(values)

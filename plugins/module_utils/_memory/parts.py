@@ -36,10 +36,7 @@ ALWAYS: Mapping[tuple[str, ...], tuple[str, tuple[str, ...]]] = {
 
 
 def missing_parts(values: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each part that a described shape lacks and its class always has.
-
-    :param values: a checked dictionary as of docs/memory.md
-    """
+    """Return a sentence for each part that a described shape lacks and its class always has."""
     found = []
     for path, (what, classes) in ALWAYS.items():
         part: Any = values

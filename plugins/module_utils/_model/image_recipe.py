@@ -80,7 +80,6 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     An image with ``from: <other image>`` starts where the other ends: its steps follow the other's, so that
     both share the layers of the common part.
 
-    :param images: the catalogue, name → recipe.
     :param name: a key of it, or a reference such as ``vllm/vllm-openai:v0.30.0``, which is pulled and taken as it is.
     :returns: (recipe with every key of an image present, sentences).
     """
@@ -205,7 +204,6 @@ def choose_wheels(step: Mapping[str, Any], present: Sequence[str], where: str) -
 def foreign_wheels(files: Sequence[str], architecture: str) -> list[str]:
     """Return the wheels that do not install on an architecture.
 
-    :param files: file names of wheels.
     :param architecture: as registries name it (arm64, amd64); nothing is foreign to an empty one.
     """
     machine = {"arm64": "aarch64", "amd64": "x86_64"}.get(architecture, architecture)

@@ -80,7 +80,6 @@ def fit(spec: Mapping[str, Any], version: str, nodes: int, memory_gib: float) ->
     """Return the best that a model gets on some nodes: the longest context that fits, else that is tight.
 
     :param spec: a model with its geometry, without nodes, context and budget, unless the owner gave them.
-    :param version: of vLLM.
     :param memory_gib: MemTotal of the tightest node.
     :raises GeometryError: the geometry is wrong.
     :raises MemoryModelError: the options contradict themselves.

@@ -35,7 +35,6 @@ def unread(repo: str, _revision: str) -> Repository:
 class Draft:
     """One published way to draft.
 
-    :ivar config: value of ``speculative-config``.
     :ivar key: key of config.json that must be there, where the heads are not those of multi-token prediction alone.
     :ivar drafter: repository and revision of a model beside the target; empty for the checkpoint's own heads.
     :ivar shape: layers and width of the target that the drafter was trained for.
@@ -76,7 +75,6 @@ def _has_head_tensors(repository: Repository, layers: int) -> bool:
 def published(repository: Repository, geometry: Geometry, version: str, wanted: str) -> tuple[Draft | None, str]:
     """Return (what is published for a model and its image, why not where that is of interest).
 
-    :param version: of vLLM.
     :param wanted: of ``KINDS``, not ``none``.
     """
     why_not = ""

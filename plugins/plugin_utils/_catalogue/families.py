@@ -58,8 +58,6 @@ def rows_for(architecture: str, quantisation: str, experts: bool, release: str) 
     """Return what is published for a class on one release; None for a class of which nothing is.
 
     :param quantisation: as ``quantisation_of`` names it.
-    :param experts: whether the model has any.
-    :param release: of vLLM, such as ``0.30.0``.
     """
     found = next((rows for classes, rows in FAMILIES if architecture in classes), None)
     rows = [*(found or ()), *QUANTISED.get((quantisation, experts), ())]
@@ -75,7 +73,6 @@ def rows_for(architecture: str, quantisation: str, experts: bool, release: str) 
 def quantisation_of(config: Mapping[str, Any], modelopt: Mapping[str, Any]) -> str:
     """Return how the weights are quantised: nvfp4, or the method that the file names, or nothing.
 
-    :param config: config.json.
     :param modelopt: hf_quant_config.json, or empty.
     """
     found = config.get("quantization_config")

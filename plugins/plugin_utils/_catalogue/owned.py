@@ -27,7 +27,6 @@ def decide(before: str | None, after: str, replace: bool) -> tuple[bool, bool, s
     """Return (whether to write, whether to keep the old file beside the new one, a sentence when it is refused).
 
     :param before: the file's text; None when there is no file.
-    :param after: what would be written.
     :param replace: whether the owner allowed it to be replaced whatever it holds.
     """
     if before == after:

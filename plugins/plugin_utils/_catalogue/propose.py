@@ -46,7 +46,6 @@ class Cluster:
     """What the model is to run on.
 
     :ivar memory_gib: MemTotal of each node, the head first; None for one that did not answer.
-    :ivar images: the image catalogue, ``gb10_images``.
     :ivar ports: rendezvous ports that other models have.
     """
 

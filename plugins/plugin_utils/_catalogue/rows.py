@@ -66,8 +66,6 @@ def budget_of(
 ) -> Budget:
     """Return what gb10.cluster.memory_budget says of a model, from its file alone.
 
-    :param version: of vLLM in its image.
-    :param total_gib: MemTotal of the node.
     :param available_gib: what the node has free; None for what its size suggests.
     :param changes: arguments of the module that replace the model's.
     :raises GeometryError: the geometry is wrong.

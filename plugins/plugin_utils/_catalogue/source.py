@@ -46,9 +46,7 @@ class Repository:
     :ivar repo: ``organisation/name``, also the directory below the weights root.
     :ivar revision: the commit; ``main`` where a directory has no note of it.
     :ivar where: the hub's address or the directory, for sentences.
-    :ivar sizes: bytes of each file, by relative path.
     :ivar weights: the files that vLLM would load, sorted.
-    :ivar config: config.json.
     :ivar index_bytes: ``metadata.total_size`` of the index; None where there is no such figure.
     :ivar tensors: names of the index; None without one.
     :ivar documents: the files of DOCUMENTS that are there, by name.

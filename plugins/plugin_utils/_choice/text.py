@@ -41,10 +41,7 @@ def given_as_text() -> str:
 
 
 def text_refusal(extra: Mapping[str, Any]) -> str:
-    """Return a sentence for the first list or object that a command line gives as text; else nothing.
-
-    :param extra: variables of the command line.
-    """
+    """Return a sentence for the first list or object that a command line gives as text; else nothing."""
     for name in sorted(TAKEN_APART & extra.keys()):
         text = extra[name]
         if not isinstance(text, str) or "{{" in text:

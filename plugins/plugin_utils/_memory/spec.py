@@ -208,7 +208,6 @@ def memory_arguments(
     """Return the arguments of ``gb10.cluster.memory_budget`` for a model.
 
     :param spec: a validated ``model_spec``
-    :param vllm_version: of the model's image
     :param device: ``cuda``, ``cpu`` for vLLM's CPU build, or ``auto`` for what the node is made for
     :param weights_root: of the node, where config.json is read when the model's file has no geometry
     :raises MemoryModelError: with every problem at once, one sentence each

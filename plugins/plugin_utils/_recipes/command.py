@@ -37,7 +37,6 @@ class Command:
 
     :ivar model: the positional model, or that of ``--model``; empty when it names none.
     :ivar serve: long option name without dashes -> value, as ``model_spec.serve`` has it.
-    :ivar env: variables assigned before the command.
     :ivar notes: what was read otherwise than written, one sentence each.
     """
 

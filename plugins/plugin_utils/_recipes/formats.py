@@ -49,7 +49,6 @@ _WHY = reasons_of("sparkrun")
 def read_recipe(text: str, where: str, include: Include | None = None, variant: str = "") -> Recipe:
     """Return a recipe from the text of its file.
 
-    :param text: YAML.
     :param where: the file's name, for messages and for a recipe without a name.
     :param include: reads a file that ``include`` names; None refuses includes.
     :param variant: of a file of vllm-project/recipes; empty for its own default.

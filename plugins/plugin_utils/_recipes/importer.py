@@ -26,7 +26,6 @@ class Row:
 
     :ivar file: its name below the directory that was asked for.
     :ivar imported: the model; None when there is only a sentence.
-    :ivar sentence: why there is no model.
     """
 
     file: str
@@ -39,8 +38,6 @@ def known_here(
 ) -> Known:
     """Return what this machine knows besides the recipes.
 
-    :param images: the catalogue of images.
-    :param catalogue: directories with model files.
     :param source_root: directory with the weights, one below it for each organisation and repository.
     :param writes_mods: whether mods made of patches are written.
     """
@@ -153,7 +150,6 @@ def document(row_file: str, imported: Imported) -> str:
 def files_of(rows: Iterable[Row], directory: Path, taken: Iterable[str]) -> tuple[list[dict[str, str]], list[Row]]:
     """Return (``name``, ``path`` and ``content`` of each model file, the rows with a sentence where there is none).
 
-    :param directory: where the files go.
     :param taken: names of the collection's own models, whose files would be read beside one of the same name.
     :raises RecipeError: there is only one recipe, and it cannot be written.
     """

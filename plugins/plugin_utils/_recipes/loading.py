@@ -51,7 +51,6 @@ class NoRecipeError(RecipeError):
 def parse(text: str, where: str) -> dict[str, Any]:
     """Return the mapping that a YAML text holds.
 
-    :param where: the file's name, for messages.
     :raises RecipeError: no YAML, no mapping, or a structure that expands beyond `MAX_VALUES`.
     """
     try:
@@ -95,8 +94,6 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
 def load(text: str, where: str, include: Include | None = None) -> dict[str, Any]:
     """Return what a recipe file says with everything that it includes.
 
-    :param text: YAML.
-    :param where: the file's name, for messages.
     :param include: reads an included file; None refuses includes.
     :raises RecipeError: see `parse`; a circle, or more than `MAX_INCLUDES` files.
     """

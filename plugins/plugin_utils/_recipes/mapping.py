@@ -51,9 +51,7 @@ Keys = tuple[str, ...]
 class Known:
     """What the owner's machine knows besides the recipe.
 
-    :ivar images: the catalogue of images.
     :ivar models: model files by path, their ``model_spec``.
-    :ivar mods: names of the mods that there are.
     :ivar mod_files: returns name -> text of the script and patches of a recipe's mod in the recipe's checkout.
     :ivar writes_mods: whether mods that are patches are written, or only what is run once.
     :ivar size_gib: returns the size of a repository's weights on this machine; 0 when they are not there.
@@ -94,9 +92,6 @@ def slug(text: str) -> str:
 def to_model(recipe: Recipe, where: str, known: Known, name: str = "", image: str = "") -> Imported:
     """Return a recipe as a model.
 
-    :param recipe: what the file says.
-    :param where: the file's name, for messages.
-    :param known: what there is on the owner's machine.
     :param name: the model's name; empty for one made of the recipe's.
     :param image: the image in place of the recipe's: a key of the catalogue or a reference.
     :raises RecipeError: for what this project does not do, in one sentence.

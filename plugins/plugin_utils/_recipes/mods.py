@@ -65,7 +65,6 @@ def convert(mod: str, files: Mapping[str, str], release: str, origin: str) -> Im
 
     :param mod: as the recipe names it.
     :param files: name -> text of its script and patches.
-    :param release: such as ``0.30.0``.
     :param origin: the project that it is of.
     :raises ModError: it does more than apply patches to vLLM, or its patches are damaged.
     """

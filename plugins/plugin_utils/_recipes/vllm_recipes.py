@@ -83,8 +83,6 @@ class _Reading:
 def read(data: Mapping[str, Any], where: str, variant: str = "") -> Recipe:
     """Return a model file of vllm-project/recipes as a recipe.
 
-    :param data: the file.
-    :param where: its name, for messages.
     :param variant: the variant to take; empty for the file's own default.
     :raises RecipeError: it is for another engine, not for this machine, or has no such variant.
     """

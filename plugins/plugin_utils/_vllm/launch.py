@@ -28,8 +28,6 @@ def rank_options(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return all ``vllm serve`` options of one rank, and what contradicts the engine.
 
-    :param plan: ``gb10_plan``.
-    :param host: the member whose rank is wanted.
     :param api_host: the address on which the API listens on the head.
     :param api_port: the port there behind a proxy; 0 for ``ports.api``, which is the proxy's otherwise.
     :param taken: ports of the head on which this collection listens itself, by the variable that sets each.

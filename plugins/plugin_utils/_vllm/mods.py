@@ -89,8 +89,6 @@ class Mod:
 def parse_manifest(data: object, directory: str, files: Mapping[str, str]) -> tuple[Mod | None, list[str]]:
     """Return the mod, or None and one sentence for each thing that is wrong with it.
 
-    :param data: the parsed manifest.
-    :param directory: name of the directory that it was found in.
     :param files: path relative to that directory → text, at least of the named patches.
     """
     where = f"mods/{directory}/manifest.yml"
@@ -211,7 +209,6 @@ def choose(mod: Mod, version: vllm_version.VllmVersion) -> ModVersion:
 def mods_plan(mods: Mapping[str, Mod], names: Sequence[str], version: str) -> list[dict[str, Any]]:
     """Return what an image build has to apply, in order.
 
-    :param mods: every known mod by name.
     :param names: the wanted ones, in the order in which they are applied.
     :param version: vLLM's version in the image, suffixes included.
     :returns: one dictionary per mod: ``name``, ``vllm`` (the specifier that matched), ``patch_path``

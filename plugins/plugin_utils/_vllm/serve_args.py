@@ -33,8 +33,6 @@ class ServeArgs:
     """What ``vllm serve <model>`` is started with.
 
     :ivar args: the arguments after the model, in the dictionary's order.
-    :ivar env: the environment, values as text.
-    :ivar notes: what is accepted but worth a word.
     :ivar table: version of the table that was used.
     """
 
@@ -63,10 +61,8 @@ def render_serve(
         several arguments where it takes several.
     :param version: vLLM's version in the image, suffixes included; empty when it is not known: then options are
         compared with the newest table, and what that does not have is noted and left to the image's own vLLM.
-    :param tables: the known tables by version.
     :param env: the model's environment; ``VLLM_*`` names and values are checked.
     :param extra_options: options that the model's mods add.
-    :param extra_env: variables that the model's mods add.
     :param extra_parsers: reasoning and tool parsers that the model's mods add.
     :param providers: option or variable → names of the mods that would add it.
     :param upstream: the release that a fork is based on: options are compared with that one's table, and what it does

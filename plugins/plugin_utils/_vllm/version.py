@@ -28,7 +28,6 @@ class VersionError(ValueError):
 class VllmVersion:
     """One version of vLLM.
 
-    :ivar text: as it was written.
     :ivar release: release numbers, padded to three, e.g. ``(0, 22, 1)``.
     :ivar is_release: False for a candidate or development build.
     :ivar local: what follows ``+``, e.g. ``cpu``; empty when absent.
