@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import geometry as shapes
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
     attention_from_config,
@@ -16,17 +17,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values
     moe_of,
     mtp_of,
     plain_geometry,
-)
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    ONE_DTYPE,
-    GatedConv,
-    Geometry,
-    Mamba1,
-    Mamba2,
-    Moe,
-    Mtp,
-    Recurrent,
-    Window,
 )
 
 NO_ATTENTION = "config.json has no attention block: the memory model needs one to size its pages."
@@ -47,7 +37,7 @@ _BLOCK_KINDS = {
 }
 
 
-def from_qwen_gdn(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_qwen_gdn(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     layers = config.integer("num_hidden_layers")
     kinds = config.texts("layer_types")
     config.without_rule(kinds or [], "full_attention", "linear_attention")
@@ -57,8 +47,8 @@ def from_qwen_gdn(config: Config, architecture: str, dtype: str) -> Geometry:
     # Without mamba_ssm_dtype vLLM keeps the state in the model's own dtype.
     state_dtype = config.values.get("mamba_ssm_dtype") or dtype
     if not is_dtype(state_dtype):
-        config.missing.append(f"config.json has mamba_ssm_dtype {state_dtype!r}, which is not {ONE_DTYPE}.")
-    return Geometry(
+        config.missing.append(f"config.json has mamba_ssm_dtype {state_dtype!r}, which is not {shapes.ONE_DTYPE}.")
+    return shapes.Geometry(
         architecture=architecture,
         layers=layers,
         hidden_size=config.integer("hidden_size"),
@@ -83,7 +73,7 @@ def _blocks(config: Config, list_key: str, pattern_key: str) -> list[str]:
     return [_BLOCK_KINDS.get(item, "mlp") for item in spelled]
 
 
-def from_nemotron_h(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_nemotron_h(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     blocks = _blocks(config, "layers_block_type", "hybrid_override_pattern")
     if not blocks:
         config.missing.append("config.json has neither layers_block_type nor hybrid_override_pattern.")
@@ -92,19 +82,21 @@ def from_nemotron_h(config: Config, architecture: str, dtype: str) -> Geometry:
         config.missing.append(NO_ATTENTION)
     state_dtype = config.values.get("mamba_ssm_cache_dtype") or "float32"  # vLLM's own default for this class
     if not is_dtype(state_dtype):
-        config.missing.append(f"config.json has mamba_ssm_cache_dtype {state_dtype!r}, which is not {ONE_DTYPE}.")
+        config.missing.append(
+            f"config.json has mamba_ssm_cache_dtype {state_dtype!r}, which is not {shapes.ONE_DTYPE}."
+        )
     mtp = None
     heads = config.optional("num_nextn_predict_layers")
     if heads:
         pattern = _blocks(config, "mtp_layers_block_type", "mtp_hybrid_override_pattern") or ["attention", "moe"]
-        mtp = Mtp(layers=heads, attention_layers=heads * pattern.count("attention"))
-    return Geometry(
+        mtp = shapes.Mtp(layers=heads, attention_layers=heads * pattern.count("attention"))
+    return shapes.Geometry(
         architecture=architecture,
         layers=len(blocks) or 1,
         hidden_size=config.integer("hidden_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
         attention=attention_from_config(config, max(1, counts["attention"])),
-        recurrent=Mamba2(
+        recurrent=shapes.Mamba2(
             layers=counts["mamba"],
             heads=config.integer("mamba_num_heads"),
             head_dim=config.integer("mamba_head_dim"),
@@ -117,7 +109,7 @@ def from_nemotron_h(config: Config, architecture: str, dtype: str) -> Geometry:
         )
         if counts["mamba"]
         else None,
-        moe=Moe(
+        moe=shapes.Moe(
             layers=counts["moe"],
             experts=config.integer("n_routed_experts", "num_experts"),
             experts_per_token=config.integer("num_experts_per_tok"),
@@ -133,8 +125,8 @@ def from_nemotron_h(config: Config, architecture: str, dtype: str) -> Geometry:
 
 
 def _hybrid(
-    config: Config, architecture: str, dtype: str, attention_layers: int, recurrent: Recurrent | None
-) -> Geometry:
+    config: Config, architecture: str, dtype: str, attention_layers: int, recurrent: shapes.Recurrent | None
+) -> shapes.Geometry:
     """Return a plain model with recurrent layers; note one without attention."""
     if not attention_layers:
         config.missing.append(NO_ATTENTION)
@@ -164,7 +156,7 @@ def _mamba2(
     width: int | None,
     n_heads: str = "mamba_n_heads",
     groups: str = "mamba_n_groups",
-) -> Mamba2:
+) -> shapes.Mamba2:
     """Return Mamba-2 layers as Falcon-H1's and Granite's files spell them.
 
     :param width: of all heads; ``mamba_expand`` times the model's unless given
@@ -173,7 +165,7 @@ def _mamba2(
     width = width or config.integer("mamba_expand") * config.integer("hidden_size")
     if width % heads:
         config.missing.append(f"config.json has {heads} mamba_n_heads, which do not divide their width of {width}.")
-    return Mamba2(
+    return shapes.Mamba2(
         layers=layers,
         heads=heads,
         head_dim=max(1, width // heads),
@@ -185,14 +177,14 @@ def _mamba2(
     )
 
 
-def from_falcon_h1(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_falcon_h1(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read Falcon-H1 (vllm/model_executor/models/falcon_h1.py): each layer has attention and Mamba-2 side by side."""
     layers = config.integer("num_hidden_layers")
     recurrent = _mamba2(config, layers, dtype, config.optional("mamba_d_ssm"))
     return replace(_hybrid(config, architecture, dtype, layers, recurrent), layers=2 * layers)
 
 
-def from_granite_hybrid(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_granite_hybrid(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read Granite 4 (vllm/model_executor/models/granitemoehybrid.py); some have no experts, or no Mamba."""
     kinds = [_BLOCK_KINDS.get(kind, kind) for kind in _kinds(config, "layer_types", "layers_block_type")]
     _known(config, kinds, "mamba", "attention")
@@ -209,11 +201,11 @@ def _every(config: Config, what: str, layers: int) -> int:
     return sum(index % period == offset for index in range(layers))
 
 
-def from_jamba(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_jamba(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read Jamba (vllm/model_executor/models/jamba.py): Mamba-1 with a layer of attention now and then."""
     layers = config.integer("num_hidden_layers")
     attention = _every(config, "attn_layer", layers)
-    recurrent = Mamba1(
+    recurrent = shapes.Mamba1(
         layers=max(1, layers - attention),
         width=config.integer("mamba_expand") * config.integer("hidden_size"),
         state_size=config.integer("mamba_d_state"),
@@ -226,7 +218,7 @@ def from_jamba(config: Config, architecture: str, dtype: str) -> Geometry:
     return replace(geometry, moe=replace(geometry.moe, layers=max(1, _every(config, "expert_layer", layers))))
 
 
-def from_lfm2(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_lfm2(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read LFM2 (vllm/model_executor/models/lfm2.py, lfm2_moe.py): short convolutions beside attention.
 
     Early files number the layers of attention (``full_attn_idxs``) instead of listing the kinds.
@@ -237,7 +229,7 @@ def from_lfm2(config: Config, architecture: str, dtype: str) -> Geometry:
     else:
         kinds = _kinds(config, "layer_types")
     _known(config, kinds, "conv", "full_attention")
-    recurrent = GatedConv(
+    recurrent = shapes.GatedConv(
         max(1, kinds.count("conv")),
         config.optional("conv_dim") or config.integer("hidden_size"),
         config.integer("conv_L_cache"),
@@ -245,7 +237,7 @@ def from_lfm2(config: Config, architecture: str, dtype: str) -> Geometry:
     return _hybrid(config, architecture, dtype, kinds.count("full_attention"), recurrent)
 
 
-def from_zamba2(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_zamba2(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read Zamba2 (vllm/model_executor/models/zamba2.py): Mamba-2 in every layer, attention of double width in some."""
     kinds = [_BLOCK_KINDS.get(kind, kind) for kind in _kinds(config, "layers_block_type", "layer_types")]
     _known(config, kinds, "mamba", "hybrid")
@@ -263,7 +255,7 @@ def _blocks_of(config: Config, key: str) -> list[Mapping[str, Any]]:
     return [each for each in listed if isinstance(each, Mapping)] if isinstance(listed, list) else []
 
 
-def from_nemotron_puzzle(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_nemotron_puzzle(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read a Nemotron-H whose blocks have figures of their own (``block_configs``): windows, experts."""
     blocks, heads = _blocks_of(config, "block_configs"), _blocks_of(config, "mtp_block_configs")
     if not blocks or any("ssm_state_size" in each for each in blocks):
@@ -288,6 +280,6 @@ def from_nemotron_puzzle(config: Config, architecture: str, dtype: str) -> Geome
     if not full:
         config.missing.append(NO_ATTENTION)
     windows = [
-        Window(count, tokens, attention.kv_heads, attention.head_dim) for tokens, count in kept.items() if tokens
+        shapes.Window(count, tokens, attention.kv_heads, attention.head_dim) for tokens, count in kept.items() if tokens
     ]
     return replace(geometry, attention=replace(attention, layers=max(1, full)), windows=tuple(windows))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import geometry as shapes
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values import (
     Config,
     attention_from_config,
@@ -14,28 +15,15 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values
     mtp_of,
     plain_geometry,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    DSA,
-    KPOOL,
-    MSA,
-    QSA,
-    Attention,
-    Compressed,
-    Geometry,
-    Indexer,
-    Kda,
-    Mtp,
-    ShortConv,
-)
 
 _NEXT = "num_nextn_predict_layers"
 
 
-def _latent(config: Config, layers: int) -> Attention:
+def _latent(config: Config, layers: int) -> shapes.Attention:
     """Return latent attention: the compressed keys and values, and the part of the key with the position, if any."""
     latent = config.integer("kv_lora_rank") + (config.optional("qk_rope_head_dim") or 0)
     heads = config.integer("num_attention_heads")
-    return Attention(max(1, layers), heads, kv_heads=1, head_dim=latent, latent_dim=latent)
+    return shapes.Attention(max(1, layers), heads, kv_heads=1, head_dim=latent, latent_dim=latent)
 
 
 def _count(config: Config, kinds: list[str] | None, **known: str) -> dict[str, int]:
@@ -70,11 +58,11 @@ def _indexed_layers(config: Config, layers: int) -> int | None:
     return layers - shared if shared else None
 
 
-def from_indexed(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_indexed(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read DeepSeek-V3.2 and GLM-5 (vllm/model_executor/models/deepseek_v2.py): the keys of an indexer."""
     layers = config.integer("num_hidden_layers")
     geometry = plain_geometry(config, architecture, dtype, _latent(config, layers), (), mtp_of(config, _NEXT))
-    indexer = Indexer(DSA, config.integer("index_head_dim"), layers=_indexed_layers(config, layers))
+    indexer = shapes.Indexer(shapes.DSA, config.integer("index_head_dim"), layers=_indexed_layers(config, layers))
     return replace(geometry, indexer=indexer)
 
 
@@ -85,7 +73,7 @@ def _ones(values: object, layers: int) -> int | None:
     return None
 
 
-def from_block_sparse(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_block_sparse(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read MiniMax-M3 (vllm/models/minimax_m3): full attention, most layers with keys by which blocks are chosen."""
     layers, section = config.integer("num_hidden_layers"), config.values.get("sparse_attention_config")
     inner = Config(section if isinstance(section, Mapping) else {})
@@ -104,20 +92,22 @@ def from_block_sparse(config: Config, architecture: str, dtype: str) -> Geometry
         return geometry
     width = inner.integer("sparse_index_dim")
     config.missing += inner.missing
-    return replace(geometry, indexer=Indexer(MSA, width, layers=None if sparse == layers else sparse))
+    return replace(geometry, indexer=shapes.Indexer(shapes.MSA, width, layers=None if sparse == layers else sparse))
 
 
-def _windowed(config: Config, architecture: str, dtype: str, listed: int, **states: int) -> Geometry:
+def _windowed(config: Config, architecture: str, dtype: str, listed: int, **states: int) -> shapes.Geometry:
     """Return a model whose layers have a window and share compressed states.
 
     :param listed: length of ``compress_ratios``; what goes beyond the layers are draft layers.
     :param states: the layers by what they keep, as `Compressed` has them.
     """
     layers, head_dim = config.integer("num_hidden_layers"), config.integer("head_dim")
-    attention = Attention(layers, config.integer("num_attention_heads"), kv_heads=1, head_dim=head_dim)
+    attention = shapes.Attention(layers, config.integer("num_attention_heads"), kv_heads=1, head_dim=head_dim)
     drafts = max(listed - layers, config.optional(_NEXT) or 0)
-    geometry = plain_geometry(config, architecture, dtype, attention, (), Mtp(drafts, drafts) if drafts else None)
-    compressed = Compressed(
+    geometry = plain_geometry(
+        config, architecture, dtype, attention, (), shapes.Mtp(drafts, drafts) if drafts else None
+    )
+    compressed = shapes.Compressed(
         layers=layers,
         window_tokens=config.integer("sliding_window"),
         head_dim=head_dim,
@@ -132,7 +122,7 @@ def _ratios(value: object, layers: int, known: tuple[int, ...]) -> bool:
     return isinstance(value, list) and len(value) >= layers and all(each in known for each in value)
 
 
-def from_compressed(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_compressed(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read DeepSeek-V4 (vllm/models/deepseek_v4/attention.py).
 
     ``compress_ratios`` has a ratio for each layer and zeros for the draft layers after them; 0 is a window alone.
@@ -146,7 +136,7 @@ def from_compressed(config: Config, architecture: str, dtype: str) -> Geometry:
     return _windowed(config, architecture, dtype, len(ratios), indexed_layers=indexed, pooled_layers=pooled)
 
 
-def from_sources(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_sources(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read DeepSeek-V4.1 (vllm/models/deepseek_v41/attention.py): ``kv_source_layer_ids`` keep states for the others.
 
     ``compress_ratios`` has a ratio of 2 or 1 for each layer that reads them, 0 for a window alone.
@@ -163,7 +153,7 @@ def from_sources(config: Config, architecture: str, dtype: str) -> Geometry:
     return _windowed(config, architecture, dtype, len(ratios), pair_sources=kept.count(2), token_sources=kept.count(1))
 
 
-def from_qsa(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_qsa(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read Qwen3.8-Flash-Next (vllm/models/qwen4_exp): gated delta nets, sparse attention, n-gram embeddings."""
     layers, every = config.integer("num_hidden_layers"), config.optional("full_attention_interval")
     kinds = config.texts("layer_types")
@@ -178,21 +168,23 @@ def from_qsa(config: Config, architecture: str, dtype: str) -> Geometry:
     conv = None
     if embedded:
         columns = (config.integer("ple_conv_kernel_size") - 1) * config.integer("ngram_size")
-        conv = ShortConv(len(set(embedded)), geometry.hidden_size * config.integer("hc_count"), max(1, columns))
+        conv = shapes.ShortConv(len(set(embedded)), geometry.hidden_size * config.integer("hc_count"), max(1, columns))
     return replace(
         geometry,
         recurrent=gated_delta_net(config, counts["linear"], str(config.values.get("mamba_ssm_dtype") or "float32")),
         # Positions have three axes in this family, so they are kept beside the keys.
-        indexer=Indexer(QSA, config.integer("indexer_head_dim"), config.integer("indexer_compress_ratio"), True),
+        indexer=shapes.Indexer(
+            shapes.QSA, config.integer("indexer_head_dim"), config.integer("indexer_compress_ratio"), True
+        ),
         short_conv=conv,
     )
 
 
-def _delta(config: Config, layers: int) -> Kda:
+def _delta(config: Config, layers: int) -> shapes.Kda:
     """Return delta attention from ``linear_attn_config``, or from the keys that newer files have."""
     section = config.values.get("linear_attn_config")
     inner = Config(section) if isinstance(section, Mapping) else config
-    found = Kda(
+    found = shapes.Kda(
         layers=layers,
         heads=inner.integer("num_heads", "linear_num_heads"),
         head_dim=inner.integer("head_dim", "linear_head_dim")
@@ -206,15 +198,15 @@ def _delta(config: Config, layers: int) -> Kda:
     return found
 
 
-def from_pooled(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_pooled(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read GLM-5.3-Flash (vllm/models/glm5next): latent attention with a pooled indexer beside delta attention."""
     counts = _count(config, config.texts("layer_types"), full="deepseek_sparse_attention", linear="linear_attention")
     geometry = plain_geometry(config, architecture, dtype, _latent(config, counts["full"]), (), mtp_of(config, _NEXT))
-    indexer = Indexer(KPOOL, config.integer("index_head_dim"), config.integer("index_kpool"))
+    indexer = shapes.Indexer(shapes.KPOOL, config.integer("index_head_dim"), config.integer("index_kpool"))
     return replace(geometry, recurrent=_delta(config, counts["linear"]), indexer=indexer)
 
 
-def from_delta_hybrid(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_delta_hybrid(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
     """Read Kimi-Linear: delta attention beside plain latent attention, as ``linear_attn_config`` lists them."""
     section = config.values.get("linear_attn_config")
     lists = [section.get(key) if isinstance(section, Mapping) else None for key in ("kda_layers", "full_attn_layers")]

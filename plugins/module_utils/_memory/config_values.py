@@ -6,16 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    DTYPE_BYTES,
-    WHOLE,
-    Attention,
-    GatedDeltaNet,
-    Geometry,
-    Moe,
-    Mtp,
-    Window,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import geometry as shapes
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import is_whole, most
 
 #: What some files (HunYuan, Gemma 3n) list layer by layer; the largest counts.
@@ -62,7 +53,7 @@ class Config:
             if isinstance(value, int) and value > most(key):
                 self.missing.append(f"config.json has a {key} that is larger than any model's: {most(key)} at most.")
                 return 1
-        self.missing.append(f"config.json has no {' or '.join(keys)} that is {WHOLE}.")
+        self.missing.append(f"config.json has no {' or '.join(keys)} that is {shapes.WHOLE}.")
         return 1
 
     def optional(self, key: str) -> int | None:
@@ -96,15 +87,15 @@ class Config:
 
 def is_dtype(value: object) -> bool:
     """Tell whether a value is a dtype whose size is known; config.json may hold anything."""
-    return isinstance(value, str) and value in DTYPE_BYTES
+    return isinstance(value, str) and value in shapes.DTYPE_BYTES
 
 
-def attention_from_config(config: Config, layers: int) -> Attention:
+def attention_from_config(config: Config, layers: int) -> shapes.Attention:
     heads = config.integer("num_attention_heads")
     head_dim = config.optional("head_dim") or config.optional("attention_head_dim")
     if head_dim is None:
         head_dim = max(1, config.integer("hidden_size") // heads)
-    return Attention(
+    return shapes.Attention(
         layers=layers,
         heads=heads,
         kv_heads=config.optional("num_key_value_heads") or heads,
@@ -112,7 +103,7 @@ def attention_from_config(config: Config, layers: int) -> Attention:
     )
 
 
-def moe_of(config: Config, layers: int) -> Moe | None:
+def moe_of(config: Config, layers: int) -> shapes.Moe | None:
     """Return the experts; dense layers are those at the start, or those that a step or a list leaves out."""
     if not any(config.has(key) and config.values[key] not in (0, 1) for key in EXPERTS):
         return None
@@ -124,7 +115,7 @@ def moe_of(config: Config, layers: int) -> Moe | None:
     each = config.values.get("moe_layer_freq")
     if isinstance(each, list) and len(each) == layers and all(item in (0, 1) for item in each):
         sparse = sum(each)  # MiMo-V2: which layers have experts, one by one
-    return Moe(
+    return shapes.Moe(
         layers=max(1, sparse),
         experts=config.integer(*EXPERTS),
         experts_per_token=config.integer(*_TOP_K),
@@ -132,16 +123,16 @@ def moe_of(config: Config, layers: int) -> Moe | None:
     )
 
 
-def mtp_of(config: Config, *keys: str) -> Mtp | None:
+def mtp_of(config: Config, *keys: str) -> shapes.Mtp | None:
     for key in keys:
         layers = config.optional(key)
         if layers:
-            return Mtp(layers=layers, attention_layers=layers)
+            return shapes.Mtp(layers=layers, attention_layers=layers)
     return None
 
 
-def gated_delta_net(config: Config, layers: int, state_dtype: str) -> GatedDeltaNet:
-    return GatedDeltaNet(
+def gated_delta_net(config: Config, layers: int, state_dtype: str) -> shapes.GatedDeltaNet:
+    return shapes.GatedDeltaNet(
         layers=max(1, layers),
         k_heads=config.integer("linear_num_key_heads"),
         v_heads=config.integer("linear_num_value_heads"),
@@ -156,12 +147,12 @@ def plain_geometry(
     config: Config,
     architecture: str,
     dtype: str,
-    attention: Attention,
-    windows: tuple[Window, ...] = (),
-    mtp: Mtp | None = None,
-) -> Geometry:
+    attention: shapes.Attention,
+    windows: tuple[shapes.Window, ...] = (),
+    mtp: shapes.Mtp | None = None,
+) -> shapes.Geometry:
     layers = config.integer("num_hidden_layers")
-    return Geometry(
+    return shapes.Geometry(
         architecture=architecture,
         layers=layers,
         hidden_size=config.integer("hidden_size"),

@@ -7,14 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import settings
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import UnknownGeometryError
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.settings import (
-    AUTO,
-    CPU,
-    CUDA,
-    available_on_idle_node,
-    meminfo_gib,
-)
 
 MEMINFO = Path("/proc/meminfo")
 CPUINFO = Path("/proc/cpuinfo")
@@ -49,7 +43,7 @@ def not_moved_yet(folder: Path) -> bool:
 
 def device_here(driver: Path = DRIVER) -> str:
     """Return what an engine on this node runs on: without NVIDIA's driver only a CPU build starts."""
-    return CUDA if driver.exists() else CPU
+    return settings.CUDA if driver.exists() else settings.CPU
 
 
 def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO, cpuinfo: Path = CPUINFO) -> tuple[float, float | None]:
@@ -61,19 +55,19 @@ def node_memory(params: dict[str, Any], meminfo: Path = MEMINFO, cpuinfo: Path =
     :raises ValueError: ``/proc/meminfo`` was needed and cannot be read
     """
     serving = params.pop("serving", False)
-    if params["device"] == AUTO:
+    if params["device"] == settings.AUTO:
         params["device"] = device_here()
     total, available = params["mem_total_gib"], params["mem_available_gib"]
     if total is not None:
         return total, available
     try:
-        total, free = meminfo_gib(meminfo.read_text(encoding="utf-8"))
+        total, free = settings.meminfo_gib(meminfo.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{meminfo} cannot be read on this node: {error.strerror}. Give mem_total_gib.") from error
-    if params["device"] == CPU:
+    if params["device"] == settings.CPU:
         params["cpu_flags"] = tuple(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.exists() else None
     if available is None and not serving:
-        available = min(total, available_on_idle_node(free, params["reclaim_gib"], params["device"]))
+        available = min(total, settings.available_on_idle_node(free, params["reclaim_gib"], params["device"]))
     return total, available
 
 

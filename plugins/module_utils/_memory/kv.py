@@ -15,16 +15,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    DTYPE_BYTES,
-    Attention,
-    GatedConv,
-    Geometry,
-    Kda,
-    Mamba1,
-    Mamba2,
-    Recurrent,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import geometry as shapes
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -40,7 +31,7 @@ _SCALED_KV = ("int8_per_token_head", "fp8_per_token_head")
 #: Packed states of latent attention: 512 elements, the part with the position in bfloat16, scales.
 _PACKED_LATENT_BYTES = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", *_ONE_BYTE_KV, *_SCALED_KV, "nvfp4", *_PACKED_LATENT_BYTES)
-SSM_DTYPES = ("auto", *DTYPE_BYTES)
+SSM_DTYPES = ("auto", *shapes.DTYPE_BYTES)
 
 
 def ceil_div(numerator: int, denominator: int) -> int:
@@ -152,7 +143,7 @@ def rules_for(version: Version) -> VersionRules:
     )
 
 
-def resolve_prefix_caching(geometry: Geometry, asked: bool | None, rules: VersionRules) -> bool:
+def resolve_prefix_caching(geometry: shapes.Geometry, asked: bool | None, rules: VersionRules) -> bool:
     """Return whether prefix caching is on: as asked, or the release's default for this kind of model."""
     if asked is not None:
         return asked
@@ -160,7 +151,7 @@ def resolve_prefix_caching(geometry: Geometry, asked: bool | None, rules: Versio
 
 
 def resolve_cache_mode(
-    recurrent: Recurrent,
+    recurrent: shapes.Recurrent,
     prefix_caching: bool,
     speculative_tokens: int,
     rules: VersionRules,
@@ -173,7 +164,7 @@ def resolve_cache_mode(
     """
     if not prefix_caching:
         return NONE
-    can_keep_all = isinstance(recurrent, Mamba1 | Mamba2) and rules.has_mode_all
+    can_keep_all = isinstance(recurrent, shapes.Mamba1 | shapes.Mamba2) and rules.has_mode_all
     if asked == ALL:
         return ALL if can_keep_all else ALIGN
     if asked == ALIGN:
@@ -207,7 +198,7 @@ def bytes_per_token(
     if kv_cache_dtype == "nvfp4":
         # Half a byte an element, and a one-byte scale for every sixteen.
         return heads * sum(dim // 2 + dim // 16 for dim in (key_dim, value_dim))
-    return elements * DTYPE_BYTES[dtype if kv_cache_dtype == "auto" else kv_cache_dtype]
+    return elements * shapes.DTYPE_BYTES[dtype if kv_cache_dtype == "auto" else kv_cache_dtype]
 
 
 def latent_bytes(latent_dim: int, dtype: str, kv_cache_dtype: str) -> int:
@@ -219,7 +210,7 @@ def latent_bytes(latent_dim: int, dtype: str, kv_cache_dtype: str) -> int:
     return packed if packed is not None else bytes_per_token(1, latent_dim, 0, 1, dtype, kv_cache_dtype)
 
 
-def attention_bytes(attention: Attention, dtype: str, tensor_parallel_size: int, kv_cache_dtype: str) -> int:
+def attention_bytes(attention: shapes.Attention, dtype: str, tensor_parallel_size: int, kv_cache_dtype: str) -> int:
     """Return what one layer of full attention keeps of one token."""
     if attention.latent_dim:
         return latent_bytes(attention.latent_dim, dtype, kv_cache_dtype)
@@ -227,13 +218,13 @@ def attention_bytes(attention: Attention, dtype: str, tensor_parallel_size: int,
     return bytes_per_token(attention.kv_heads, attention.head_dim, value, tensor_parallel_size, dtype, kv_cache_dtype)
 
 
-def resolve_kv_cache_dtype(geometry: Geometry, asked: str) -> str:
+def resolve_kv_cache_dtype(geometry: shapes.Geometry, asked: str) -> str:
     """Return ``--kv-cache-dtype`` as vLLM takes it: ``auto`` is what the checkpoint says, where it does."""
     return geometry.kv_cache_dtype if asked == "auto" else asked
 
 
 def state_bytes(
-    recurrent: Recurrent, dtype: str, tensor_parallel_size: int, speculative_tokens: int, ssm_dtype: str
+    recurrent: shapes.Recurrent, dtype: str, tensor_parallel_size: int, speculative_tokens: int, ssm_dtype: str
 ) -> int:
     """Return the convolution state plus the temporal state of one recurrent layer.
 
@@ -243,24 +234,27 @@ def state_bytes(
     :param ssm_dtype: of the temporal state; ``auto`` is the model's own
     """
     columns = recurrent.conv_kernel - 1
-    if isinstance(recurrent, GatedConv):
-        return recurrent.width // tensor_parallel_size * columns * DTYPE_BYTES[dtype]
-    if isinstance(recurrent, Mamba1):
+    if isinstance(recurrent, shapes.GatedConv):
+        return recurrent.width // tensor_parallel_size * columns * shapes.DTYPE_BYTES[dtype]
+    if isinstance(recurrent, shapes.Mamba1):
         width = recurrent.width
         temporal = width // tensor_parallel_size * recurrent.state_size
-    elif isinstance(recurrent, Mamba2):
+    elif isinstance(recurrent, shapes.Mamba2):
         groups = recurrent.groups
         if groups % tensor_parallel_size:
             groups = tensor_parallel_size  # a single group is replicated to every rank
         width = recurrent.heads * recurrent.head_dim + 2 * groups * recurrent.state_size
         temporal = recurrent.heads // tensor_parallel_size * recurrent.head_dim * recurrent.state_size
-    elif isinstance(recurrent, Kda):
+    elif isinstance(recurrent, shapes.Kda):
         width = 3 * recurrent.heads * recurrent.head_dim
         temporal = recurrent.heads // tensor_parallel_size * recurrent.head_dim**2
     else:
         width = 2 * recurrent.k_heads * recurrent.k_head_dim + recurrent.v_heads * recurrent.v_head_dim
         temporal = recurrent.v_heads // tensor_parallel_size * recurrent.v_head_dim * recurrent.k_head_dim
-    if not isinstance(recurrent, Mamba1):
+    if not isinstance(recurrent, shapes.Mamba1):
         columns += speculative_tokens
     temporal_dtype = recurrent.state_dtype if ssm_dtype == "auto" else ssm_dtype
-    return width // tensor_parallel_size * columns * DTYPE_BYTES[dtype] + temporal * DTYPE_BYTES[temporal_dtype]
+    return (
+        width // tensor_parallel_size * columns * shapes.DTYPE_BYTES[dtype]
+        + temporal * shapes.DTYPE_BYTES[temporal_dtype]
+    )

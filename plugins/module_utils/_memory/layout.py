@@ -11,20 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import geometry as shapes
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import kv, sparse
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    GROUPED_INDEXERS,
-    KPOOL,
-    MSA,
-    Attention,
-    GatedDeltaNet,
-    Geometry,
-    Kda,
-    Mamba1,
-    Mamba2,
-    Recurrent,
-    Window,
-)
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.packing import Bucket, Packed, pack, pack_tuples
 
 #: Hybrids with latent attention round their block up to this (``Platform._align_hybrid_block_size``).
@@ -184,12 +172,12 @@ def _group_layers(*layers: int) -> int:
     return largest if largest < 1.5 * smallest else smallest
 
 
-def _kinds(geometry: Geometry, ranks: int, kv_cache_dtype: str, rules: kv.VersionRules) -> list[Kind]:
+def _kinds(geometry: shapes.Geometry, ranks: int, kv_cache_dtype: str, rules: kv.VersionRules) -> list[Kind]:
     """Return what the layers of a model keep, those that keep every token first."""
     attention, dtype = geometry.attention, geometry.dtype
     itself = geometry.architecture in rules.windows_count_the_token_itself
 
-    def form(each: Attention | Window) -> tuple[int, int, int]:
+    def form(each: shapes.Attention | shapes.Window) -> tuple[int, int, int]:
         return max(1, each.kv_heads // ranks), each.head_dim, each.value_head_dim or each.head_dim
 
     size = kv.attention_bytes(attention, dtype, ranks, kv_cache_dtype)
@@ -233,18 +221,20 @@ def _kind_groups(kind: Kind, block_tokens: int, page: int, group_layers: int, in
     )
 
 
-def _fixed_recurrent_blocks(recurrent: Recurrent, mode: str, speculative_tokens: int, rules: kv.VersionRules) -> int:
+def _fixed_recurrent_blocks(
+    recurrent: shapes.Recurrent, mode: str, speculative_tokens: int, rules: kv.VersionRules
+) -> int:
     if mode == kv.ALL:
         return speculative_tokens if rules.all_counts_speculative else 0
     if mode == kv.NONE:
         return 1 + speculative_tokens
-    if isinstance(recurrent, Mamba2):
+    if isinstance(recurrent, shapes.Mamba2):
         checkpoint = rules.mamba2_checkpoint_block
-    elif isinstance(recurrent, Kda):
+    elif isinstance(recurrent, shapes.Kda):
         checkpoint = rules.kda_checkpoint_block and recurrent.bounded_gate and recurrent.head_dim == 128
     else:
         # FlashInfer's prefill kernel for GB10 (SM12x) is built for heads of 128; the other kinds export none there.
-        is_delta_net = isinstance(recurrent, GatedDeltaNet) and recurrent.k_head_dim == 128
+        is_delta_net = isinstance(recurrent, shapes.GatedDeltaNet) and recurrent.k_head_dim == 128
         checkpoint = rules.gdn_checkpoint_block and is_delta_net
     return 2 + speculative_tokens + (1 if checkpoint else 0)
 
@@ -269,19 +259,19 @@ class Asked:
     #: False with --disable-hybrid-kv-cache-manager: every window keeps all tokens.
     hybrid_manager: bool = True
     #: A draft model with a cache of its own.
-    draft: Geometry | None = None
+    draft: shapes.Geometry | None = None
     #: The checkpoint's own heads draft, not a model beside it or a search in the text.
     own_heads: bool = True
     pipeline_parallel_size: int = 1
     decode_context_parallel_size: int = 1
 
 
-def _draft_layers(geometry: Geometry, asked: Asked) -> int:
+def _draft_layers(geometry: shapes.Geometry, asked: Asked) -> int:
     """Return the attention layers of the checkpoint's own heads, where these draft."""
     return geometry.mtp.attention_layers if geometry.mtp and asked.speculative_tokens and asked.own_heads else 0
 
 
-def _state_of(geometry: Geometry, asked: Asked, per_token: int) -> State:
+def _state_of(geometry: shapes.Geometry, asked: Asked, per_token: int) -> State:
     """Return how the recurrent state is kept, and the tokens of an attention block that holds one."""
     recurrent = geometry.recurrent
     step = asked.block_granularity
@@ -289,9 +279,9 @@ def _state_of(geometry: Geometry, asked: Asked, per_token: int) -> State:
         step = (
             lcm(step, sparse.SOURCES_BLOCK) if geometry.compressed.has_sources else max(step, sparse.COMPRESSED_BLOCK)
         )
-    elif geometry.indexer and geometry.indexer.kind == MSA:
+    elif geometry.indexer and geometry.indexer.kind == shapes.MSA:
         step = lcm(step, sparse.MSA_BLOCK)
-    elif geometry.indexer and geometry.indexer.kind == KPOOL:
+    elif geometry.indexer and geometry.indexer.kind == shapes.KPOOL:
         step = lcm(step, 64 * geometry.indexer.tokens_per_state)
     if recurrent is None:
         return State(kv.NONE, 0, step, 0)
@@ -303,7 +293,7 @@ def _state_of(geometry: Geometry, asked: Asked, per_token: int) -> State:
     state = kv.state_bytes(recurrent, geometry.dtype, asked.tensor_parallel_size, speculative, asked.ssm_dtype)
     if mode == kv.ALL:
         # Mamba-1 has no chunks: vLLM takes 2048 (`ModelConfig.get_mamba_chunk_size`).
-        chunk = _MAMBA1_CHUNK if isinstance(recurrent, Mamba1) else getattr(recurrent, "chunk_size", None)
+        chunk = _MAMBA1_CHUNK if isinstance(recurrent, shapes.Mamba1) else getattr(recurrent, "chunk_size", None)
         step = lcm(chunk or step, step)
     largest = state
     if geometry.short_conv:
@@ -313,7 +303,7 @@ def _state_of(geometry: Geometry, asked: Asked, per_token: int) -> State:
     return State(mode, state, block_tokens, _fixed_recurrent_blocks(recurrent, mode, speculative, asked.rules))
 
 
-def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
+def plan_layout(geometry: shapes.Geometry, asked: Asked) -> Layout:
     """Return the layout that vLLM chooses on each rank."""
     kv_cache_dtype = kv.resolve_kv_cache_dtype(geometry, asked.kv_cache_dtype)
     ranks = asked.tensor_parallel_size
@@ -328,7 +318,7 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
         kinds += _kinds(asked.draft, ranks, plain, asked.rules)
     kinds = _merged(kinds)
     state = _state_of(geometry, asked, per_token)
-    if geometry.compressed or (geometry.indexer and geometry.indexer.kind not in GROUPED_INDEXERS):
+    if geometry.compressed or (geometry.indexer and geometry.indexer.kind not in shapes.GROUPED_INDEXERS):
         return _packed_layout(geometry, asked, kinds, state, kv_cache_dtype)
     whole = [each for each in kinds if each.tokens is None]
     recurrent = geometry.recurrent
@@ -358,7 +348,7 @@ def plan_layout(geometry: Geometry, asked: Asked) -> Layout:
     )
 
 
-def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, state: State) -> Layout:
+def _one_group(kinds: Sequence[Kind], geometry: shapes.Geometry, asked: Asked, state: State) -> Layout:
     """Return the layout of a model whose layers all keep every token: one group, whatever each keeps of it."""
     stages, block_tokens = asked.pipeline_parallel_size, state.block_tokens
     per_token = kinds[0].bytes_per_token
@@ -382,7 +372,7 @@ def _one_group(kinds: Sequence[Kind], geometry: Geometry, asked: Asked, state: S
 
 
 def _packed_layout(
-    geometry: Geometry, asked: Asked, kinds: Sequence[Kind], state: State, kv_cache_dtype: str
+    geometry: shapes.Geometry, asked: Asked, kinds: Sequence[Kind], state: State, kv_cache_dtype: str
 ) -> Layout:
     """Return the layout of a model with pages of several sizes."""
     block, in_flight = state.block_tokens, asked.in_flight_tokens

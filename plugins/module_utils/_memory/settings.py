@@ -9,17 +9,8 @@ from math import isfinite
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import fit as memory_fit
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import geometry as shapes
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import kv
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    GROUPED_INDEXERS,
-    GatedConv,
-    GatedDeltaNet,
-    Geometry,
-    Kda,
-    Mamba1,
-    Mamba2,
-    ProblemsError,
-)
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import KIB_PER_GIB, parse_meminfo
 
 #: From harmless to fatal; a cluster is as good as its worst node.
@@ -30,7 +21,7 @@ AUTO = "auto"
 FP4_BACKENDS = (MARLIN, FLASHINFER) = ("marlin", "flashinfer")
 
 
-class MemoryModelError(ProblemsError):
+class MemoryModelError(shapes.ProblemsError):
     """The settings contradict themselves."""
 
 
@@ -49,7 +40,7 @@ class Settings:
     None stands for what is known of boxes of that size.
     """
 
-    geometry: Geometry
+    geometry: shapes.Geometry
     weights_gib: float
     vllm_version: str
     max_model_len: int
@@ -73,7 +64,7 @@ class Settings:
     #: Ranks of the tensor-parallel group over which the tokens of a sequence are spread.
     decode_context_parallel_size: int = 1
     #: A draft model beside the target: its shape and the size of its weights.
-    draft: Geometry | None = None
+    draft: shapes.Geometry | None = None
     draft_weights_gib: float = 0.0
     #: False where no layers draft: a search in the text (ngram, suffix).
     draft_has_layers: bool = True
@@ -317,18 +308,18 @@ def split_problems(settings: Settings) -> list[str]:
     if larger % smaller:
         problems.append(f"vLLM can neither split nor replicate {attention.kv_heads} KV heads over {ranks} ranks.")
     recurrent = geometry.recurrent
-    if isinstance(recurrent, Mamba2):
+    if isinstance(recurrent, shapes.Mamba2):
         must_divide("Mamba heads", recurrent.heads)
         if recurrent.groups % ranks and recurrent.groups != 1:
             problems.append(
                 f"vLLM cannot split {recurrent.groups} Mamba groups over {ranks} ranks: only a single group is "
                 "replicated."
             )
-    elif isinstance(recurrent, Kda):
+    elif isinstance(recurrent, shapes.Kda):
         must_divide("heads of the delta attention", recurrent.heads)
-    elif isinstance(recurrent, Mamba1 | GatedConv):
+    elif isinstance(recurrent, shapes.Mamba1 | shapes.GatedConv):
         must_divide("channels of the recurrent layers", recurrent.width)
-    elif isinstance(recurrent, GatedDeltaNet):
+    elif isinstance(recurrent, shapes.GatedDeltaNet):
         must_divide("key heads of the delta net", recurrent.k_heads)
         must_divide("value heads of the delta net", recurrent.v_heads)
     if geometry.moe and not settings.expert_parallel:
@@ -349,7 +340,7 @@ def ssm_dtype_of(settings: Settings, rules: kv.VersionRules) -> str | None:
     transformers calls linear attention keeps what it was asked for; Falcon-H1's are hybrid layers.
     """
     recurrent, asked, flag = settings.geometry.recurrent, settings.ssm_dtype, rules.float32_states_on
-    if settings.device != CPU or not flag or recurrent is None or isinstance(recurrent, GatedConv):
+    if settings.device != CPU or not flag or recurrent is None or isinstance(recurrent, shapes.GatedConv):
         return asked
     meant = recurrent.state_dtype if asked == "auto" else asked
     heeded = flag == "avx512_bf16" and settings.geometry.architecture != "FalconH1ForCausalLM"
@@ -365,7 +356,7 @@ def missing_facts(settings: Settings, rules: kv.VersionRules) -> list[str]:
     geometry = settings.geometry
     missing = []
     packed = geometry.compressed is not None or (
-        geometry.indexer is not None and geometry.indexer.kind not in GROUPED_INDEXERS
+        geometry.indexer is not None and geometry.indexer.kind not in shapes.GROUPED_INDEXERS
     )
     for name in ("pipeline_parallel_size", "decode_context_parallel_size"):
         size = getattr(settings, name)
@@ -401,7 +392,7 @@ def missing_facts(settings: Settings, rules: kv.VersionRules) -> list[str]:
             f"vLLM's CPU build keeps recurrent states as float32 on a processor with {rules.float32_states_on}, and "
             "that of the node is not known: run the check there, or serve with --mamba-ssm-cache-dtype float32."
         )
-    if isinstance(recurrent, Mamba2) and recurrent.chunk_size is None:
+    if isinstance(recurrent, shapes.Mamba2) and recurrent.chunk_size is None:
         caching = kv.resolve_prefix_caching(geometry, settings.enable_prefix_caching, rules)
         mode = kv.resolve_cache_mode(recurrent, caching, settings.speculative_tokens, rules, settings.mamba_cache_mode)
         if mode == kv.ALL:

@@ -10,18 +10,7 @@ Bytes, of one rank; none of these caches is split over tensor-parallel ranks but
 
 from __future__ import annotations
 
-from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import (
-    DSA,
-    DTYPE_BYTES,
-    GROUPED_INDEXERS,
-    KPOOL,
-    MSA,
-    QSA,
-    Compressed,
-    Geometry,
-    Indexer,
-    ShortConv,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._memory import geometry as shapes
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import MIB, VersionRules
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.packing import Bucket
 
@@ -53,7 +42,7 @@ def _ceil_to(value: int, step: int) -> int:
 
 
 def source_buckets(
-    compressed: Compressed,
+    compressed: shapes.Compressed,
     kv_cache_dtype: str,
     block_tokens: int,
     in_flight_tokens: int,
@@ -94,7 +83,7 @@ def source_buckets(
     return buckets
 
 
-def _packed_sizes(compressed: Compressed, kv_cache_dtype: str) -> tuple[int, int, int]:
+def _packed_sizes(compressed: shapes.Compressed, kv_cache_dtype: str) -> tuple[int, int, int]:
     """Return (what pages are aligned to, bytes of a state, bytes of an indexer's key)."""
     key = compressed.index_head_dim + compressed.index_head_dim // 128 * 4
     if kv_cache_dtype == "auto" or kv_cache_dtype.startswith("fp8"):
@@ -103,7 +92,7 @@ def _packed_sizes(compressed: Compressed, kv_cache_dtype: str) -> tuple[int, int
 
 
 def compressed_buckets(
-    compressed: Compressed, kv_cache_dtype: str, block_tokens: int, in_flight_tokens: int, draft_layers: int
+    compressed: shapes.Compressed, kv_cache_dtype: str, block_tokens: int, in_flight_tokens: int, draft_layers: int
 ) -> list[Bucket]:
     """Return the caches of DeepSeek-V4: a window on every layer, states for every 4 or 128 tokens, their compressors.
 
@@ -145,19 +134,23 @@ def compressed_buckets(
     ]
 
 
-def index_page(indexer: Indexer, block_tokens: int) -> int:
+def index_page(indexer: shapes.Indexer, block_tokens: int) -> int:
     """Return the page of one indexer's keys: fp8 and a scale for every 128 elements, or bfloat16 (Qwen, MiniMax)."""
-    key = 2 * indexer.head_dim if indexer.kind in (QSA, MSA) else indexer.head_dim + indexer.head_dim // 128 * 4
+    key = (
+        2 * indexer.head_dim
+        if indexer.kind in (shapes.QSA, shapes.MSA)
+        else indexer.head_dim + indexer.head_dim // 128 * 4
+    )
     return block_tokens // indexer.tokens_per_state * key
 
 
-def ring_bucket(indexer: Indexer, layers: int, speculative_tokens: int) -> Bucket | None:
+def ring_bucket(indexer: shapes.Indexer, layers: int, speculative_tokens: int) -> Bucket | None:
     """Return the ring with the keys of the group that is still being compressed: one block a sequence."""
     ratio = indexer.tokens_per_state
     groups = -(-(ratio + speculative_tokens) // ratio)
-    if indexer.kind in GROUPED_INDEXERS:
+    if indexer.kind in shapes.GROUPED_INDEXERS:
         return None
-    if indexer.kind == KPOOL:
+    if indexer.kind == shapes.KPOOL:
         tokens = ratio * (1 << (groups - 1).bit_length())
         width = 2 * indexer.head_dim  # a key and its score
     else:
@@ -166,12 +159,12 @@ def ring_bucket(indexer: Indexer, layers: int, speculative_tokens: int) -> Bucke
     return Bucket(((tokens * width * 2, layers),), tokens, fixed_blocks=1)
 
 
-def short_conv_bytes(conv: ShortConv, dtype: str, speculative_tokens: int) -> int:
+def short_conv_bytes(conv: shapes.ShortConv, dtype: str, speculative_tokens: int) -> int:
     """Return the state of one short convolution, which every rank keeps whole."""
-    return conv.width * (conv.columns + speculative_tokens) * DTYPE_BYTES[dtype]
+    return conv.width * (conv.columns + speculative_tokens) * shapes.DTYPE_BYTES[dtype]
 
 
-def indexer_buffer_bytes(geometry: Geometry, max_model_len: int, rules: VersionRules) -> int:
+def indexer_buffer_bytes(geometry: shapes.Geometry, max_model_len: int, rules: VersionRules) -> int:
     """Return what the indexer of sparse latent attention reserves for prefills, on every rank.
 
     Keys of so many times the longest context (``get_max_prefill_buffer_size`` in v1/attention/backends/mla/indexer.py),
@@ -182,7 +175,7 @@ def indexer_buffer_bytes(geometry: Geometry, max_model_len: int, rules: VersionR
     if compressed:
         width = compressed.index_head_dim
         tokens_per_state = 1 if compressed.token_sources else 2 if compressed.pair_sources else 4
-    elif indexer and indexer.kind in (DSA, KPOOL):
+    elif indexer and indexer.kind in (shapes.DSA, shapes.KPOOL):
         width, tokens_per_state = indexer.head_dim, indexer.tokens_per_state
     else:
         return 0

@@ -7,20 +7,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import (
-    NAMES,
-    Check,
-    Gone,
-    close,
-    gone_in,
-    in_ranges,
-    listed,
-)
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_check
 
 #: Gone from every table that ships; ``since`` only where it was read in the packages themselves.
-GONE_OPTIONS: Mapping[str, Gone] = gone_in("gone_options")
+GONE_OPTIONS: Mapping[str, serve_check.Gone] = serve_check.gone_in("gone_options")
 #: What other programs (SGLang, llama.cpp, TensorRT-LLM), and owners from memory, call an option of vLLM's.
-MEANT: Mapping[str, str] = NAMES["meant"]
+MEANT: Mapping[str, str] = serve_check.NAMES["meant"]
 
 
 def spellings(options: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, bool]]:
@@ -33,7 +25,7 @@ def spellings(options: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, 
     return found
 
 
-def _nested(check: Check, key: str, known: Mapping[str, tuple[str, bool]]) -> str:
+def _nested(check: serve_check.Check, key: str, known: Mapping[str, tuple[str, bool]]) -> str:
     """Return a dotted key as the dictionary that is meant, in the spelling that `serve_values` accepts."""
     head, *tail = key.split(".")
     name = known[head][0]
@@ -52,7 +44,7 @@ def _nested(check: Check, key: str, known: Mapping[str, tuple[str, bool]]) -> st
     return f"{name}: {''.join(f'{{{word}: ' for word in words)}...{'}' * len(words)}"
 
 
-def unknown_option(check: Check, key: str, known: Mapping[str, tuple[str, bool]]) -> str:
+def unknown_option(check: serve_check.Check, key: str, known: Mapping[str, tuple[str, bool]]) -> str:
     """Return the sentence for an option that this vLLM does not have."""
     here = f"serve.{key}: vLLM {check.version.text} has no --{key}."
     bare = key.lstrip("-")
@@ -82,7 +74,7 @@ def unknown_option(check: Check, key: str, known: Mapping[str, tuple[str, bool]]
     longer = sorted({known[each][0] for each in known if each.startswith(dashed)})
     elsewhere = check.elsewhere(lambda table: dashed in spellings(table["options"]))
     if elsewhere:
-        near = close(dashed, list(known))
+        near = serve_check.close(dashed, list(known))
         return here + elsewhere + (f" The nearest here is '{near}'." if near else "")
     if dashed and len(longer) == 1:
         return (
@@ -90,13 +82,13 @@ def unknown_option(check: Check, key: str, known: Mapping[str, tuple[str, bool]]
             f"--{longer[0]}; write '{longer[0]}', in full."
         )
     if dashed and len(longer) > 1:
-        return f"serve.{key} is an abbreviation of {listed(longer, 5)}; write one of them, in full."
-    near = close(dashed, list(known))
+        return f"serve.{key} is an abbreviation of {serve_check.listed(longer, 5)}; write one of them, in full."
+    near = serve_check.close(dashed, list(known))
     if near:
         return f"{here} Did you mean '{near}'?"
     everywhere = sorted({name for table in check.tables.values() for name in table["options"]})
-    near = close(dashed, everywhere)
+    near = serve_check.close(dashed, everywhere)
     if near:
         elsewhere = check.versions_with(lambda table: near in table["options"])
         return f"{here} The nearest is '{near}', which vLLM {elsewhere} has."
-    return f"{here} No version that is known here has it ({in_ranges(check.tables, check.tables)})."
+    return f"{here} No version that is known here has it ({serve_check.in_ranges(check.tables, check.tables)})."
