@@ -8,47 +8,17 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import remote
 from ansible_collections.gb10.cluster.plugins.module_utils._model.other_engines import refusal
-from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import nearest
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import meant
 
-_DEFAULTS: dict[str, Any] = {
-    "base": None,
-    # An image of a registry in place of a build: a base whose own Python has vLLM.
-    "pull": None,
-    "base_archive": None,
-    # build or archive, in place of image_source.
-    "source": "",
-    "packages": [],
-    "python": "python3",
-    "venv": "/opt/vllm",
-    "venv_args": [],
-    "vllm_version": None,
-    # For an image of a fork: the release whose options and variables it has beside its own.
-    "vllm_upstream": None,
-    "steps": [],
-    "env": {},
-    "assertions": {},
-}
-_STEP_DEFAULTS: dict[str, Any] = {
-    "wheels": [],
-    "wheel_hashes": {},
-    # One wheel that is on no index, by its address; its hash is recorded at the first fetch.  While it is not on the
-    # control node the step is left out, and `without` says what that costs.
-    "address": "",
-    "without": "",
-    "requirements": [],
-    # Hash-locked: installed from locks/<image>.<step>.txt, and from nothing else.
-    "lock": False,
-    # Overrides what other distributions ask for.
-    "replaces": False,
-    "pip_args": [],
-    "overlays": [],
-    "run": [],
-}
+_KEYS = json.loads(Path(__file__).with_name("image_recipe.json").read_text(encoding="utf-8"))
+_DEFAULTS: Mapping[str, Any] = {key: rule["default"] for key, rule in _KEYS["image"].items()}
+_STEP_DEFAULTS: Mapping[str, Any] = {key: rule["default"] for key, rule in _KEYS["step"].items()}
 _STEP_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 #: The repository whose tags are releases of vLLM; a tag of any other says nothing about the version.
 _RELEASES = re.compile(r"(?:docker\.io/)?vllm/vllm-openai:v?(?P<version>\d+\.\d+\.\d+)(?:[-@].*)?")
@@ -92,8 +62,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
             return {}, [f"gb10_images: '{' -> '.join([*lineage, current])}' is circular."]
         recipe = images[current] if current in images else by_reference(current)
         if not isinstance(recipe, Mapping):
-            near = nearest(current, images)
-            hint = f" Did you mean '{near}'?" if near else ""
+            hint = meant(current, images)
             return {}, [f"gb10_images has no image '{current}'.{hint} Known: {', '.join(sorted(images))}."]
         lineage.append(current)
         chain.append(recipe)
@@ -111,9 +80,7 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
                 if recipe.get("base") or recipe.get("base_archive") or recipe.get("from"):
                     errors.append(f"{where} has `pull` and one of `base`, `base_archive` and `from`: give one of them.")
             elif key not in _DEFAULTS:
-                near = nearest(str(key), [*_DEFAULTS, "from"])
-                hint = f" Did you mean '{near}'?" if near else ""
-                errors.append(f"{where}.{key} is not a known key.{hint}")
+                errors.append(f"{where}.{key} is not a known key.{meant(str(key), [*_DEFAULTS, 'from'])}")
             elif key == "steps":
                 flat[key] = [*flat[key], *({**step, "image": image} for step in value)]
             elif key == "packages":
@@ -132,11 +99,11 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     names: set[str] = set()
     for number, step in enumerate(flat["steps"]):
         where = f"gb10_images.{name}.steps[{number}]"
-        for key in step:
-            if key not in _STEP_DEFAULTS and key not in ("name", "image"):
-                near = nearest(str(key), [*_STEP_DEFAULTS, "name"])
-                hint = f" Did you mean '{near}'?" if near else ""
-                errors.append(f"{where}.{key} is not a known key.{hint}")
+        errors += [
+            f"{where}.{key} is not a known key.{meant(str(key), [*_STEP_DEFAULTS, 'name'])}"
+            for key in step
+            if key not in _STEP_DEFAULTS and key not in ("name", "image")
+        ]
         full = {**_STEP_DEFAULTS, **step}
         if not _STEP_NAME.match(str(full.get("name", ""))):
             errors.append(f"{where}.name '{full.get('name', '')}' must be lower-case letters, digits, - and _.")

@@ -31,6 +31,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def meant(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return the question for a word that is not known, a blank before it; without a close one what is given."""
+    near = nearest(word, known)
+    return f" Did you mean '{near}'?" if near else otherwise
+
+
 def group_name(model: str) -> str:
     """Return the inventory group that carries a model's variables, as the constructed plugin names it."""
     return "model_" + re.sub(r"[^A-Za-z0-9_]", "_", model)
@@ -50,10 +56,8 @@ def unknown_model(model: object, known: Sequence[str]) -> str:
     """Return the sentence for a model that no file describes."""
     if not model:
         return f"No model is chosen. Set `model` in the inventory or give -e model=<name>. Known: {', '.join(known)}."
-    near = nearest(str(model), known)
-    hint = f" Did you mean '{near}'?" if near else ""
     return (
-        f"Model '{model}' is not known.{hint} Known: {', '.join(known)}. "
+        f"Model '{model}' is not known.{meant(str(model), known)} Known: {', '.join(known)}. "
         f"A new one is one file: group_vars/{group_name(str(model))}.yml with a `model_spec` in it."
     )
 
@@ -124,11 +128,8 @@ def _coerce(where: str, value: Any, rule: Mapping[str, Any], errors: list[str]) 
 
 def _walk(where: str, value: Mapping[str, Any], spec: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for key in value:
-        if key not in spec:
-            near = nearest(str(key), spec)
-            hint = f" Did you mean '{near}'?" if near else f" Known: {', '.join(spec)}."
-            errors.append(f"{where}.{key} is not a known key.{hint}")
+    known = f" Known: {', '.join(spec)}."
+    errors += [f"{where}.{key} is not a known key.{meant(str(key), spec, known)}" for key in value if key not in spec]
     for key, rule in spec.items():
         here = f"{where}.{key}"
         if key not in value or value[key] is None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import deep_merge
+
 #: Largest recipe file; the largest known one has 16 KiB.
 MAX_BYTES = 256 * 1024
 #: Most values that a file may have once aliases are expanded.
@@ -25,7 +27,6 @@ MAX_INCLUDES = 8
 
 #: Returns (identity, text) of the file that ``include`` names, given that name and the identity of the including file.
 Include = Callable[[str, str], tuple[str, str]]
-
 
 #: Most characters of a message: it quotes the file of a stranger.
 MAX_MESSAGE = 800
@@ -129,23 +130,14 @@ def merge(base: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
         inner = merged.get(key)
         if key == "overrides" and isinstance(value, list) and isinstance(inner, list):
             merged[key] = [*inner, *value]
-        elif value is not None and isinstance(value, dict) and isinstance(inner, dict):
-            merged[key] = _merge_mapping(inner, value, atomic=key in ("defaults", "env"))
+        elif isinstance(value, dict) and isinstance(inner, dict) and key in ("defaults", "env"):
+            # Each value of these is one setting, which is never merged.
+            kept = {name: each for name, each in inner.items() if value.get(name, "") is not None}
+            merged[key] = kept | {name: each for name, each in value.items() if each is not None}
+        elif isinstance(value, dict) and isinstance(inner, dict):
+            merged[key] = deep_merge(inner, value)
         elif value is None and inner is not None:
             del merged[key]
-        else:
-            merged[key] = value
-    return merged
-
-
-def _merge_mapping(base: Mapping[str, Any], outer: Mapping[str, Any], *, atomic: bool) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in outer.items():
-        inner = merged.get(key)
-        if value is None:
-            merged.pop(key, None)
-        elif not atomic and isinstance(value, dict) and isinstance(inner, dict):
-            merged[key] = _merge_mapping(inner, value, atomic=False)
         else:
             merged[key] = value
     return merged

@@ -141,9 +141,10 @@ class Check:
         (self.notes if self.lenient else self.errors).append(sentence)
         return self.lenient
 
-    def refuse(self, sentence: str) -> None:
-        """Note one contradiction."""
+    def refuse(self, sentence: str) -> list[str]:
+        """Note what is wrong; return no arguments."""
         self.errors.append(sentence)
+        return []
 
     def has(self, name: str) -> bool:
         """Return whether an option was written with a usable value that is not plain off."""

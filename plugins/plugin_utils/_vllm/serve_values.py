@@ -69,8 +69,7 @@ def _as_written(check: Check, key: str, value: Any) -> list[str]:
         return [f"--{key}", json.dumps(value, separators=(",", ":"))]
     words = [str(each) for each in (value if isinstance(value, (list, tuple)) else [value])]
     if value is None or not words or any(not word or word.startswith("-") for word in words):
-        check.errors.append(f"serve.{key} has no value that a command line can carry: {show(value)}.")
-        return []
+        return check.refuse(f"serve.{key} has no value that a command line can carry: {show(value)}.")
     return [f"--{key}", *words]
 
 
@@ -78,26 +77,22 @@ def _one(check: Check, key: str, name: str, stores: bool, value: Any) -> list[st
     """Return the arguments of one option, or none after noting what is wrong with it."""
     entry = check.options[name]
     if value is None:
-        check.errors.append(f"serve.{key} has no value; give one, or leave the option out altogether.")
-        return []
+        return check.refuse(f"serve.{key} has no value; give one, or leave the option out altogether.")
     if entry["kind"] == "flag":
         return _switch(check, key, name, stores, value)
     if isinstance(value, bool):
-        check.errors.append(
+        return check.refuse(
             f"serve.{key} needs a value, found {show(value)} (unquoted yes, no, on and off "
             "are booleans in YAML; quote them if the word is meant)."
         )
-        return []
     if entry["kind"] in ("json", "str_or_json") and "nargs" not in entry:
         return _structured(check, key, name, value)
     several = entry.get("nargs")
     if isinstance(value, (list, tuple)):
         if several not in ("+", "append"):
-            check.errors.append(f"serve.{key} takes one value, found a list: {show(value)}.")
-            return []
+            return check.refuse(f"serve.{key} takes one value, found a list: {show(value)}.")
         if not value:
-            check.errors.append(f"serve.{key} is an empty list; give a value or leave it out.")
-            return []
+            return check.refuse(f"serve.{key} is an empty list; give a value or leave it out.")
         items = list(value)
     else:
         items = [value]
@@ -116,11 +111,9 @@ def _switch(check: Check, key: str, name: str, stores: bool, value: Any) -> list
         hint = ""
         if str(value).lower() in ("true", "false", "yes", "no", "1", "0", "on", "off"):
             hint = " without quotes"
-        check.errors.append(f"serve.{key} is a switch: write true or false{hint}, found {show(value)}.")
-        return []
+        return check.refuse(f"serve.{key} is a switch: write true or false{hint}, found {show(value)}.")
     if not stores and not value:
-        check.errors.append(f"serve.{key}: false is a double negative; write '{name}: true'.")
-        return []
+        return check.refuse(f"serve.{key}: false is a double negative; write '{name}: true'.")
     check.seen[name] = stores and value
     if value:
         return [f"--{key}"]
@@ -291,32 +284,26 @@ def _structured(check: Check, key: str, name: str, value: Any) -> list[str]:
         try:
             parsed = json.loads(value)
         except json.JSONDecodeError as problem:
-            check.errors.append(
+            return check.refuse(
                 f"serve.{key} takes a dictionary or JSON, found {show(value)} "
                 f"({problem.msg} at column {problem.colno})."
             )
-            return []
         except (ValueError, RecursionError) as problem:
-            check.errors.append(f"serve.{key} takes a dictionary or JSON, found {show(value)} ({str(problem)[:80]}).")
-            return []
+            return check.refuse(f"serve.{key} takes a dictionary or JSON, found {show(value)} ({str(problem)[:80]}).")
     else:
         parsed = value
     wants_dict = "keys" in entry or entry["kind"] == "str_or_json"
     if not isinstance(parsed, (dict, list)) or (wants_dict and not isinstance(parsed, dict)):
         kind = "a dictionary" if wants_dict else "a dictionary, a list or JSON"
-        check.errors.append(f"serve.{key} takes {kind}, found {show(value)}.")
-        return []
+        return check.refuse(f"serve.{key} takes {kind}, found {show(value)}.")
     try:
         text = json.dumps(parsed, separators=(",", ":"), allow_nan=False)
     except (TypeError, RecursionError) as problem:
-        check.errors.append(f"serve.{key} cannot be written as JSON: {str(problem)[:80]}.")
-        return []
+        return check.refuse(f"serve.{key} cannot be written as JSON: {str(problem)[:80]}.")
     except ValueError as problem:
         if "ircular" in str(problem):
-            check.errors.append(f"serve.{key} contains itself, which JSON cannot.")
-            return []
-        check.errors.append(f"serve.{key} holds an infinite number or no number at all, which JSON does not have.")
-        return []
+            return check.refuse(f"serve.{key} contains itself, which JSON cannot.")
+        return check.refuse(f"serve.{key} holds an infinite number or no number at all, which JSON does not have.")
     keyed = isinstance(parsed, dict) and "keys" in entry
     if keyed and not _keys_known(check, f"serve.{key}", name, dict(parsed), entry["keys"]):
         return []
