@@ -38,7 +38,7 @@ DEFINED = frozenset(
 
 #: File → why it names models of the catalogue.
 NAMES_A_MODEL: Mapping[str, str] = {
-    "plugins/plugin_utils/_catalogue/pooling.py": "an option of vLLM has a model's name in it",
+    "plugins/plugin_utils/_catalogue/published.json": "an option of vLLM has a model's name in it",
     "tests/unit/plugins/module_utils/memory_models.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_advice.py": "figures of published runs",
     "tests/unit/plugins/module_utils/test_memory_configs.py": "shapes of published models",

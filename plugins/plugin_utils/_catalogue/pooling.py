@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.whole import is_whole
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import Path
-from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.families import Architecture
+from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.families import PUBLISHED, Architecture
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.images import ProposalError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.source import Repository
 
@@ -21,16 +21,7 @@ GENERATE, EMBED, SCORE = "generate", "embed", "score"
 TASKS = ("", GENERATE, EMBED, SCORE)
 
 #: Generating classes that vLLM makes a reranker of -> ``hf-overrides``, and where it was published.
-RERANKERS: Mapping[str, tuple[Mapping[str, Any], str]] = {
-    "Qwen3ForCausalLM": (
-        {
-            "architectures": ["Qwen3ForSequenceClassification"],
-            "classifier_from_token": ["no", "yes"],
-            "is_original_qwen3_reranker": True,
-        },
-        "the documentation of vLLM Ascend [P]",
-    ),
-}
+RERANKERS: Mapping[str, Mapping[str, Any]] = PUBLISHED["rerankers"]
 #: Positions of a Roberta model before the first token: its padding token is number 1.
 PADDED_POSITIONS = 2
 _MODULES = "modules.json"
@@ -86,9 +77,8 @@ def values(
                 f"{repository.repo} is a {found.name}, and no source here says how vLLM gives scores of it: put "
                 "serve.hf-overrides into add_model_overrides, or -e add_model_task=embed or generate."
             )
-        options, source = RERANKERS[found.name]
-        serve["hf-overrides"] = dict(options)
-        reasons["serve", "hf-overrides"] = source
+        serve["hf-overrides"] = dict(RERANKERS[found.name]["overrides"])
+        reasons["serve", "hf-overrides"] = RERANKERS[found.name]["source"]
         expected["score"] = {"least": 0, "most": 1, "source": "calculated: the share of yes among yes and no"}
         reasons["expected", "score"] = "as the classifier is made from two tokens"
     else:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import NAMES
+
 #: Where a model's directory appears inside the container, as in the published commands [S0].
 CONTAINER_ROOT = "/root/.cache/huggingface"
 #: In place of an organisation, for what was made here and not downloaded.
@@ -41,17 +43,7 @@ def rank_options(
     }
     errors = [
         f"model_spec.serve must not hold '{name}': it comes from model_spec.{source}."
-        for name, source in (
-            ("served-model-name", "served_name"),
-            ("port", "ports.api"),
-            ("model", "repo"),
-            ("nnodes", "nodes"),
-            ("node-rank", "nodes"),
-            ("master-addr", "engine"),
-            ("master-port", "ports.master"),
-            ("headless", "engine"),
-            ("api-key", "env (as the vaulted gb10_api_key)"),
-        )
+        for name, source in NAMES["set_elsewhere"].items()
         if name in spec["serve"]
     ]
     options = {**own, **spec["serve"]}

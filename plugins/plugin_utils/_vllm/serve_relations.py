@@ -3,32 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import needs
-from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import INTEGER, Check, show
+from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import INTEGER, NAMES, Check, show
 
 _DRAFTED = ("custom_class", "draft_model", "eagle", "eagle3", "medusa", "mlp_speculator")
-# Option → the option without which vLLM refuses it or it does nothing.
-_NEEDS = (
-    ("enable-auto-tool-choice", "tool-call-parser"),
-    ("tool-parser-plugin", "tool-call-parser"),
-    ("reasoning-parser-plugin", "reasoning-parser"),
-    ("enable-log-outputs", "enable-log-requests"),
-    ("enable-eplb", "enable-expert-parallel"),
-    ("numa-bind-nodes", "numa-bind"),
-    ("numa-bind-cpus", "numa-bind"),
-)
-# Option, and the key of a structured option that sets the same.
-_TWICE = (
-    ("attention-backend", "attention-config", "backend"),
-    ("cudagraph-capture-sizes", "compilation-config", "cudagraph_capture_sizes"),
-    ("enable-flashinfer-autotune", "kernel-config", "enable_flashinfer_autotune"),
-    ("max-cudagraph-capture-size", "compilation-config", "max_cudagraph_capture_size"),
-    ("spec-method", "speculative-config", "method"),
-    ("spec-model", "speculative-config", "model"),
-    ("spec-tokens", "speculative-config", "num_speculative_tokens"),
-)
+#: Pairs: an option, and the option without which vLLM refuses it or it does nothing.
+_NEEDS: Sequence[Sequence[str]] = NAMES["needs"]
+#: Option, structured option, and the key of that which sets the same.
+_TWICE: Sequence[Sequence[str]] = NAMES["twice"]
 
 
 def relations(check: Check) -> None:
