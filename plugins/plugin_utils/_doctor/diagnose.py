@@ -22,6 +22,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import
     Check,
     Limits,
     Report,
+    judged,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._fabric.verdict import common_mtu, verdict
 
@@ -70,43 +71,32 @@ def node_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
     ]
 
 
+_KHO = "CmaFree exceeds CmaTotal: boot with kho=off (GRUB_CMDLINE_LINUX, update-grub, reboot)."
+
+
 def _system_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
     system = node["os"]
     dgx = f", DGX OS {system['dgx']}" if system["dgx"] else ""
-    checks = [
+    return [
         Check("system", f"{system['name']}{dgx}"),
-        Check(
-            "kernel",
-            f"{system['kernel']} {system['arch']}",
-            FAIL if node["kho_fault"] else OK,
-            "CmaFree exceeds CmaTotal: boot with kho=off (GRUB_CMDLINE_LINUX, update-grub, reboot)."
-            if node["kho_fault"]
-            else "",
-        ),
+        judged("kernel", f"{system['kernel']} {system['arch']}", _KHO if node["kho_fault"] else "", FAIL),
+        *gpu_checks(node, limits),
     ]
-    checks += gpu_checks(node, limits)
-    return checks
 
 
 def _memory_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
     memory = node["memory_gib"]
     serving = bool(node["engines"])
     least = limits.memory_available_gib
-    short = memory["available"] < least
-    checks = [
-        Check(
-            "memory",
-            f"{memory['available']:.1f} of {memory['total']:.1f} GiB available, {least:g} required",
-            (FAIL if not serving else WARN) if short else OK,
-            (
-                "Lower the model's memory budget: a node without memory stops answering."
-                if serving
-                else "Nothing serves here, and yet the memory is in use: see `ps -eo rss,comm --sort -rss`."
-            )
-            if short
-            else "",
+    shown = f"{memory['available']:.1f} of {memory['total']:.1f} GiB available, {least:g} required"
+    remedy = ""
+    if memory["available"] < least:
+        remedy = (
+            "Lower the model's memory budget: a node without memory stops answering."
+            if serving
+            else "Nothing serves here, and yet the memory is in use: see `ps -eo rss,comm --sort -rss`."
         )
-    ]
+    checks = [judged("memory", shown, remedy, WARN if serving else FAIL)]
     if memory["swap_total"]:
         checks.append(
             Check("swap", f"{memory['swap_total'] - memory['swap_free']:.1f} of {memory['swap_total']:.1f} GiB used")
@@ -137,16 +127,9 @@ def _memory_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
         checks.append(Check("earlyoom", "running"))
     if guard:
         score = guard["sshd_oom_score_adjust"]
-        checks.append(
-            Check(
-                "sshd under memory pressure",
-                f"OOM score adjustment {score}",
-                OK if score <= -900 else WARN,
-                ""
-                if score <= -900
-                else "Run playbooks/provision.yml; without it the kernel may kill the SSH sessions first.",
-            )
-        )
+        remedy = "Run playbooks/provision.yml; without it the kernel may kill the SSH sessions first."
+        shown = f"OOM score adjustment {score}"
+        checks.append(judged("sshd under memory pressure", shown, "" if score <= -900 else remedy))
         if limits.sysctl and guard["swappiness"] > 1:
             checks.append(Check("vm.swappiness", str(guard["swappiness"]), WARN, "Run playbooks/provision.yml."))
     return checks
@@ -156,36 +139,24 @@ def _disk_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
     by_mount: dict[str, Mapping[str, Any]] = {disk["mount"]: disk for disk in node["disks"].values()}
     checks = []
     for mount, disk in sorted(by_mount.items()):
-        level = OK
+        shown, remedy = f"{disk['free_gib']:.0f} of {disk['size_gib']:.0f} GiB free", ""
         if limits.disk_free_gib and disk["free_gib"] < limits.disk_free_gib:
-            level = FAIL if disk["free_gib"] < limits.disk_free_gib / 5 else WARN
-        checks.append(
-            Check(
-                f"disk {mount}",
-                f"{disk['free_gib']:.0f} of {disk['size_gib']:.0f} GiB free",
-                level,
-                "" if level == OK else "Remove weights and images that no model of yours uses (never prune -a).",
-            )
-        )
+            remedy = "Remove weights and images that no model of yours uses (never prune -a)."
+        level = FAIL if disk["free_gib"] < limits.disk_free_gib / 5 else WARN
+        checks.append(judged(f"disk {mount}", shown, remedy, level))
     return checks
 
 
 def _service_checks(node: Mapping[str, Any]) -> list[Check]:
     docker = node["docker"]
     version = node.get("docker_version", "")
-    checks = [
-        Check(
-            "Docker",
-            f"{version or 'running'} at {docker['data_root']}" if docker["active"] else "not running",
-            OK if docker["active"] else FAIL,
-            "" if docker["active"] else "systemctl status docker; playbooks/provision.yml sets it up.",
-        )
-    ]
     target = node["systemd"]["default_target"]
-    headless = target == "multi-user.target"
-    checks.append(
-        Check("boots into", target, OK if headless else WARN, "" if headless else "Run playbooks/provision.yml.")
-    )
+    checks = [
+        Check("Docker", f"{version or 'running'} at {docker['data_root']}")
+        if docker["active"]
+        else Check("Docker", "not running", FAIL, "systemctl status docker; playbooks/provision.yml sets it up."),
+        judged("boots into", target, "" if target == "multi-user.target" else "Run playbooks/provision.yml."),
+    ]
     if held := node.get("updates_held"):
         checks.append(
             Check("updates", f"unattended ones leave out {', '.join(held)}: install them by hand when nothing serves")
@@ -201,28 +172,15 @@ def _clock_checks(node: Mapping[str, Any], skew: Mapping[str, Any] | None, limit
     clock = node["time"]
     if limits.time_sync:
         good = bool(clock["service"]) and clock["synchronized"]
-        checks.append(
-            Check(
-                "time service",
-                f"{clock['service'] or 'none'}, {'synchronised' if clock['synchronized'] else 'not synchronised'}",
-                OK if good else WARN,
-                ""
-                if good
-                else "playbooks/provision.yml installs one; `chronyc sources` or `timedatectl` show what is missing.",
-            )
-        )
+        shown = f"{clock['service'] or 'none'}, {'synchronised' if clock['synchronized'] else 'not synchronised'}"
+        remedy = "playbooks/provision.yml installs one; `chronyc sources` or `timedatectl` show what is missing."
+        checks.append(judged("time service", shown, "" if good else remedy))
     if skew and skew.get("skew_s") is not None:
         seconds, error = float(skew["skew_s"]), float(skew.get("error_s") or 0.0)
         # Within the error of the measurement the clock counts as right.
         apart = bool(limits.clock_skew_s) and abs(seconds) - error > limits.clock_skew_s
-        checks.append(
-            Check(
-                "clock",
-                f"{seconds:+.3f} s from the control node (±{error:.3f})",
-                FAIL if apart else OK,
-                "Let the time service set it: `chronyc makestep`." if apart else "",
-            )
-        )
+        shown = f"{seconds:+.3f} s from the control node (±{error:.3f})"
+        checks.append(judged("clock", shown, "Let the time service set it: `chronyc makestep`." if apart else "", FAIL))
     return checks
 
 
@@ -280,30 +238,18 @@ def _port_checks(data: Mapping[str, Any], limits: Limits) -> list[Check]:
         f"{each['address']}:{each['port']}" + (f" ({each['process']})" if each["process"] else "") for each in other
     )
     own = f", and {len(engine)} port(s) of the engine itself" if engine else ""
-    return [
-        Check(
-            "open beyond the fabric",
-            shown + own if other else f"only {', '.join(map(str, limits.open_ports))}{own}",
-            WARN if other else OK,
-            "Nothing of this collection listens there; end it, or bind it to the fabric or the loopback."
-            if other
-            else "",
-        )
-    ]
+    if not other:
+        return [Check("open beyond the fabric", f"only {', '.join(map(str, limits.open_ports))}{own}")]
+    remedy = "Nothing of this collection listens there; end it, or bind it to the fabric or the loopback."
+    return [Check("open beyond the fabric", shown + own, WARN, remedy)]
 
 
 def cluster_checks(
     reports: Mapping[str, Mapping[str, Any]], limits: Mapping[str, Limits], expected: int
 ) -> list[Check]:
     """Return the checks that take several nodes: reachability over the fabric, and parity line by line."""
-    checks = [
-        Check(
-            "nodes",
-            f"{len(reports)} of {expected} answer",
-            OK if len(reports) == expected else FAIL,
-            "" if len(reports) == expected else "See the tables of those that do not.",
-        )
-    ]
+    remedy = "" if len(reports) == expected else "See the tables of those that do not."
+    checks = [judged("nodes", f"{len(reports)} of {expected} answer", remedy, FAIL)]
     pings = {name: data["ping"] for name, data in reports.items() if data.get("ping")}
     if len(pings) > 1:
         checks += _reachability(pings, max((limits[name].mtu_bytes for name in pings), default=0))

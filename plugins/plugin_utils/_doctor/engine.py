@@ -8,21 +8,14 @@ from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import swap as swaps
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.front import front_problem
-from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import FAIL, OK, WARN, Check, Limits
+from ansible_collections.gb10.cluster.plugins.plugin_utils._doctor.report import FAIL, WARN, Check, Limits, judged
 
 
 def engine_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
     """Return the checks of the engine, from the facts of its node (gb10.cluster.node_facts with ``detail``)."""
-    two = len(node["engines"]) > 1
+    remedy = "Two engines run on one node: run playbooks/serve.yml with -e model= and the one that is to serve."
     return [
-        Check(
-            "engine",
-            ", ".join(node["engines"]) or "none serves",
-            FAIL if two else OK,
-            "Two engines run on one node: run playbooks/serve.yml with -e model= and the one that is to serve."
-            if two
-            else "",
-        ),
+        judged("engine", ", ".join(node["engines"]) or "none serves", remedy if len(node["engines"]) > 1 else "", FAIL),
         *_boot_checks(node),
         *_swap_checks(node),
         *_container_checks(node, limits),
@@ -121,18 +114,18 @@ def _container_checks(node: Mapping[str, Any], limits: Limits) -> list[Check]:
             missing.append("unlimited locked memory (engine_ulimits: memlock=-1:-1)")
         if not found["rdma_devices"]:
             missing.append("/dev/infiniband/uverbs* (engine_devices)")
-        bad = bool(missing) and limits.rdma
+        remedy = (
+            f"RDMA does not work in it, and NCCL falls back to TCP without a message: give it {', '.join(missing)}, "
+            "then run playbooks/serve.yml."
+        )
         checks.append(
-            Check(
+            judged(
                 f"container {name}",
                 f"capabilities {', '.join(found['capabilities']) or 'none'}; locked memory {shown}; RDMA devices "
                 f"{', '.join(found['rdma_devices']) or 'none'}; "
                 f"{'no new privileges' if found['no_new_privileges'] else 'may gain privileges'}",
-                FAIL if bad else OK,
-                f"RDMA does not work in it, and NCCL falls back to TCP without a message: give it "
-                f"{', '.join(missing)}, then run playbooks/serve.yml."
-                if bad
-                else "",
+                remedy if missing and limits.rdma else "",
+                FAIL,
             )
         )
     return checks

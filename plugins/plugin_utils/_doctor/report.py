@@ -23,6 +23,11 @@ class Check:
     remedy: str = ""
 
 
+def judged(name: str, value: str, remedy: str, level: str = WARN) -> Check:
+    """Return a check of that level, or one that is OK where there is nothing to do."""
+    return Check(name, value, level if remedy else OK, remedy)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What is healthy. Sizes in GiB, times in seconds, MTU in bytes, speed in Mb/s; 0 switches a limit off."""
