@@ -74,11 +74,11 @@ def respelled(values: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     return found
 
 
-def from_split_keys(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_split_keys(config: Config) -> Geometry:
     """Read MiniCPM3 (vllm/model_executor/models/minicpm3.py): latent projections, of which whole keys are kept."""
     attention = attention_from_config(config, config.integer("num_hidden_layers"))
     width = config.integer("qk_nope_head_dim") + config.integer("qk_rope_head_dim")
-    return plain_geometry(config, architecture, dtype, replace(attention, kv_heads=attention.heads, head_dim=width))
+    return plain_geometry(config, replace(attention, kv_heads=attention.heads, head_dim=width))
 
 
 def _inner_width(feed: Mapping[str, Any], hidden: int) -> int:
@@ -89,7 +89,7 @@ def _inner_width(feed: Mapping[str, Any], hidden: int) -> int:
     return -(-int(2 * times * hidden / 3) // 256) * 256
 
 
-def from_block_configs(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_block_configs(config: Config) -> Geometry:
     """Read Nemotron-NAS (vllm/model_executor/models/nemotron_nas.py): each block with attention or without."""
     layers, blocks = config.integer("num_hidden_layers"), config.values.get("block_configs")
     parts = [
@@ -110,7 +110,7 @@ def from_block_configs(config: Config, architecture: str, dtype: str) -> Geometr
         config.missing.append("config.json has no attention block: the memory model needs one to size its pages.")
     attention = attention_from_config(config, max(1, len(groups)))
     attention = replace(attention, kv_heads=max(1, attention.heads // (groups or [1])[0]))
-    geometry = plain_geometry(config, architecture, dtype, attention)
+    geometry = plain_geometry(config, attention)
     widest = max((_inner_width(feed, geometry.hidden_size) for _attention, feed in parts), default=0)
     return replace(geometry, intermediate_size=widest or geometry.intermediate_size)
 
@@ -124,7 +124,7 @@ def _convolution(layers: int, kv_heads: int, head_dim: int, hidden: int, columns
     return Window(layers, columns, kv_heads, width // 2, block_tokens=columns)
 
 
-def from_convolved(config: Config, architecture: str, dtype: str) -> Geometry:
+def from_convolved(config: Config) -> Geometry:
     """Read Inkling (vllm/models/inkling): windows with heads of their own, and convolutions kept as further windows.
 
     Its draft layers have no rule here: the geometry has no mtp section.
@@ -148,7 +148,7 @@ def from_convolved(config: Config, architecture: str, dtype: str) -> Geometry:
         width = config.optional("swa_head_dim") or full.head_dim
         tokens = config.integer("sliding_window_size", "sliding_window")
         windows += [Window(near, tokens, heads, width), _convolution(near, heads, width, hidden, columns)]
-    geometry = plain_geometry(config, architecture, dtype, full, tuple(windows))
+    geometry = plain_geometry(config, full, tuple(windows))
     wide = config.optional("dense_intermediate_size") or geometry.intermediate_size
     dense = config.optional("dense_mlp_idx") or 0
     experts = replace(geometry.moe, layers=max(1, layers - dense)) if geometry.moe else None

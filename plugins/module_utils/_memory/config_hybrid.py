@@ -13,7 +13,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.config_values
     Config,
     attention_from_config,
     gated_delta_net,
-    is_dtype,
     moe_of,
     mtp_of,
     plain_geometry,
@@ -37,7 +36,7 @@ _BLOCK_KINDS = {
 }
 
 
-def from_qwen_gdn(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_qwen_gdn(config: Config) -> shapes.Geometry:
     layers = config.integer("num_hidden_layers")
     kinds = config.texts("layer_types")
     config.without_rule(kinds or [], "full_attention", "linear_attention")
@@ -45,11 +44,9 @@ def from_qwen_gdn(config: Config, architecture: str, dtype: str) -> shapes.Geome
         every = config.optional("full_attention_interval") or 4  # the default of both config classes
         kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
     # Without mamba_ssm_dtype vLLM keeps the state in the model's own dtype.
-    state_dtype = config.values.get("mamba_ssm_dtype") or dtype
-    if not is_dtype(state_dtype):
-        config.missing.append(f"config.json has mamba_ssm_dtype {state_dtype!r}, which is not {shapes.ONE_DTYPE}.")
+    state_dtype = config.state_dtype("mamba_ssm_dtype", config.dtype)
     return shapes.Geometry(
-        architecture=architecture,
+        architecture=config.architecture,
         layers=layers,
         hidden_size=config.integer("hidden_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
@@ -58,7 +55,7 @@ def from_qwen_gdn(config: Config, architecture: str, dtype: str) -> shapes.Geome
         moe=moe_of(config, layers),
         mtp=mtp_of(config, "mtp_num_hidden_layers", "num_nextn_predict_layers"),
         vocab_size=config.optional("vocab_size"),
-        dtype=dtype,
+        dtype=config.dtype,
     )
 
 
@@ -73,25 +70,21 @@ def _blocks(config: Config, list_key: str, pattern_key: str) -> list[str]:
     return [_BLOCK_KINDS.get(item, "mlp") for item in spelled]
 
 
-def from_nemotron_h(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_nemotron_h(config: Config) -> shapes.Geometry:
     blocks = _blocks(config, "layers_block_type", "hybrid_override_pattern")
     if not blocks:
         config.missing.append("config.json has neither layers_block_type nor hybrid_override_pattern.")
     counts = {kind: blocks.count(kind) for kind in ("mamba", "attention", "moe")}
     if blocks and not counts["attention"]:
         config.missing.append(NO_ATTENTION)
-    state_dtype = config.values.get("mamba_ssm_cache_dtype") or "float32"  # vLLM's own default for this class
-    if not is_dtype(state_dtype):
-        config.missing.append(
-            f"config.json has mamba_ssm_cache_dtype {state_dtype!r}, which is not {shapes.ONE_DTYPE}."
-        )
+    state_dtype = config.state_dtype("mamba_ssm_cache_dtype", "float32")  # vLLM's own default for this class
     mtp = None
     heads = config.optional("num_nextn_predict_layers")
     if heads:
         pattern = _blocks(config, "mtp_layers_block_type", "mtp_hybrid_override_pattern") or ["attention", "moe"]
         mtp = shapes.Mtp(layers=heads, attention_layers=heads * pattern.count("attention"))
     return shapes.Geometry(
-        architecture=architecture,
+        architecture=config.architecture,
         layers=len(blocks) or 1,
         hidden_size=config.integer("hidden_size"),
         max_position_embeddings=config.integer("max_position_embeddings"),
@@ -120,18 +113,16 @@ def from_nemotron_h(config: Config, architecture: str, dtype: str) -> shapes.Geo
         else None,
         mtp=mtp,
         vocab_size=config.optional("vocab_size"),
-        dtype=dtype,
+        dtype=config.dtype,
     )
 
 
-def _hybrid(
-    config: Config, architecture: str, dtype: str, attention_layers: int, recurrent: shapes.Recurrent | None
-) -> shapes.Geometry:
+def _hybrid(config: Config, attention_layers: int, recurrent: shapes.Recurrent | None) -> shapes.Geometry:
     """Return a plain model with recurrent layers; note one without attention."""
     if not attention_layers:
         config.missing.append(NO_ATTENTION)
     attention = attention_from_config(config, max(1, attention_layers))
-    return replace(plain_geometry(config, architecture, dtype, attention), recurrent=recurrent)
+    return replace(plain_geometry(config, attention), recurrent=recurrent)
 
 
 def _kinds(config: Config, *keys: str) -> list[str]:
@@ -152,7 +143,6 @@ def _known(config: Config, kinds: list[str], *known: str) -> None:
 def _mamba2(
     config: Config,
     layers: int,
-    dtype: str,
     width: int | None,
     n_heads: str = "mamba_n_heads",
     groups: str = "mamba_n_groups",
@@ -172,24 +162,24 @@ def _mamba2(
         state_size=config.integer("mamba_d_state"),
         groups=config.integer(groups),
         conv_kernel=config.integer("mamba_d_conv"),
-        state_dtype=dtype,
+        state_dtype=config.dtype,
         chunk_size=config.optional("mamba_chunk_size") or config.optional("chunk_size") or 2048,
     )
 
 
-def from_falcon_h1(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_falcon_h1(config: Config) -> shapes.Geometry:
     """Read Falcon-H1 (vllm/model_executor/models/falcon_h1.py): each layer has attention and Mamba-2 side by side."""
     layers = config.integer("num_hidden_layers")
-    recurrent = _mamba2(config, layers, dtype, config.optional("mamba_d_ssm"))
-    return replace(_hybrid(config, architecture, dtype, layers, recurrent), layers=2 * layers)
+    recurrent = _mamba2(config, layers, config.optional("mamba_d_ssm"))
+    return replace(_hybrid(config, layers, recurrent), layers=2 * layers)
 
 
-def from_granite_hybrid(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_granite_hybrid(config: Config) -> shapes.Geometry:
     """Read Granite 4 (vllm/model_executor/models/granitemoehybrid.py); some have no experts, or no Mamba."""
     kinds = [_BLOCK_KINDS.get(kind, kind) for kind in _kinds(config, "layer_types", "layers_block_type")]
     _known(config, kinds, "mamba", "attention")
-    recurrent = _mamba2(config, kinds.count("mamba"), dtype, None) if "mamba" in kinds else None
-    return _hybrid(config, architecture, dtype, kinds.count("attention"), recurrent)
+    recurrent = _mamba2(config, kinds.count("mamba"), None) if "mamba" in kinds else None
+    return _hybrid(config, kinds.count("attention"), recurrent)
 
 
 def _every(config: Config, what: str, layers: int) -> int:
@@ -201,7 +191,7 @@ def _every(config: Config, what: str, layers: int) -> int:
     return sum(index % period == offset for index in range(layers))
 
 
-def from_jamba(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_jamba(config: Config) -> shapes.Geometry:
     """Read Jamba (vllm/model_executor/models/jamba.py): Mamba-1 with a layer of attention now and then."""
     layers = config.integer("num_hidden_layers")
     attention = _every(config, "attn_layer", layers)
@@ -210,15 +200,15 @@ def from_jamba(config: Config, architecture: str, dtype: str) -> shapes.Geometry
         width=config.integer("mamba_expand") * config.integer("hidden_size"),
         state_size=config.integer("mamba_d_state"),
         conv_kernel=config.integer("mamba_d_conv"),
-        state_dtype=dtype,
+        state_dtype=config.dtype,
     )
-    geometry = _hybrid(config, architecture, dtype, attention, recurrent)
+    geometry = _hybrid(config, attention, recurrent)
     if geometry.moe is None:
         return geometry
     return replace(geometry, moe=replace(geometry.moe, layers=max(1, _every(config, "expert_layer", layers))))
 
 
-def from_lfm2(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_lfm2(config: Config) -> shapes.Geometry:
     """Read LFM2 (vllm/model_executor/models/lfm2.py, lfm2_moe.py): short convolutions beside attention.
 
     Early files number the layers of attention (``full_attn_idxs``) instead of listing the kinds.
@@ -234,15 +224,15 @@ def from_lfm2(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
         config.optional("conv_dim") or config.integer("hidden_size"),
         config.integer("conv_L_cache"),
     )
-    return _hybrid(config, architecture, dtype, kinds.count("full_attention"), recurrent)
+    return _hybrid(config, kinds.count("full_attention"), recurrent)
 
 
-def from_zamba2(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_zamba2(config: Config) -> shapes.Geometry:
     """Read Zamba2 (vllm/model_executor/models/zamba2.py): Mamba-2 in every layer, attention of double width in some."""
     kinds = [_BLOCK_KINDS.get(kind, kind) for kind in _kinds(config, "layers_block_type", "layer_types")]
     _known(config, kinds, "mamba", "hybrid")
-    recurrent = _mamba2(config, max(1, len(kinds)), dtype, None, "n_mamba_heads", "mamba_ngroups")
-    geometry = _hybrid(config, architecture, dtype, kinds.count("hybrid"), recurrent)
+    recurrent = _mamba2(config, max(1, len(kinds)), None, "n_mamba_heads", "mamba_ngroups")
+    geometry = _hybrid(config, kinds.count("hybrid"), recurrent)
     heads = geometry.attention.heads
     width = config.optional("attention_head_dim") or max(1, 2 * geometry.hidden_size // heads)
     attention = replace(geometry.attention, kv_heads=heads, head_dim=width)
@@ -255,7 +245,7 @@ def _blocks_of(config: Config, key: str) -> list[Mapping[str, Any]]:
     return [each for each in listed if isinstance(each, Mapping)] if isinstance(listed, list) else []
 
 
-def from_nemotron_puzzle(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_nemotron_puzzle(config: Config) -> shapes.Geometry:
     """Read a Nemotron-H whose blocks have figures of their own (``block_configs``): windows, experts."""
     blocks, heads = _blocks_of(config, "block_configs"), _blocks_of(config, "mtp_block_configs")
     if not blocks or any("ssm_state_size" in each for each in blocks):
@@ -271,8 +261,8 @@ def from_nemotron_puzzle(config: Config, architecture: str, dtype: str) -> shape
         "layers_block_type": [str(each.get("block_type")) for each in blocks],
         "mtp_layers_block_type": [str(each.get("block_type")) for each in heads],
     }
-    flat = Config({**config.values, **heaviest, **kinds})
-    geometry = from_nemotron_h(flat, architecture, dtype)
+    flat = Config({**config.values, **heaviest, **kinds}, config.architecture, config.dtype)
+    geometry = from_nemotron_h(flat)
     config.missing += flat.missing
     attention = geometry.attention
     kept = Counter(Config(each).optional("sliding_window") for each in blocks if each.get("block_type") == "attention")

@@ -162,17 +162,17 @@ _EVERY = {
 _EVERY_KEYS = ("sliding_window_pattern", "global_attn_every_n_layers")
 
 
-def _kinds(config: Config, architecture: str, layers: int) -> list[str]:
+def _kinds(config: Config, layers: int) -> list[str]:
     """Return what each layer's attention is: full, sliding or chunked; note kinds without a rule here.
 
     Models that do not list it follow the rule of their class in vLLM or in its configuration's defaults.
     """
     kinds = config.texts("layer_types")
-    if kinds is None and architecture == "GptOssForCausalLM":
+    if kinds is None and config.architecture == "GptOssForCausalLM":
         # vllm/model_executor/models/gpt_oss.py: the window is on every even layer.
         kinds = ["full_attention" if index % 2 else "sliding_attention" for index in range(layers)]
-    every = next(filter(None, map(config.optional, _EVERY_KEYS)), None) or _EVERY.get(architecture)
-    if kinds is None and every and architecture in _EVERY:
+    every = next(filter(None, map(config.optional, _EVERY_KEYS)), None) or _EVERY.get(config.architecture)
+    if kinds is None and every and config.architecture in _EVERY:
         kinds = ["sliding_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
     if kinds is None:
         # A window as long as the context never cuts anything off.
@@ -188,11 +188,11 @@ def _kinds(config: Config, architecture: str, layers: int) -> list[str]:
     return kinds
 
 
-def _from_plain(config: Config, architecture: str, dtype: str) -> Geometry:
+def _from_plain(config: Config) -> Geometry:
     layers = config.integer("num_hidden_layers")
     if config.values.get("use_cla"):
         config.missing.append("config.json has layers that share keys and values (use_cla), which have no rule here.")
-    kinds = _kinds(config, architecture, layers)
+    kinds = _kinds(config, layers)
     attention = attention_from_config(config, config.full(kinds.count("full_attention")))
     windows: tuple[Window, ...] = ()
     if "sliding_attention" in kinds:
@@ -204,10 +204,10 @@ def _from_plain(config: Config, architecture: str, dtype: str) -> Geometry:
                 head_dim=attention.head_dim,
             ),
         )
-    return plain_geometry(config, architecture, dtype, attention, windows, mtp_of(config, "num_nextn_predict_layers"))
+    return plain_geometry(config, attention, windows, mtp_of(config, "num_nextn_predict_layers"))
 
 
-def _from_latent(config: Config, architecture: str, dtype: str) -> Geometry:
+def _from_latent(config: Config) -> Geometry:
     """Read a model with multi-head latent attention (vllm/model_executor/models/deepseek_v2.py).
 
     A token is one vector: the compressed keys and values, and the part of the key that carries the position.
@@ -217,10 +217,10 @@ def _from_latent(config: Config, architecture: str, dtype: str) -> Geometry:
         config.missing.append("config.json has a sparse or compressed cache, which the memory model has no rule for.")
     latent = config.integer("kv_lora_rank") + config.integer("qk_rope_head_dim")
     attention = Attention(layers=layers, heads=heads, kv_heads=1, head_dim=latent, latent_dim=latent)
-    return plain_geometry(config, architecture, dtype, attention, (), mtp_of(config, "num_nextn_predict_layers"))
+    return plain_geometry(config, attention, (), mtp_of(config, "num_nextn_predict_layers"))
 
 
-def _from_chunked(config: Config, architecture: str, dtype: str) -> Geometry:
+def _from_chunked(config: Config) -> Geometry:
     """Read Llama 4: layers with rotary positions keep a chunk, the others everything (``no_rope_layers``)."""
     layers = config.integer("num_hidden_layers")
     rotary = config.values.get("no_rope_layers")
@@ -229,19 +229,19 @@ def _from_chunked(config: Config, architecture: str, dtype: str) -> Geometry:
         rotary = [int((index + 1) % every != 0) for index in range(layers)]
     chunk, full = config.optional("attention_chunk_size"), rotary.count(0)
     if chunk is None:
-        return plain_geometry(config, architecture, dtype, attention_from_config(config, layers))
+        return plain_geometry(config, attention_from_config(config, layers))
     attention = attention_from_config(config, max(1, full))
     chunks = Window(layers - full, chunk, attention.kv_heads, attention.head_dim, chunked=True)
-    return plain_geometry(config, architecture, dtype, attention, (chunks,))
+    return plain_geometry(config, attention, (chunks,))
 
 
-def _from_gemma_shared(config: Config, architecture: str, dtype: str) -> Geometry:
+def _from_gemma_shared(config: Config) -> Geometry:
     """Read Gemma 3n and 4 (vllm/model_executor/models/gemma3n.py, gemma4.py; defaults of transformers' classes).
 
     The last ``num_kv_shared_layers`` read the cache of an earlier layer; in Gemma 4 full attention has wider heads.
     """
     layers = config.integer("num_hidden_layers")
-    is_3n = architecture.startswith("Gemma3n")
+    is_3n = config.architecture.startswith("Gemma3n")
     every, last = (5, layers) if is_3n else (6, layers - 1)
     kinds = config.texts("layer_types") or [
         "sliding_attention" if (index + 1) % every and index < last else "full_attention" for index in range(layers)
@@ -264,10 +264,10 @@ def _from_gemma_shared(config: Config, architecture: str, dtype: str) -> Geometr
     if "sliding_attention" in own:
         count, tokens = own.count("sliding_attention"), config.integer("sliding_window")
         windows = (Window(count, tokens, narrow.kv_heads, narrow.head_dim),)
-    return plain_geometry(config, architecture, dtype, wide, windows)
+    return plain_geometry(config, wide, windows)
 
 
-def _from_groups(config: Config, architecture: str, dtype: str) -> Geometry:
+def _from_groups(config: Config) -> Geometry:
     """Read Step 3.5 (vllm/model_executor/models/step3p5.py).
 
     Its list of layers may go on with draft layers, which have no rule here: the geometry has no mtp section.
@@ -287,7 +287,7 @@ def _from_groups(config: Config, architecture: str, dtype: str) -> Geometry:
         heads = its.optional("num_attention_groups") or full.kv_heads
         width = its.optional("head_dim") or full.head_dim
         windows = (Window(kinds.count("sliding_attention"), config.integer("sliding_window"), heads, width),)
-    geometry = plain_geometry(config, architecture, dtype, full, windows)
+    geometry = plain_geometry(config, full, windows)
     named = config.values.get("moe_layers_enum")
     if geometry.moe is None:
         return geometry
@@ -297,7 +297,7 @@ def _from_groups(config: Config, architecture: str, dtype: str) -> Geometry:
     )
 
 
-def _from_two_widths(config: Config, architecture: str, dtype: str) -> Geometry:
+def _from_two_widths(config: Config) -> Geometry:
     """Read MiMo-V2 (vllm/model_executor/models/mimo_v2.py): windows with heads of their own, values narrower than keys.
 
     Its draft layers have no rule here: the geometry has no mtp section.
@@ -320,7 +320,7 @@ def _from_two_widths(config: Config, architecture: str, dtype: str) -> Geometry:
                 value_head_dim=config.optional("swa_v_head_dim"),
             ),
         )
-    return plain_geometry(config, architecture, dtype, attention, windows)
+    return plain_geometry(config, attention, windows)
 
 
 def checkpoint_kv_dtype(quantization: object) -> str:
@@ -350,7 +350,7 @@ def checkpoint_kv_dtype(quantization: object) -> str:
     return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(found).lower(), "auto")
 
 
-_READERS: Mapping[str, Callable[[Config, str, str], Geometry]] = {
+_READERS: Mapping[str, Callable[[Config], Geometry]] = {
     name: reader
     for reader, names in (
         (_from_plain, (*_PLAIN, *_DRAFTS)),
@@ -418,13 +418,13 @@ def geometry_from_hf_config(values: Mapping[str, Any]) -> Geometry:
                 "(docs/memory.md), or give a measured point in expected.kv_cache."
             ]
         )
-    config = Config(config_blocks.respelled(inner, inner_architecture))
     dtype = inner.get("dtype") or inner.get("torch_dtype") or values.get("dtype") or values.get("torch_dtype")
     dtype = dtype or "bfloat16"
+    config = Config(config_blocks.respelled(inner, inner_architecture), inner_architecture, str(dtype))
     if not is_dtype(dtype):
         config.missing.append(f"config.json has dtype {dtype!r}, which is not {ONE_DTYPE}.")
     geometry = replace(
-        _READERS[inner_architecture](config, inner_architecture, str(dtype)),
+        _READERS[inner_architecture](config),
         architecture=architecture,
         kv_cache_dtype=checkpoint_kv_dtype(values.get("quantization_config") or inner.get("quantization_config")),
     )

@@ -58,10 +58,10 @@ def _indexed_layers(config: Config, layers: int) -> int | None:
     return layers - shared if shared else None
 
 
-def from_indexed(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_indexed(config: Config) -> shapes.Geometry:
     """Read DeepSeek-V3.2 and GLM-5 (vllm/model_executor/models/deepseek_v2.py): the keys of an indexer."""
     layers = config.integer("num_hidden_layers")
-    geometry = plain_geometry(config, architecture, dtype, _latent(config, layers), (), mtp_of(config, _NEXT))
+    geometry = plain_geometry(config, _latent(config, layers), (), mtp_of(config, _NEXT))
     indexer = shapes.Indexer(shapes.DSA, config.integer("index_head_dim"), layers=_indexed_layers(config, layers))
     return replace(geometry, indexer=indexer)
 
@@ -73,7 +73,7 @@ def _ones(values: object, layers: int) -> int | None:
     return None
 
 
-def from_block_sparse(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_block_sparse(config: Config) -> shapes.Geometry:
     """Read MiniMax-M3 (vllm/models/minimax_m3): full attention, most layers with keys by which blocks are chosen."""
     layers, section = config.integer("num_hidden_layers"), config.values.get("sparse_attention_config")
     inner = Config(section if isinstance(section, Mapping) else {})
@@ -84,7 +84,7 @@ def from_block_sparse(config: Config, architecture: str, dtype: str) -> shapes.G
         )
     attention = attention_from_config(config, layers)
     heads = mtp_of(config, "num_mtp_modules", _NEXT)
-    geometry = plain_geometry(config, architecture, dtype, attention, (), heads)
+    geometry = plain_geometry(config, attention, (), heads)
     experts = _ones(config.values.get("moe_layer_freq"), layers)
     if geometry.moe and experts:
         geometry = replace(geometry, moe=replace(geometry.moe, layers=experts))
@@ -95,7 +95,7 @@ def from_block_sparse(config: Config, architecture: str, dtype: str) -> shapes.G
     return replace(geometry, indexer=shapes.Indexer(shapes.MSA, width, layers=None if sparse == layers else sparse))
 
 
-def _windowed(config: Config, architecture: str, dtype: str, listed: int, **states: int) -> shapes.Geometry:
+def _windowed(config: Config, listed: int, **states: int) -> shapes.Geometry:
     """Return a model whose layers have a window and share compressed states.
 
     :param listed: length of ``compress_ratios``; what goes beyond the layers are draft layers.
@@ -104,9 +104,7 @@ def _windowed(config: Config, architecture: str, dtype: str, listed: int, **stat
     layers, head_dim = config.integer("num_hidden_layers"), config.integer("head_dim")
     attention = shapes.Attention(layers, config.integer("num_attention_heads"), kv_heads=1, head_dim=head_dim)
     drafts = max(listed - layers, config.optional(_NEXT) or 0)
-    geometry = plain_geometry(
-        config, architecture, dtype, attention, (), shapes.Mtp(drafts, drafts) if drafts else None
-    )
+    geometry = plain_geometry(config, attention, (), shapes.Mtp(drafts, drafts) if drafts else None)
     compressed = shapes.Compressed(
         layers=layers,
         window_tokens=config.integer("sliding_window"),
@@ -122,7 +120,7 @@ def _ratios(value: object, layers: int, known: tuple[int, ...]) -> bool:
     return isinstance(value, list) and len(value) >= layers and all(each in known for each in value)
 
 
-def from_compressed(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_compressed(config: Config) -> shapes.Geometry:
     """Read DeepSeek-V4 (vllm/models/deepseek_v4/attention.py).
 
     ``compress_ratios`` has a ratio for each layer and zeros for the draft layers after them; 0 is a window alone.
@@ -133,10 +131,10 @@ def from_compressed(config: Config, architecture: str, dtype: str) -> shapes.Geo
         config.missing.append(f"config.json has no compress_ratios of 4 and 128 (and 0) for its {layers} layers.")
         ratios = [0] * layers
     indexed, pooled = max(1, ratios[:layers].count(4)), max(1, ratios[:layers].count(128))
-    return _windowed(config, architecture, dtype, len(ratios), indexed_layers=indexed, pooled_layers=pooled)
+    return _windowed(config, len(ratios), indexed_layers=indexed, pooled_layers=pooled)
 
 
-def from_sources(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_sources(config: Config) -> shapes.Geometry:
     """Read DeepSeek-V4.1 (vllm/models/deepseek_v41/attention.py): ``kv_source_layer_ids`` keep states for the others.
 
     ``compress_ratios`` has a ratio of 2 or 1 for each layer that reads them, 0 for a window alone.
@@ -150,10 +148,10 @@ def from_sources(config: Config, architecture: str, dtype: str) -> shapes.Geomet
     kept = [ratios[each] for each in sources if isinstance(each, int) and 0 <= each < layers]
     if not kept or 0 in kept or len(kept) != len(sources):
         config.missing.append("config.json has no kv_source_layer_ids of layers whose ratio is 2 or 1.")
-    return _windowed(config, architecture, dtype, len(ratios), pair_sources=kept.count(2), token_sources=kept.count(1))
+    return _windowed(config, len(ratios), pair_sources=kept.count(2), token_sources=kept.count(1))
 
 
-def from_qsa(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_qsa(config: Config) -> shapes.Geometry:
     """Read Qwen3.8-Flash-Next (vllm/models/qwen4_exp): gated delta nets, sparse attention, n-gram embeddings."""
     layers, every = config.integer("num_hidden_layers"), config.optional("full_attention_interval")
     kinds = config.texts("layer_types")
@@ -161,9 +159,7 @@ def from_qsa(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
         kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(layers)]
     counts = _count(config, kinds, full="full_attention", linear="linear_attention")
     attention = attention_from_config(config, counts["full"])
-    geometry = plain_geometry(
-        config, architecture, dtype, attention, (), mtp_of(config, "mtp_num_hidden_layers", _NEXT)
-    )
+    geometry = plain_geometry(config, attention, (), mtp_of(config, "mtp_num_hidden_layers", _NEXT))
     embedded = config.values.get("ple_layer_ids")
     conv = None
     if embedded:
@@ -198,15 +194,15 @@ def _delta(config: Config, layers: int) -> shapes.Kda:
     return found
 
 
-def from_pooled(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_pooled(config: Config) -> shapes.Geometry:
     """Read GLM-5.3-Flash (vllm/models/glm5next): latent attention with a pooled indexer beside delta attention."""
     counts = _count(config, config.texts("layer_types"), full="deepseek_sparse_attention", linear="linear_attention")
-    geometry = plain_geometry(config, architecture, dtype, _latent(config, counts["full"]), (), mtp_of(config, _NEXT))
+    geometry = plain_geometry(config, _latent(config, counts["full"]), (), mtp_of(config, _NEXT))
     indexer = shapes.Indexer(shapes.KPOOL, config.integer("index_head_dim"), config.integer("index_kpool"))
     return replace(geometry, recurrent=_delta(config, counts["linear"]), indexer=indexer)
 
 
-def from_delta_hybrid(config: Config, architecture: str, dtype: str) -> shapes.Geometry:
+def from_delta_hybrid(config: Config) -> shapes.Geometry:
     """Read Kimi-Linear: delta attention beside plain latent attention, as ``linear_attn_config`` lists them."""
     section = config.values.get("linear_attn_config")
     lists = [section.get(key) if isinstance(section, Mapping) else None for key in ("kda_layers", "full_attn_layers")]
@@ -214,6 +210,6 @@ def from_delta_hybrid(config: Config, architecture: str, dtype: str) -> shapes.G
         config.missing.append("config.json has no linear_attn_config with kda_layers and full_attn_layers.")
         lists = [[1], [1]]
     linear, full = (len(each) if isinstance(each, list) else 1 for each in lists)
-    geometry = plain_geometry(config, architecture, dtype, _latent(config, full), (), mtp_of(config, _NEXT))
+    geometry = plain_geometry(config, _latent(config, full), (), mtp_of(config, _NEXT))
     bounded = isinstance(section, Mapping) and section.get("gate_lower_bound") is not None
     return replace(geometry, recurrent=replace(_delta(config, linear), bounded_gate=bounded))

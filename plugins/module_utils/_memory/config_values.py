@@ -37,7 +37,8 @@ def _largest(value: Any) -> Any:
 class Config:
     """A config.json that notes what was asked of it and was not there."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], architecture: str = "", dtype: str = "bfloat16") -> None:
+        self.architecture, self.dtype = architecture, dtype
         self.values = {key: _largest(value) if key in _BY_LAYER else value for key, value in values.items()}
         self.missing: list[str] = []
 
@@ -77,6 +78,13 @@ class Config:
         if layers < 1:
             self.missing.append("config.json has no layer of full attention: the memory model needs one.")
         return max(1, layers)
+
+    def state_dtype(self, key: str, default: str) -> Any:
+        """Return the dtype of recurrent states; note one whose size is not known."""
+        value = self.values.get(key) or default
+        if not is_dtype(value):
+            self.missing.append(f"config.json has {key} {value!r}, which is not {shapes.ONE_DTYPE}.")
+        return value
 
     def texts(self, key: str) -> list[str] | None:
         value = self.values.get(key)
@@ -145,15 +153,13 @@ def gated_delta_net(config: Config, layers: int, state_dtype: str) -> shapes.Gat
 
 def plain_geometry(
     config: Config,
-    architecture: str,
-    dtype: str,
     attention: shapes.Attention,
     windows: tuple[shapes.Window, ...] = (),
     mtp: shapes.Mtp | None = None,
 ) -> shapes.Geometry:
     layers = config.integer("num_hidden_layers")
     return shapes.Geometry(
-        architecture=architecture,
+        architecture=config.architecture,
         layers=layers,
         hidden_size=config.integer("hidden_size"),
         max_position_embeddings=config.integer("max_position_embeddings", "model_max_length"),
@@ -163,5 +169,5 @@ def plain_geometry(
         mtp=mtp,
         vocab_size=config.optional("vocab_size"),
         intermediate_size=config.optional("intermediate_size"),
-        dtype=dtype,
+        dtype=config.dtype,
     )
