@@ -46,7 +46,7 @@ _ENGINE_BASE_FALLBACK = (
     "libtcmalloc-minimal4",
 )
 #: What `lab up --with-docker` installs in advance: Docker and what else the role host installs everywhere.
-DOCKER_PACKAGES = ("ca-certificates", "docker.io", "earlyoom", "ethtool", "rsync")
+DOCKER_PACKAGES = ("ca-certificates", "docker.io", "earlyoom", "ethtool", "pigz", "rsync")
 PACKAGES_IN_NODE = "/opt/lab-packages"
 _INDEXER = NODE_FILES / "index-packages"
 _ROOT_REPOSITORY = "gb10-lab-root"
