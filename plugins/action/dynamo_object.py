@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import diff
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import difference
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.action import DynamoAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import KINDS, Cluster, ClusterError
@@ -58,12 +59,8 @@ class ActionModule(DynamoAction):
             return self._refused(cluster, made, error, dry)
         if not difference.differs(live, result) and not replaced:
             return {"object": live}
-        shown = {
-            "before": yaml.safe_dump(difference.clean(live), sort_keys=False) if live else "",
-            "after": yaml.safe_dump(difference.clean(result), sort_keys=False),
-            "before_header": named(made),
-            "after_header": named(made),
-        }
+        texts = [yaml.safe_dump(difference.clean(each), sort_keys=False) if each else "" for each in (live, result)]
+        shown = diff(named(made), *texts)
         if not dry:
             result = cluster.apply(made, force=args["force"])
         # A rehearsal on purpose changes nothing; check mode reports what would change.

@@ -34,7 +34,7 @@ class ActionModule(ControlNodeAction):
             changed=write,
             path=str(path),
             backup="",
-            diff={"before_header": str(path), "after_header": str(path), "before": before or "", "after": content},
+            diff=files.diff(str(path), before or "", content),
         )
         if refused:
             result.update(

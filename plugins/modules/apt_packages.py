@@ -156,13 +156,11 @@ def main() -> None:
         "cache_updated": False,
         # For the action plugin alone, which takes it out.
         "installed": sorted(present),
-        "diff": {
-            "before": "",
-            "after": "".join(f"{name}\n" for name in missing)
-            + "".join(f"{name} (marked as installed by hand)\n" for name in marked),
-            "before_header": "installed packages",
-            "after_header": "installed packages",
-        },
+        "diff": files.diff(
+            "installed packages",
+            "",
+            "".join(f"{name}\n" for name in [*missing, *(f"{name} (marked as installed by hand)" for name in marked)]),
+        ),
     }
     if module.check_mode:
         module.exit_json(**result)

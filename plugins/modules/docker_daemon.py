@@ -221,12 +221,7 @@ def main() -> None:
         "changed_keys": keys,
         "restart_keys": restart_keys,
         "protected": protected,
-        "diff": {
-            "before": previous or "",
-            "after": text if keys else previous or "",
-            "before_header": str(path),
-            "after_header": str(path),
-        },
+        "diff": files.diff(str(path), previous or "", text if keys else previous or ""),
     }
     module.exit_json(**result)
 

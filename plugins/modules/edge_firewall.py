@@ -310,7 +310,7 @@ class Node:
         if kept and not self.rollback.is_pending() and self.enabled() and read(UNIT) == self.unit_text():
             return result
         result["changed"] = True
-        result["diff"] = {"before": before, "after": text, "before_header": str(KEPT), "after_header": str(KEPT)}
+        result["diff"] = files.diff(str(KEPT), before, text)
         if before == text:
             result["diff"]["before"] = "the table is not loaded as it was written, or not at boot\n"
             result["diff"]["after"] = "the table is loaded as it was written, and at boot\n"

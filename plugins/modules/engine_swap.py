@@ -140,9 +140,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import swap as swaps
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.units import UnitError
 
-DESCRIBED = ("node", "head", "peers", "address", "head_address", "port", "key", "before", "after", "stall_seconds",
-             "restarts_allowed")  # fmt: skip
-
 
 def decide(swap: swaps.Swap, params: dict[str, Any]) -> dict[str, Any]:
     """Commit or roll back on this node; return what was done.  Hold the lock.
@@ -220,8 +217,7 @@ def main() -> None:
         with swap.locked():
             if params["state"] == "armed":
                 result["swap"] = params["swap"] or secrets.token_hex(8)
-                described = {name: params[name] for name in DESCRIBED}
-                swap.arm(swaps.describe(identity=result["swap"], now_s=time.time(), **described), params["program"])
+                swap.arm(swaps.describe(result["swap"], params, time.time()), params["program"])
                 changed = True
             elif params["state"] == "absent":
                 changed = swap.disarm()

@@ -236,11 +236,6 @@ def missing(differences: list[str]) -> list[str]:
     return [each for each in differences if not each.endswith("which is not planned")]
 
 
-def shown(name: str, before: str, after: str) -> dict[str, str]:
-    """Return one entry of a diff."""
-    return {"before": before, "after": after, "before_header": name, "after_header": name}
-
-
 def apply(module: AnsibleModule, rollback: Rollback) -> dict[str, Any]:
     """Bring the node to the plan; fails, rolled back, when that does not work."""
     parameters = module.params
@@ -260,10 +255,11 @@ def apply(module: AnsibleModule, rollback: Rollback) -> dict[str, Any]:
     before = live(module)
     abandoned = given_up(module, netdevs)
     differences = drift(links, own_address, own_device, before) + abandoned
-    diff = [shown(item["path"], texts[item["path"]] or "", item["content"]) for item in fresh]
-    diff += [shown(str(path), read(path) or "", "") for path in gone]
+    diff = [files.diff(item["path"], texts[item["path"]] or "", item["content"]) for item in fresh]
+    diff += [files.diff(str(path), read(path) or "", "") for path in gone]
     if differences:
-        diff.append(shown("live devices, as they differ from the plan", "".join(f"{it}\n" for it in differences), ""))
+        live_diff = "".join(f"{it}\n" for it in differences)
+        diff.append(files.diff("live devices, as they differ from the plan", live_diff, ""))
     result: dict[str, Any] = {
         "changed": bool(fresh or gone or differences),
         "pending": False,

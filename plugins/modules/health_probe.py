@@ -182,21 +182,9 @@ class Prober:
             validate_certs=params["validate_certs"],
             ca_path=params["ca_path"],
         )
-        self.wanted = Wanted(
-            served_name=params["served_name"],
-            pooling=params["runner"] == "pooling",
-            canary=params["canary"],
-            canary_tokens=params["canary_tokens"],
-            needle_tokens=params["needle_tokens"],
-            tool_call=params["tool_call"],
-            reasoning=params["reasoning"],
-        )
-        self.expected = {
-            "served_name": params["served_name"],
-            "mtp_tokens": params["mtp_tokens"],
-            "rdma": params["rdma"],
-            "canary": params["canary"],
-        }
+        asked = ("served_name", "canary", "canary_tokens", "needle_tokens", "tool_call", "reasoning")
+        self.wanted = Wanted(pooling=params["runner"] == "pooling", **{name: params[name] for name in asked})
+        self.expected = {name: params[name] for name in ("served_name", "mtp_tokens", "rdma", "canary")}
 
     def pulse(self) -> tuple[str, ...]:
         return (*self.reader.pulse(), str(self.client.get("/health").status))

@@ -166,10 +166,9 @@ def missing(module: AnsibleModule, path: Path) -> dict[str, Any]:
         folder = path.parent / INCOMING
         if not module.check_mode:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        at = next(parent for parent in (folder, *folder.parents) if parent.exists())
         sizes = {layer["diff_id"]: int(layer["file_bytes"]) for layer in want["layers"]}
         needed = archive_bytes(size for diff_id, size in sizes.items() if diff_id not in shared)
-        disks = [(str(path.parent), needed, shutil.disk_usage(at).free)]
+        disks = [(str(path.parent), needed, shutil.disk_usage(files.existing(folder)).free)]
         problems = no_room("the control node", want["tag"], disks, int(want["reserve_gib"] * GIB))
         if problems:
             module.fail_json(msg="\n".join(problems))

@@ -115,9 +115,8 @@ def copy(module: AnsibleModule, program: str, reference: remote.Reference, path:
     layers = skopeo.layers(found, where)
     size = sum(count for _digest, count in layers)
     folder = path.parent / INCOMING
-    at = next(parent for parent in (folder, *folder.parents) if parent.exists())
     # skopeo collects the layers in a directory, then writes the archive.
-    disks = [(str(path.parent), 2 * size, shutil.disk_usage(at).free)]
+    disks = [(str(path.parent), 2 * size, shutil.disk_usage(files.existing(folder)).free)]
     problems = no_room("the control node", where, disks, int(want["reserve_gib"] * GIB))
     if problems:
         raise ImageError(" ".join(problems))

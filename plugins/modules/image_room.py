@@ -77,6 +77,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image.room import (
     no_room,
     room_needed,
 )
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import existing
 
 
 def held_chains(module: AnsibleModule, root: Path, wanted: list[str]) -> set[str]:
@@ -88,13 +89,6 @@ def held_chains(module: AnsibleModule, root: Path, wanted: list[str]) -> set[str
         for image in json.loads(out or "[]"):
             held.update(chain_ids(image["RootFS"].get("Layers") or []))
     return held
-
-
-def existing(path: Path) -> Path:
-    """Return the nearest directory above a path that exists."""
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def main() -> None:
@@ -117,7 +111,7 @@ def main() -> None:
         module.fail_json(msg=f"{want['node']}: the Docker Engine does not answer: {err.strip()}")
     containerd = module.get_bin_path("containerd")
     config = module.run_command([containerd, "config", "dump"])[1] if containerd else ""
-    root, spool = existing(Path(images_root(out, config))), existing(Path(want["state_dir"]) / records.ARCHIVES)
+    root, spool = map(existing, (Path(images_root(out, config)), Path(want["state_dir"]) / records.ARCHIVES))
     held = held_chains(module, Path(out.partition("\n")[0]), chain_ids(layer["diff_id"] for layer in want["layers"]))
     missing = missing_layers(want["layers"], held)
     below_docker, below_spool = room_needed(missing), int(want["copied_mib"] * MIB)

@@ -103,18 +103,12 @@ def main() -> None:
         file_changed=before_text != text,
         live_changed=stale,
         diff=[
-            {
-                "before": before_text,
-                "after": text,
-                "before_header": str(path),
-                "after_header": str(path),
-            },
-            {
-                "before": "".join(f"{name} = {live[name]}\n" for name in stale),
-                "after": "".join(f"{name} = {wanted[name]}\n" for name in stale),
-                "before_header": "running kernel",
-                "after_header": "running kernel",
-            },
+            files.diff(str(path), before_text, text),
+            files.diff(
+                "running kernel",
+                "".join(f"{name} = {live[name]}\n" for name in stale),
+                "".join(f"{name} = {wanted[name]}\n" for name in stale),
+            ),
         ],
     )
 

@@ -213,26 +213,17 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import (
     parse_systemctl_show,
     unit_names,
 )
-from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
-from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
-    library_version,
-)
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import existing, read_json
+from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import library_version
 from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu_load import load_command, loaded, sample_gpu
 from ansible_collections.gb10.cluster.plugins.module_utils._node.listeners import listeners
+from ansible_collections.gb10.cluster.plugins.module_utils._node.listeners import read_text as read
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import probe_front
 
 #: Looks at the GPU within 1.5 s: a pause between two requests must not pass for an idle GPU.
 SMI_INTERVAL_S = 0.5
 TIME_SERVICES = ("chrony.service", "systemd-timesyncd.service", "ntpsec.service", "ntp.service", "openntpd.service")
 DISPLAY_PROCESSES = ("gnome-shell", "Xorg", "Xwayland", "gdm", "lightdm", "sddm", "plasmashell", "gnome-session-b")
-
-
-def read(path: str) -> str:
-    """Return the file's text, or an empty string when it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def run(*argv: str) -> str:
@@ -256,9 +247,7 @@ def container_kind() -> str:
 
 def disk(path: str) -> dict[str, Any]:
     """Return free and total GiB of the file system that holds (or would hold) ``path``."""
-    place = Path(path)
-    while not place.exists():
-        place = place.parent
+    place = existing(Path(path))
     mount = place.resolve()
     while not os.path.ismount(mount):
         mount = mount.parent

@@ -218,23 +218,15 @@ def main() -> None:
             before, after = (f"mode {mode:04o}, owner {uid}, group {gid}\n" for mode, uid, gid in (have, want))
         elif item["secret"]:
             before, after = "<hidden>\n", "<hidden, changed>\n"
-        diffs.append(
-            {
-                "before": before or "",
-                "after": after or "",
-                "before_header": str(path),
-                "after_header": str(path),
-            }
-        )
+        diffs.append(files.diff(str(path), before or "", after or ""))
     if not module.check_mode:
         for path, text, (mode, uid, gid) in work:
             try:
-                data = None if text is None else text.encode("utf-8", "surrogateescape")
-                if data is None:
+                if text is None:
                     files.remove(path)
                 else:
                     files.make_directories(path.parent)
-                    files.write(path, data, mode, uid, gid)
+                    files.write(path, text.encode("utf-8", "surrogateescape"), mode, uid, gid)
             except OSError as error:
                 module.fail_json(msg=f"{path} could not be written: {error.strerror}")
     module.exit_json(changed=bool(work), changed_paths=[str(path) for path, _text, _want in work], diff=diffs)

@@ -132,7 +132,7 @@ def main() -> None:
     if absent:
         module.fail_json(msg=f"{want['repo']} is made from {absent[0]}, which is not on this node.")
     half = made.with_name(f"{made.name}.half")
-    free = shutil.disk_usage(store.existing(made)).free + sum(store.used_bytes(each) for each in (made, half))
+    free = shutil.disk_usage(files.existing(made)).free + sum(store.used_bytes(each) for each in (made, half))
     short = int((want["size_gib"] + want["reserve_gib"]) * 2**30) - free
     if short > 0:
         module.fail_json(

@@ -61,6 +61,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import diff
 from ansible_collections.gb10.cluster.plugins.module_utils._program import archive
 
 
@@ -105,12 +106,7 @@ def main() -> None:
         changed=missing or bool(gone),
         path=str(path),
         removed=[str(each) for each in gone],
-        diff={
-            "before": "".join(f"{each}\n" for each in gone),
-            "after": f"{path}\n" if missing else "",
-            "before_header": str(path.parent),
-            "after_header": str(path.parent),
-        },
+        diff=diff(str(path.parent), "".join(f"{each}\n" for each in gone), f"{path}\n" if missing else ""),
     )
 
 

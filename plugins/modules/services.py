@@ -120,13 +120,8 @@ def call(module: AnsibleModule, verb: str, *units: str) -> None:
     """Run one verb of systemctl; fails with its output and the unit's last log lines."""
     code, _out, err = module.run_command(["systemctl", verb, *units])
     if code != 0:
-        log = [
-            "journalctl",
-            "--lines=10",
-            "--no-pager",
-            "--output=cat",
-            f"--unit={units[-1] if units else 'init.scope'}",
-        ]
+        unit = units[-1] if units else "init.scope"
+        log = ["journalctl", "--lines=10", "--no-pager", "--output=cat", f"--unit={unit}"]
         _code, journal, _err = module.run_command(log)
         module.fail_json(msg=f"systemctl {' '.join([verb, *units])} failed: {err.strip()}\n{journal.strip()[-1500:]}")
 
@@ -180,12 +175,7 @@ def main() -> None:
     module.exit_json(
         changed=bool(changed),
         actions=done,
-        diff={
-            "before": "",
-            "after": "".join(f"{name}: {what}\n" for name, what in changed.items()),
-            "before_header": "services",
-            "after_header": "services",
-        },
+        diff=node_files.diff("services", "", "".join(f"{name}: {what}\n" for name, what in changed.items())),
     )
 
 

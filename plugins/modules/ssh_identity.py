@@ -137,12 +137,7 @@ def main() -> None:
         path=str(path),
         public_key=public_part(public.decode()) if public else "",
         host_keys=[public_part(key.read_text(encoding="utf-8")) for key in sorted(SSHD_DIR.glob("ssh_host_*_key.pub"))],
-        diff={
-            "before": "",
-            "after": "".join(f"{each}\n" for each in missing),
-            "before_header": "SSH keys",
-            "after_header": "SSH keys",
-        },
+        diff=files.diff("SSH keys", "", "".join(f"{each}\n" for each in missing)),
     )
 
 

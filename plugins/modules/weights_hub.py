@@ -111,6 +111,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import existing
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import hub as weights_hub
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
@@ -156,7 +157,7 @@ def main() -> None:
         result = {"commit": commit, "missing": missing, "missing_bytes": missing_bytes, "fetched_bytes": 0}
         arrived = weights_hub.arrived_bytes(folder, missing)
         if missing:
-            free = shutil.disk_usage(store.existing(folder)).free
+            free = shutil.disk_usage(existing(folder)).free
             later = store.beside_bytes(root_of(folder), want["beside"])
             short = missing_bytes - arrived + later + int(want["reserve_gib"] * 2**30) - free
             if short > 0:

@@ -231,7 +231,7 @@ def make_room(
 
 def target_error(root: Path) -> str | None:
     """Return why nothing can be put there, or None."""
-    base = store.existing(root)
+    base = files.existing(root)
     if not base.is_dir():
         return f"{base} is not a directory, so no model can be put into {root}."
     if os.statvfs(base).f_flag & os.ST_RDONLY:
@@ -274,7 +274,7 @@ def main() -> None:
     sizes = {file["path"]: file["size"] for file in manifest["files"]}
     missing_bytes = sum(sizes[path] for path in missing)
     arrived = min(store.used_bytes(incoming), missing_bytes) if incoming.is_dir() else 0
-    free = shutil.disk_usage(store.existing(root)).free
+    free = shutil.disk_usage(files.existing(root)).free
     state: dict[str, Any] = {
         "complete": complete,
         "open": (store.RUN_DIR / "job.json").exists(),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,49 +53,22 @@ def unit_of(record: Mapping[str, Any], node: str) -> str:
     return str(record.get("unit", "")) if node in record.get("members", []) else ""
 
 
-def describe(
-    *,
-    identity: str,
-    node: str,
-    head: str,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    peers: Sequence[str] = (),
-    address: str = "",
-    head_address: str = "",
-    port: int = 0,
-    key: str = "",
-    stall_seconds: float = 0.0,
-    restarts_allowed: int = 0,
-    now_s: float = 0.0,
-) -> dict[str, Any]:
+#: What the description of a swap takes from the options of gb10.cluster.engine_swap, which documents them.
+DESCRIBED = (
+    "node", "head", "peers", "address", "head_address", "port", "key", "before", "after", "stall_seconds",
+    "restarts_allowed",
+)  # fmt: skip
+
+
+def describe(identity: str, options: Mapping[str, Any], now_s: float) -> dict[str, Any]:
     """Return the description of a swap for one node.
 
     :param identity: the same on all nodes, another one for each swap.
-    :param before: the record of the model that was verified last; after: that of the new one.
-    :param peers: the nodes that take part beside the head.
-    :param address: this node's address on the fabric; head_address: the head's; port: where the head's guard answers.
-    :param key: file with the key of the deployment.
-    :param stall_seconds: after this long without progress the head rolls back.
-    :param restarts_allowed: after more restarts of a rank nothing counts as progress.
+    :param options: `DESCRIBED` and others.
     :param now_s: seconds of the epoch.
     """
-    return {
-        "id": identity,
-        "state": PENDING,
-        "node": node,
-        "head": head,
-        "peers": list(peers),
-        "address": address,
-        "head_address": head_address,
-        "port": port,
-        "key": key,
-        "before": dict(before),
-        "after": dict(after),
-        "stall_seconds": stall_seconds,
-        "restarts_allowed": restarts_allowed,
-        "armed_s": round(now_s, 1),
-    }
+    given = {name: options[name] for name in DESCRIBED}
+    return {"id": identity, "state": PENDING, **given, "armed_s": round(now_s, 1)}
 
 
 def outcome(swap: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

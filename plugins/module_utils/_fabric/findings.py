@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ansible_collections.gb10.cluster.plugins.module_utils._fabric.ports import Machine, Netdev, Port
@@ -122,78 +123,62 @@ def _twin_findings(port: Port) -> list[Finding]:
     ]
 
 
-def _netdev_findings(port: Port, netdev: Netdev, mtu_bytes: int, speed_mbps: int, rdma: bool) -> list[Finding]:
-    found: list[Finding] = []
+def _netdev_findings(port: Port, netdev: Netdev, mtu_bytes: int, speed_mbps: int, rdma: bool) -> Iterator[Finding]:
     if not netdev.carrier:
         mates = ", ".join(mate.name for mate in port.netdevs if mate.carrier)
-        found.append(
-            Finding(
-                "WARN",
-                f"{netdev.name} is {'without carrier' if netdev.up else 'switched off'} while its twin {mates} "
-                "is linked: half of the port's bandwidth is lost.",
-                f"`ip link set {netdev.name} up`; if it stays without carrier, the cable is not one for 200 Gb/s.",
-            )
+        yield Finding(
+            "WARN",
+            f"{netdev.name} is {'without carrier' if netdev.up else 'switched off'} while its twin {mates} "
+            "is linked: half of the port's bandwidth is lost.",
+            f"`ip link set {netdev.name} up`; if it stays without carrier, the cable is not one for 200 Gb/s.",
         )
-        return found
+        return
     if speed_mbps and netdev.speed_mbps is not None and netdev.speed_mbps < speed_mbps:
-        found.append(
-            Finding(
-                "WARN",
-                f"{netdev.name} negotiated {netdev.speed_mbps} Mb/s instead of {speed_mbps} Mb/s.",
-                "Set the switch's port to 200G without auto-negotiation, or replace the cable.",
-            )
+        yield Finding(
+            "WARN",
+            f"{netdev.name} negotiated {netdev.speed_mbps} Mb/s instead of {speed_mbps} Mb/s.",
+            "Set the switch's port to 200G without auto-negotiation, or replace the cable.",
         )
     lanes = min(EXPECTED_LANES, netdev.lanes_max)
     if netdev.lanes and netdev.lanes < lanes:
-        found.append(
-            Finding(
-                "WARN",
-                f"{netdev.name} ({netdev.pci}) runs on {netdev.lanes} of {lanes} PCIe lanes.",
-                "Update the firmware (`fwupdmgr refresh && fwupdmgr update`): BIOS versions before 2026-04 leave "
-                "the NIC at two lanes. If it stays, power the machine off for a minute; only then suspect the port.",
-            )
+        yield Finding(
+            "WARN",
+            f"{netdev.name} ({netdev.pci}) runs on {netdev.lanes} of {lanes} PCIe lanes.",
+            "Update the firmware (`fwupdmgr refresh && fwupdmgr update`): BIOS versions before 2026-04 leave "
+            "the NIC at two lanes. If it stays, power the machine off for a minute; only then suspect the port.",
         )
     if mtu_bytes and netdev.addresses and netdev.mtu_bytes != mtu_bytes:
-        found.append(
-            Finding(
-                "WARN",
-                f"{netdev.name} has an MTU of {netdev.mtu_bytes} bytes.",
-                mtu_remedy(netdev.mtu_bytes, mtu_bytes),
-            )
-        )
-    found += [
-        Finding(
+        yield Finding(
             "WARN",
-            f"{netdev.name} has the link-local address {address}, which may be another one after the next boot.",
-            "Give it a fixed address: run playbooks/fabric.yml with fabric_manage: true, or set one in netplan.",
+            f"{netdev.name} has an MTU of {netdev.mtu_bytes} bytes.",
+            mtu_remedy(netdev.mtu_bytes, mtu_bytes),
         )
-        for address in netdev.ipv4()
-        if ipaddress.ip_address(address).is_link_local
-    ]
+    for address in netdev.ipv4():
+        if ipaddress.ip_address(address).is_link_local:
+            yield Finding(
+                "WARN",
+                f"{netdev.name} has the link-local address {address}, which may be another one after the next boot.",
+                "Give it a fixed address: run playbooks/fabric.yml with fabric_manage: true, or set one in netplan.",
+            )
     if rdma:
-        found.extend(_rdma_findings(netdev))
-    return found
+        yield from _rdma_findings(netdev)
 
 
-def _unused_findings(machine: Machine, mtu_bytes: int) -> list[Finding]:
-    """Return a warning for each linked device without an address while others have one."""
+def _unused_findings(machine: Machine, mtu_bytes: int) -> Iterator[Finding]:
+    """Yield a warning for each linked device without an address while others have one."""
     if not any(netdev.ipv4() for netdev in machine.netdevs):
-        return []  # nothing is configured yet
-    found = []
+        return  # nothing is configured yet
     for netdev in machine.netdevs:
         if not netdev.carrier or netdev.ipv4():
             continue
         active = f" and {netdev.hca.name} is ACTIVE" if netdev.hca and netdev.hca.state == "ACTIVE" else ""
         small = f" Its MTU is {netdev.mtu_bytes}." if mtu_bytes and netdev.mtu_bytes != mtu_bytes else ""
-        found.append(
-            Finding(
-                "WARN",
-                f"{netdev.name} is linked{active}, but it has no IPv4 address, so NCCL does not use it.{small}",
-                "A firmware update or a warm reboot can remove the address of a half: run playbooks/fabric.yml, or "
-                "unplug the cable if the port is not part of the fabric.",
-            )
+        yield Finding(
+            "WARN",
+            f"{netdev.name} is linked{active}, but it has no IPv4 address, so NCCL does not use it.{small}",
+            "A firmware update or a warm reboot can remove the address of a half: run playbooks/fabric.yml, or "
+            "unplug the cable if the port is not part of the fabric.",
         )
-    return found
 
 
 def _rdma_findings(netdev: Netdev) -> list[Finding]:
@@ -225,9 +210,8 @@ def _rdma_findings(netdev: Netdev) -> list[Finding]:
     ]
 
 
-def _subnet_findings(machine: Machine) -> list[Finding]:
+def _subnet_findings(machine: Machine) -> Iterator[Finding]:
     seen: dict[ipaddress.IPv4Network | ipaddress.IPv6Network, str] = {}
-    found: list[Finding] = []
     for netdev in machine.netdevs:
         for cidr in netdev.addresses:
             network = ipaddress.ip_interface(cidr).network
@@ -235,11 +219,8 @@ def _subnet_findings(machine: Machine) -> list[Finding]:
                 continue
             mate = seen.setdefault(network, netdev.name)
             if mate != netdev.name:
-                found.append(
-                    Finding(
-                        "FAIL",
-                        f"{mate} and {netdev.name} are both in {network}: the kernel sends everything through one.",
-                        "Give each half of a twin a subnet of its own (playbooks/fabric.yml plans that).",
-                    )
+                yield Finding(
+                    "FAIL",
+                    f"{mate} and {netdev.name} are both in {network}: the kernel sends everything through one.",
+                    "Give each half of a twin a subnet of its own (playbooks/fabric.yml plans that).",
                 )
-    return found

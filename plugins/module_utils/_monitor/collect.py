@@ -212,9 +212,7 @@ def disks(figures: Figures, paths: Iterable[str]) -> None:
     """Add free space and size of the file systems that hold the paths, each file system once."""
     seen = set()
     for path in paths:
-        place = Path(path)
-        while not place.exists():
-            place = place.parent
+        place = files.existing(Path(path))
         device = place.stat().st_dev
         if device in seen:
             continue

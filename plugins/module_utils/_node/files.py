@@ -296,6 +296,18 @@ def delete(path: Path | str) -> bool:
     return True
 
 
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest directory above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def diff(header: str, before: str, after: str) -> dict[str, str]:
+    """Return what a module shows of one change."""
+    return {"before": before, "after": after, "before_header": header, "after_header": header}
+
+
 def read_json(path: Path | str) -> dict[str, Any]:
     """Return the JSON object that a file holds, or an empty one when it is missing or holds something else.
 

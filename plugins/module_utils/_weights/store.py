@@ -53,13 +53,6 @@ def mark(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def existing(folder: Path) -> Path:
-    """Return a directory, or the nearest one above it that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def used_bytes(folder: Path) -> int:
     """Return what a directory occupies; 0 for one that does not exist."""
     return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir())

@@ -326,7 +326,7 @@ def test_an_empty_namespace_is_named(memory: Memory) -> None:
 
 
 def test_an_unknown_target_is_refused_before_the_cluster_is_asked(memory: Memory) -> None:
-    specs = [{"dynamo": {"targets": {"agg-b200": {}}}}]
+    specs: list[dict[str, Any]] = [{"dynamo": {"targets": {"agg-b200": {}}}}]
     result, _printed = run(dynamo_check, specs=specs, target="agg-b20", settings={"namespace": "ultra"})
     assert result["failed"] is True
     assert "There is no target 'agg-b20'. Did you mean 'agg-b200'?" in result["msg"]

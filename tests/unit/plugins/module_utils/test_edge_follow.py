@@ -44,8 +44,11 @@ class Head(Node):
     def begin(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> Guard:
         """Arm a swap, stop the model before and start the new one as the role does; return the guard."""
         self.units.write_record(before)
-        described = swap.describe(identity="s1", node="n1", head="n1", before=before, after=after,
-                                  stall_seconds=STALL_S)  # fmt: skip
+        options = {
+            "node": "n1", "head": "n1", "peers": [], "address": "", "head_address": "", "port": 0, "key": "",
+            "before": dict(before), "after": dict(after), "stall_seconds": STALL_S, "restarts_allowed": 0,
+        }  # fmt: skip
+        described = swap.describe("s1", options, 0.0)
         self.swap.arm(described, "/usr/local/lib/gb10/gb10-swap-0.pyz")
         self.units.stop(before["unit"])
         self.units.start(after["unit"])

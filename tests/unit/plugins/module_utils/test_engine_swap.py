@@ -50,11 +50,12 @@ class Cluster:
     def arm(self, *names: str) -> None:
         """Arm nodes as the role does."""
         for name in names:
-            described = swap.describe(
-                identity="s1", node=name, head="n1", before=BEFORE, after=AFTER, peers=["n2", "n3"],
-                address="127.0.0.1", head_address="127.0.0.1", port=self.port, key=str(self.key),
-                stall_seconds=STALL_S, restarts_allowed=2, now_s=1000.0,
-            )  # fmt: skip
+            options = {
+                "node": name, "head": "n1", "before": BEFORE, "after": AFTER, "peers": ["n2", "n3"],
+                "address": "127.0.0.1", "head_address": "127.0.0.1", "port": self.port, "key": str(self.key),
+                "stall_seconds": STALL_S, "restarts_allowed": 2,
+            }  # fmt: skip
+            described = swap.describe("s1", options, 1000.0)
             self.nodes[name].swap.arm(described, "/usr/local/lib/gb10/gb10-swap-0.pyz")
             self.begin(name)
 

@@ -13,6 +13,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image import certifi
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import chain_ids
 from ansible_collections.gb10.cluster.plugins.module_utils._image.retention import units_images
 from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.modules import (
     image_info,
     image_prune,
@@ -134,7 +135,7 @@ def test_layers_of_an_interrupted_pull_count_as_held(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_not_there_yet_is_on_its_parents_disk(tmp_path: Path) -> None:
-    assert image_room.existing(tmp_path / "a" / "b") == tmp_path
+    assert files.existing(tmp_path / "a" / "b") == tmp_path
 
 
 # --- image_prune ---------------------------------------------------------------------------------------------
