@@ -22,11 +22,7 @@ def all_there(names: Iterable[str], installed: Iterable[str]) -> bool:
 class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
     """Ask the node unless an earlier task of this run has seen every package there."""
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what the module returns."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         args = dict(self._task.args)
         names = args.get("names")

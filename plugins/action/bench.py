@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ansible.plugins.action import ActionBase
-
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench import (
     compare,
     export,
@@ -34,7 +33,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import 
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.points_run import run_points
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import PromptError, haystack
-from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 
 T = TypeVar("T")
 
@@ -129,17 +127,9 @@ def too_long(args: Mapping[str, Any], limit: int | None) -> list[str]:
     return found
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
-    TRANSFERS_FILES = False
-    _requires_connection = False
-    _supports_check_mode = True
-    _supports_async = False
-
+class ActionModule(ControlNodeAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Measure, keep, compare, and fail where that was asked for."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        del tmp
-        _validation, args = self.validate_argument_spec(argument_spec=argument_spec("bench"))
+        result, args = self.begin(tmp, task_vars, "bench")
         result["changed"] = False
         counts = concurrencies(args["concurrency"], args["spec"].get("expected") or {}, args["slots"])
         wrong = wrong_arguments(args, counts)
@@ -287,7 +277,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return None
 
     def _keep(self, args: Mapping[str, Any], found: dict[str, Any], problems: list[str]) -> dict[str, Any]:
-        """Compare, write the three files, and decide about failure."""
         problems += compare.without_answers(found)
         folder = Path(args["results_dir"]).expanduser() / str(found["model"])
         earlier, warnings = report.load_runs(folder)

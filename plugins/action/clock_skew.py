@@ -13,13 +13,9 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._probe.skew import Sa
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    TRANSFERS_FILES = False
-    _requires_connection = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask the node for the time a few times and use the fastest answer."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        del tmp
         _validation, arguments = self.validate_argument_spec(argument_spec=argument_spec("clock_skew"))
         samples = []
         for _number in range(arguments["samples"]):

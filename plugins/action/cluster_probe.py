@@ -47,7 +47,6 @@ class Board:
     folder: Path
 
     def write(self, node: str, message: Mapping[str, Any]) -> None:
-        """Publish what a node reported."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write(self.folder / f"{node}.json", json.dumps({**message, "written_s": time.monotonic()}), 0o600)
 
@@ -68,10 +67,6 @@ class Picture:
 
 class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
     """Watch every rank and the API until the cluster's state is settled."""
-
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_async = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the cluster's state on every host; fail on the hosts that the failure concerns."""

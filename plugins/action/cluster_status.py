@@ -12,7 +12,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._action import Contro
 
 class ActionModule(ControlNodeAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Merge and print."""
         result, arguments = self.begin(tmp, task_vars, "cluster_status")
         found = document(
             arguments["nodes"], arguments["head"], arguments["reports"], arguments["problems"], round(time.time(), 3)

@@ -21,7 +21,6 @@ LEVELS = {"never": {OK, WARN, FAIL}, "fail": {OK, WARN}, "warn": {OK}}
 
 class ActionModule(ControlNodeAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Diagnose, print, and decide."""
         result, arguments = self.begin(tmp, task_vars, "doctor_report")
         known = task_vars or {}
 

@@ -24,7 +24,6 @@ class ActionModule(DynamoAction):
     module = "dynamo_bench"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
-        """Plan, or read and compare."""
         target = chosen(args["specs"], args["target"], args["settings"], serve_files.load_tables())
         wanted = bench.Bench(**{key: args[key] for key in ("requests", "concurrency", "deadline_seconds", "aiperf")})
         file = Path(args["trace"]).expanduser()

@@ -18,7 +18,6 @@ class ActionModule(DynamoAction):
     module = "dynamo_check"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
-        """Read and judge; nothing is changed."""
         target = chosen(args["specs"], args["target"], args["settings"], serve_files.load_tables())
         facts = prerequisites.read(cluster, target)
         token_given = bool(os.environ.get(args["token_env"]))

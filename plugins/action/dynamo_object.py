@@ -27,7 +27,6 @@ class ActionModule(DynamoAction):
     module = "dynamo_object"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
-        """Bring one object into its state."""
         dry = bool(args["dry_run"] or self._task.check_mode)
         made = args["object"]
         if made.get("kind") not in KINDS or not ((made.get("metadata") or {}).get("name") or args["selector"]):

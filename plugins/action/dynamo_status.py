@@ -15,7 +15,6 @@ class ActionModule(DynamoAction):
     module = "dynamo_status"
 
     def act(self, cluster: Cluster, args: Mapping[str, Any], task_vars: Mapping[str, Any]) -> dict[str, Any]:
-        """Read, print, and return the lines."""
         space = args["namespace"]
         lines: list[str] = []
         for kind, title in (("DynamoGraphDeployment", "deployment"), ("Job", "job")):

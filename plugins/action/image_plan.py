@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from ansible.plugins.action import ActionBase
 from ansible.plugins.filter.core import quote
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import remote
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import file_sha256
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
-from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._image import locks
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mod_files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import mods as mods_logic
@@ -29,11 +28,6 @@ _APPLY = _ROOT / "roles" / "image" / "files" / "apply_mods.py"
 _UNBUILT = "unbuilt"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _tree(folder: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(folder)): path
@@ -42,16 +36,11 @@ def _tree(folder: Path) -> dict[str, Path]:
     }
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControlNodeAction):
     """Resolve a recipe, check its wheels, and lay out the build context by links."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the image plan, or all errors at once."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        _unused, args = self.validate_argument_spec(argument_spec=argument_spec("image_plan"))
+        result, args = self.begin(tmp, task_vars, "image_plan")
         for name, folder in (("mods_dir", "mods"), ("overlays_dir", "overlays"), ("locks_dir", "locks")):
             args[name] = args[name] or str(_ROOT / folder)
         plan, errors = self._plan(args)
@@ -144,7 +133,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         # Wheels are gigabytes: hashing them is of use only when all of them are there.
         to_hash = [] if unbuilt else [*context.values(), *([archive] if archive else [])]
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            digests = dict(zip(to_hash, pool.map(_sha256, to_hash), strict=True))
+            digests = dict(zip(to_hash, pool.map(file_sha256, to_hash), strict=True))
         hashes = {name: digests[path] for name, path in context.items() if path in digests}
         for step in recipe["steps"]:
             where = f"gb10_images.{args['name']}, step {step['name']}"

@@ -35,10 +35,7 @@ def parse_look(text: str) -> tuple[dict[str, Any], bool]:
 class ActionModule(ActionBase):  # type: ignore[misc]
     """Watch one node until its image is complete, or until nothing has moved for too long."""
 
-    TRANSFERS_FILES = False
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what the module returns, with what was received."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = dict(self._task.args)

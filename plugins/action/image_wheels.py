@@ -27,7 +27,8 @@ class ActionModule(ControlNodeAction):
         missing = download.missing(wheels, folder)
         absent = [url for url in addresses if not (folder / image_recipe.wheel_file(url)).is_file()]
         names = [*(wheel.file for wheel in missing), *map(image_recipe.wheel_file, absent)]
-        result.update(changed=bool(names), files=names, mib=self._mib(missing), digests={})
+        mib = round(sum(wheel.size for wheel in missing) / MIB, 1)
+        result.update(changed=bool(names), files=names, mib=mib, digests={})
         if not errors and names and not self._task.check_mode:
             folder.mkdir(parents=True, exist_ok=True)
             problem = download.room_problem(missing, folder) if missing else ""
@@ -60,7 +61,3 @@ class ActionModule(ControlNodeAction):
                 errors.append(f"{path}: {problem}")
         addresses = [step["address"] for step in recipe.get("steps", []) if step.get("address")]
         return wheels, addresses, errors
-
-    @staticmethod
-    def _mib(wheels: list[locks.Wheel]) -> float:
-        return round(sum(wheel.size for wheel in wheels) / MIB, 1)

@@ -15,7 +15,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._action import Contro
 
 class ActionModule(ControlNodeAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Merge, and print or write."""
         result, arguments = self.begin(tmp, task_vars, "journal_merge")
         absent = [
             f"# {node} gave no journal: {' '.join(str(why).split())}"

@@ -45,9 +45,6 @@ def refusal(head: str, holders: list[dict[str, Any]]) -> str:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the leases and have them renewed, or fail with who holds them."""
         result: dict[str, Any] = super().run(tmp, task_vars)
@@ -78,7 +75,8 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         answer = self._hold()
         if answer.get("failed") or args["state"] != "held":
             return {**result, **answer}
-        head = str((self.vars.get("ansible_delegated_vars") or {}).get("inventory_hostname") or self._delegated())
+        delegated = (self.vars.get("ansible_delegated_vars") or {}).get("inventory_hostname")
+        head = str(delegated or self._task.delegate_to or self.vars.get("inventory_hostname", ""))
         holders = answer["holders"]
         if self._task.check_mode:
             result["warnings"] = [f"{head}: {lease.sentence(each)}. Only --check goes on now." for each in holders]
@@ -92,9 +90,6 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         noted = {**noted, "run": self.ask["holder"]["run"], "scopes": self.ask["scopes"]}
         files.write_json(board, noted, 0o600)
         return {**result, **answer}
-
-    def _delegated(self) -> str:
-        return str(self._task.delegate_to or self.vars.get("inventory_hostname", ""))
 
     def _hold(self, **more: Any) -> dict[str, Any]:
         """Ask the head for the leases; those of runs that ended on this control node do not count."""

@@ -35,8 +35,6 @@ def variables_of(folders: Iterable[Path]) -> dict[str, frozenset[str]]:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:

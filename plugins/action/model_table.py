@@ -11,7 +11,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import row
 
 class ActionModule(ControlNodeAction):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Judge every model and print the table."""
         result, arguments = self.begin(tmp, task_vars, "model_table")
         found = rows.cluster(arguments["specs"], arguments["images"], arguments["nodes"], arguments["memory_gib"])
         wrong = self.deliver(arguments["json"], found, rows.screen(found))

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.gb10.cluster.plugins.module_utils._model import image_recipe
 from ansible_collections.gb10.cluster.plugins.module_utils._model import spec as ms
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue import sizes, source
 from ansible_collections.gb10.cluster.plugins.plugin_utils._choice.model import placement_error
-from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes import importer
 from ansible_collections.gb10.cluster.plugins.plugin_utils._recipes.loading import RecipeError
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import model_checks
@@ -51,17 +50,12 @@ def unwritten_overrides(extra: Mapping[str, Any], args: Mapping[str, Any]) -> tu
     return {}, dict(record.get("overrides") or {}) if record.get("model") == args["model"] else {}
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControlNodeAction):
     """Resolve the chosen model against the catalogue, the overrides and the inventory."""
 
-    TRANSFERS_FILES = False
-    _requires_connection = False
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return ``plan``, or every error at once."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
         known_vars = task_vars or {}
-        _unused, args = self.validate_argument_spec(argument_spec=argument_spec("plan"))
+        result, args = self.begin(tmp, task_vars, "plan")
         errors = self._read_recipe(args, result) or self._plan(args, known_vars, result)
         if errors:
             result.update(failed=True, errors=errors, msg="\n".join(errors))

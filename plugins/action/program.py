@@ -15,10 +15,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._program import Progr
 class ActionModule(ActionBase):  # type: ignore[misc]
     """Ask the node first: the archive is sent when it is missing, not at every run."""
 
-    TRANSFERS_FILES = False
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return what the module returns."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         args = dict(self._task.args)
         try:

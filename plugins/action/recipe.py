@@ -29,7 +29,8 @@ class ActionModule(ControlNodeAction):
         known = importer.known_here(args["images"], models_of, args["source_root"], writes_mods=True)
         try:
             rows = importer.read_all(args["recipe"], known, args["name"], args["image"])
-            models, rows = importer.files_of(rows, Path(args["directory"]), ms.names_from_files(_own_files()))
+            own = ms.names_from_files([str(path) for path in _OWN_MODELS.glob("model_*.yml")])
+            models, rows = importer.files_of(rows, Path(args["directory"]), own)
             mods = importer.mods_of(rows, Path(args["mods_dir"] or _OWN_MODS))
         except RecipeError as problem:
             result.update(failed=True, msg=str(problem))
@@ -38,7 +39,3 @@ class ActionModule(ControlNodeAction):
             file["content"] = owned.seal(file["content"])
         result.update(changed=False, models=models, mods=mods, report=importer.report(rows))
         return result
-
-
-def _own_files() -> list[str]:
-    return [str(path) for path in _OWN_MODELS.glob("model_*.yml")]

@@ -5,23 +5,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
-from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
+from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm import serve_args, serve_files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._vllm.serve_check import ServeError
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ControlNodeAction):
     """Check every option and variable against one version of vLLM; no host is contacted."""
-
-    TRANSFERS_FILES = False
-    _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return ``args``, ``env``, ``command`` and ``notes``, or every error at once."""
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        _unused, args = self.validate_argument_spec(argument_spec=argument_spec("serve_args"))
+        result, args = self.begin(tmp, task_vars, "serve_args")
         try:
             rendered = serve_files.render(
                 args["serve"],

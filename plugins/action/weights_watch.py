@@ -24,9 +24,6 @@ def warn(line: str) -> None:
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Watch until the node's copy is complete, and be its source if that is requested."""
         result: dict[str, Any] = super().run(tmp, task_vars)

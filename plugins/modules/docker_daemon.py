@@ -75,7 +75,6 @@ protected:
   elements: str
 """
 
-import os
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -127,13 +126,10 @@ def validate(module: AnsibleModule, text: str) -> None:
     dockerd = module.get_bin_path("dockerd")
     if dockerd is None or "--validate" not in module.run_command([dockerd, "--help"])[1]:
         return
-    handle, name = tempfile.mkstemp(prefix="gb10-daemon-", suffix=".json")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        code, out, err = module.run_command([dockerd, "--validate", "--config-file", name])
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile("w", prefix="gb10-daemon-", suffix=".json", encoding="utf-8") as copy:
+        copy.write(text)
+        copy.flush()
+        code, out, err = module.run_command([dockerd, "--validate", "--config-file", copy.name])
     if code != 0:
         module.fail_json(msg=f"dockerd refuses the merged configuration, nothing was changed: {(err or out).strip()}")
 

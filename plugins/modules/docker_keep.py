@@ -55,7 +55,6 @@ LABEL = "gb10.keep"
 
 
 def container_name(image: str) -> str:
-    """Return the name of the container that protects an image."""
     return PREFIX + re.sub(r"[^a-z0-9]+", "-", image.lower()).strip("-")
 
 
@@ -68,7 +67,6 @@ def docker(module: AnsibleModule, *arguments: str) -> str:
 
 
 def image_id(module: AnsibleModule, image: str) -> str:
-    """Return the identifier of an image of this node."""
     code, out, _err = module.run_command(
         [module.get_bin_path("docker", required=True), "image", "inspect", "--format", "{{.Id}}", image]
     )

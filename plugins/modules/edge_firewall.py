@@ -195,7 +195,6 @@ class Node:
         )
 
     def run(self, *command: str, check: bool = False) -> tuple[int, str, str]:
-        """Run a command in the C locale."""
         code, out, err = self.module.run_command(list(command), check_rc=check, environ_update={"LC_ALL": "C"})
         return int(code), str(out), str(err)
 
@@ -262,22 +261,17 @@ class Node:
         return normal(out) if code == 0 else ""
 
     def unit_text(self) -> str:
-        """Return the unit that loads the table at boot."""
         return unit_text(self.nft or "/usr/sbin/nft", str(KEPT))
 
     def enabled(self) -> bool:
-        """Whether the table is loaded at boot."""
         return self.run("systemctl", "is-enabled", UNIT.name)[1].strip() == "enabled"
 
     def validate(self, text: str) -> None:
         """Fail when nft refuses a copy of the file, with its complaint."""
-        handle, name = tempfile.mkstemp(prefix="gb10-firewall-", suffix=".nft")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as copy:
-                copy.write(text)
-            code, out, err = self.run(self.nft, "--check", "--file", name)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile("w", prefix="gb10-firewall-", suffix=".nft", encoding="utf-8") as copy:
+            copy.write(text)
+            copy.flush()
+            code, out, err = self.run(self.nft, "--check", "--file", copy.name)
         if code != 0:
             self.module.fail_json(msg=f"nft refuses the table, nothing was changed: {refusal(err or out)}")
 

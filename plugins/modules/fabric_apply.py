@@ -124,16 +124,6 @@ OURS = (
 )
 
 
-def guard(module: AnsibleModule) -> Rollback:
-    """Return what undoes a change of the fabric."""
-
-    def run(command: list[str]) -> tuple[int, str, str]:
-        code, out, err = module.run_command(command)
-        return int(code), str(out), str(err)
-
-    return Rollback("the fabric's configuration", DIRECTORY, "gb10-fabric-rollback", run)
-
-
 def keep_unit(module: AnsibleModule, unit: str) -> None:
     """Note for the teardown whether a unit was enabled and ran before its first change."""
     _code, out, _err = module.run_command(["systemctl", "show", unit, "--property=UnitFileState,ActiveState"])
@@ -150,7 +140,6 @@ def put_aside(path: Path, aside: Path) -> None:
 
 
 def live(module: AnsibleModule) -> dict[str, Device]:
-    """Return all network devices as they are now."""
     _code, addresses, _err = module.run_command(["ip", "-json", "address", "show"], check_rc=True)
     _code, routes, _err = module.run_command(["ip", "route", "show", "table", "main"], check_rc=True)
     return parse_devices(addresses, routes)
@@ -346,7 +335,7 @@ def main() -> None:
         required_if=[("state", "applied", ["backend"])],
         supports_check_mode=True,
     )
-    rollback = guard(module)
+    rollback = Rollback("the fabric's configuration", DIRECTORY, "gb10-fabric-rollback", module.run_command)
     state = module.params["state"]
     try:
         if state == "applied":

@@ -90,7 +90,6 @@ LINGER_S = 2.0
 
 
 def is_up(netdev: str) -> bool:
-    """Return whether the device is switched on."""
     return bool(int(Path(f"/sys/class/net/{netdev}/flags").read_text(encoding="ascii"), 16) & 1)
 
 

@@ -129,7 +129,6 @@ SMALL_PACKET_BYTES = 84
 
 
 def has_carrier(interface: str) -> bool:
-    """Return whether the interface is up and has carrier."""
     try:
         return Path(f"/sys/class/net/{interface}/carrier").read_text(encoding="ascii").strip() == "1"
     except OSError:  # the kernel answers EINVAL for an interface that is down
@@ -137,7 +136,6 @@ def has_carrier(interface: str) -> bool:
 
 
 def mtu_of(device: str) -> int:
-    """Return the MTU of a device in bytes."""
     return int(Path(f"/sys/class/net/{device}/mtu").read_text(encoding="ascii"))
 
 

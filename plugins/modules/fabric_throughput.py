@@ -114,7 +114,6 @@ def serve(module: AnsibleModule) -> None:
 
 
 def stop(module: AnsibleModule) -> None:
-    """Stop the receiver, if there is one."""
     module.run_command(["systemctl", "stop", f"{UNIT}.service"])
     module.run_command(["systemctl", "reset-failed", f"{UNIT}.service"])
 

@@ -21,10 +21,6 @@ options:
     type: str
     choices: [written, loaded, absent]
     required: true
-  tag:
-    description: The image.
-    type: str
-    required: true
   archives:
     description: C(file) of each archive, the image's own first.
     type: list
@@ -43,15 +39,9 @@ options:
     description: The node's name, for messages.
     type: str
     default: this node
-  reserve_gib:
-    description: What must stay free, in GiB.
-    type: float
-    default: 0
-  state_dir:
-    description: Directory of this collection on the node.
-    type: path
-    default: /var/lib/gb10
 extends_documentation_fragment:
+  - gb10.cluster.image.node
+  - gb10.cluster.image.room
   - gb10.cluster.attributes.no_diff
 attributes:
   idempotent:
@@ -95,7 +85,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe i
 
 
 def written(module: AnsibleModule, folder: Path) -> dict[str, Any]:
-    """Write the archive of the image."""
     want = module.params
     storage = Path(want["state_dir"]) / records.REGISTRY
     image = registry.read(storage, want["tag"])

@@ -48,11 +48,8 @@ options:
     description: The digest that the archive had on the node.
     type: str
     default: ""
-  reserve_gib:
-    description: What must stay free on the control node, in GiB.
-    type: float
-    default: 0
 extends_documentation_fragment:
+  - gb10.cluster.image.room
   - gb10.cluster.attributes.no_diff
 """
 
@@ -176,7 +173,6 @@ def missing(module: AnsibleModule, path: Path) -> dict[str, Any]:
 
 
 def present(module: AnsibleModule, path: Path) -> None:
-    """Give an archive that arrived its name."""
     want = module.params
     arrived = path.parent / INCOMING / path.name
     try:

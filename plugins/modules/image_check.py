@@ -1,7 +1,6 @@
 #!/usr/bin/python
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-# pylint: disable=duplicate-code  # engine_check documents the same two options, and documentation has to stand here
 
 from __future__ import annotations
 
@@ -16,10 +15,6 @@ description:
   - For an image that does not, the task fails with cause and remedy, and the image is tagged C(refused-...), so that
     nothing can be started by its name.
 options:
-  tag:
-    description: The image.
-    type: str
-    required: true
   python:
     description: The interpreter inside the image.
     type: str
@@ -39,10 +34,6 @@ options:
     description: Python sources that must exit 0 inside the image, by mod.
     type: dict
     default: {}
-  state_dir:
-    description: Directory of this collection on the node; V(images/) below it holds the records of verified images.
-    type: path
-    default: /var/lib/gb10
   nccl_floor:
     description:
       - The lowest version of the NCCL that torch loads, as C(ncclGetVersion) returns it. Empty for a model of one
@@ -55,6 +46,7 @@ options:
     choices: [refuse, warn]
     default: refuse
 extends_documentation_fragment:
+  - gb10.cluster.image.node
   - gb10.cluster.attributes.no_diff
 """
 

@@ -22,10 +22,6 @@ options:
     description: Digest of the image, or of its index of architectures.
     type: str
     required: true
-  reserve_gib:
-    description: What must stay free on the control node, in GiB.
-    type: float
-    default: 0
   architecture:
     description: Architecture of the nodes, as registries name it.
     type: str
@@ -39,6 +35,7 @@ options:
     type: path
     required: true
 extends_documentation_fragment:
+  - gb10.cluster.image.room
   - gb10.cluster.attributes.no_diff
 """
 

@@ -13,19 +13,12 @@ description:
     it was verified.
   - Reads only. On a node without Docker it returns V(docker=false) and does not fail.
 options:
-  tag:
-    description: The image.
-    type: str
-    required: true
-  state_dir:
-    description: Directory of this collection on the node; V(images/) below it holds the records of verified images.
-    type: path
-    default: /var/lib/gb10
   units_dir:
     description: Directory of the engine units.
     type: path
     default: /etc/systemd/system
 extends_documentation_fragment:
+  - gb10.cluster.image.node
   - gb10.cluster.attributes.reads
 """
 
@@ -91,7 +84,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe i
 
 
 def read_image(module: AnsibleModule, tag: str, state_dir: str) -> dict[str, Any]:
-    """Return what this node knows of an image."""
     state: dict[str, Any] = {"docker": False, "present": False, "identity": "", "verified": False, "size_mib": 0.0}
     state.update(record={}, architecture="")
     docker = module.get_bin_path("docker")

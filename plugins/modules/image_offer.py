@@ -24,30 +24,25 @@ options:
   tag:
     description: The image. Not needed with O(state=absent).
     type: str
+    required: false
   node:
     description: The node's name, for messages.
     type: str
     default: this node
-  state_dir:
-    description: Directory of this collection on the node; the registry's storage is V(image-registry/) below it.
-    type: path
-    default: /var/lib/gb10
   address:
     description: The address to listen on, one of the fabric.
     type: str
   port:
     description: The port to listen on; while the image is pushed, on the loopback alone.
     type: int
-  reserve_gib:
-    description: What must stay free, in GiB.
-    type: float
-    default: 0
   program:
     description: >-
       The program V(image) on this node, as M(gb10.cluster.program) installs it. Not needed with O(state=absent).
     type: path
 extends_documentation_fragment:
   - gb10.cluster.attributes.no_diff
+  - gb10.cluster.image.node
+  - gb10.cluster.image.room
 attributes:
   idempotent:
     details:
@@ -105,7 +100,6 @@ ACCOUNT = "docker-registry"
 
 
 def listens(address: str, port: int) -> bool:
-    """Return whether something accepts connections there."""
     try:
         with socket.create_connection((address, port), timeout=2):
             return True

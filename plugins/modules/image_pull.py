@@ -16,10 +16,6 @@ description:
     are kept.
   - While it runs, the bytes that each node has received are shown every few seconds.
 options:
-  tag:
-    description: The image.
-    type: str
-    required: true
   source:
     description: What to pull, C(address:port/name@digest), as M(gb10.cluster.image_offer) returns it.
     type: str
@@ -39,10 +35,6 @@ options:
       only, until M(gb10.cluster.image_offer) with O(gb10.cluster.image_offer#module:state=absent).
     type: dict
     default: {}
-  state_dir:
-    description: Directory of this collection on the node; V(images/) below it holds the records of verified images.
-    type: path
-    default: /var/lib/gb10
   record:
     description: What else to keep in the record, such as the versions that were found inside the image.
     type: dict
@@ -65,6 +57,7 @@ options:
     type: str
     default: ""
 extends_documentation_fragment:
+  - gb10.cluster.image.node
   - gb10.cluster.attributes.connected
 """
 
@@ -110,7 +103,6 @@ def held(module: AnsibleModule, name: str) -> str:
 
 
 def record(want: dict[str, Any]) -> None:
-    """Record the identity as verified on this node."""
     records.write(want["state_dir"], want["tag"], {**want["record"], "identity": want["identity"], "from": "head"})
 
 

@@ -12,10 +12,6 @@ description:
   - Computes which layers of an image are missing on the node, and the space that they take while they arrive.
   - Fails with the node's name and the shortfall when they do not fit.
 options:
-  tag:
-    description: The image.
-    type: str
-    required: true
   node:
     description: The node's name, for the message.
     type: str
@@ -29,15 +25,9 @@ options:
     description: Size in MiB of archives that are copied to V(image-archives/) below O(state_dir) first.
     type: float
     default: 0
-  state_dir:
-    description: Directory of this collection on the node.
-    type: path
-    default: /var/lib/gb10
-  reserve_gib:
-    description: What must stay free, in GiB.
-    type: float
-    default: 0
 extends_documentation_fragment:
+  - gb10.cluster.image.node
+  - gb10.cluster.image.room
   - gb10.cluster.attributes.reads
 """
 
@@ -72,7 +62,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image import records
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import GIB, MIB, chain_ids
 from ansible_collections.gb10.cluster.plugins.module_utils._image.room import (
     images_root,
-    layer_folder,
     missing_layers,
     no_room,
     room_needed,
@@ -82,7 +71,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._node.files import ex
 
 def held_chains(module: AnsibleModule, root: Path, wanted: list[str]) -> set[str]:
     """Return the chain ids of layers that this node has, those of an interrupted pull included."""
-    held = {chain for chain in wanted if layer_folder(root, chain).is_dir()}
+    overlay2 = root / "image" / "overlay2" / "layerdb" / "sha256"
+    held = {chain for chain in wanted if (overlay2 / chain.partition(":")[2]).is_dir()}
     _code, out, _err = module.run_command(["docker", "image", "ls", "--quiet", "--no-trunc"])
     if out.split():
         _code, out, _err = module.run_command(["docker", "image", "inspect", *sorted(set(out.split()))])

@@ -463,11 +463,6 @@ def run(params: dict[str, Any], meminfo: Path = MEMINFO) -> Budget:
     )
 
 
-def configs_of(params: dict[str, Any]) -> list[Path]:
-    """Return where the configurations of the model and of its drafter are read, as far as they are."""
-    return [Path(params[name]) for name in ("config_json", "draft_config_json") if params[name]]
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec=ARGUMENT_SPEC,
@@ -481,12 +476,13 @@ def main() -> None:
         params["serving"] = bool(patterns and module.run_command([*ACTIVE_UNITS, *patterns])[1].strip())
         budget = run(params)
         weights_gib = params["weights_gib"]
+        configs = [Path(params[name]) for name in ("config_json", "draft_config_json") if params[name]]
     except (GeometryError, MemoryModelError) as error:
         module.fail_json(msg=" ".join(error.problems), problems=error.problems)
     except ValueError as error:
         module.fail_json(msg=str(error), problems=[str(error)])
     unsized = (bool(module.params["weights_path"]) and not weights_gib) or (
-        budget.verdict == "unknown" and any(map(not_moved_yet, configs_of(module.params)))
+        budget.verdict == "unknown" and any(map(not_moved_yet, configs))
     )
     if unsized:
         module.warn(f"{budget.missing[0]} The check is done again when they are there.")

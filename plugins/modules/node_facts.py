@@ -278,7 +278,6 @@ def desktop() -> dict[str, Any]:
 
 
 def active(pattern: str) -> list[str]:
-    """Return the active units that match."""
     return unit_names(run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", pattern))
 
 
@@ -315,7 +314,6 @@ def clock_cap_mhz() -> int:
 
 
 def container_names() -> dict[str, str]:
-    """Return the names of the running containers by id."""
     rows = (line.split() for line in run("docker", "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}").splitlines())
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
@@ -332,7 +330,6 @@ def engine_containers(patterns: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def images() -> dict[str, str]:
-    """Return the identity of every tagged image of this node."""
     tags = run("docker", "image", "ls", "--filter", "dangling=false", "--format", "{{.Repository}}:{{.Tag}}").split()
     if not tags:
         return {}

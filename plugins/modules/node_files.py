@@ -168,13 +168,11 @@ def validate(module: AnsibleModule, item: dict[str, Any], text: str) -> None:
     words = shlex.split(item["validate"])
     if shutil.which(words[0]) is None:
         return
-    handle, name = tempfile.mkstemp(prefix="gb10-validate-", suffix=Path(item["path"]).suffix)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape") as copy:
-            copy.write(text)
-        code, out, err = module.run_command([word.replace("%s", name) for word in words])
-    finally:
-        Path(name).unlink(missing_ok=True)
+    suffix = Path(item["path"]).suffix
+    with tempfile.NamedTemporaryFile("wb", prefix="gb10-validate-", suffix=suffix) as copy:
+        copy.write(text.encode("utf-8", "surrogateescape"))
+        copy.flush()
+        code, out, err = module.run_command([word.replace("%s", copy.name) for word in words])
     if code != 0:
         module.fail_json(
             msg=(

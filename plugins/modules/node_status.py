@@ -123,6 +123,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.swap import summary
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.units import model_of
 from ansible_collections.gb10.cluster.plugins.module_utils._node import lease
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Wanted, parse_metrics, probe_api
@@ -135,11 +136,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import (
 )
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.run import runner
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.status import load_of
-
-
-def models(units: list[str]) -> list[str]:
-    """Return the models whose units these are."""
-    return [unit.removeprefix("vllm-").removesuffix(".service") for unit in units]
 
 
 def coming_of(record: dict[str, Any], units: list[str], launches: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -219,7 +215,7 @@ def main() -> None:
         ["systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating", "vllm-*.service"]
     )
     status["units"] = [line.split()[0] for line in out.splitlines() if line.strip()] if code == 0 else []
-    launches = {name: read_json(record_path.parent / f"{name}.json") for name in models(status["units"])}
+    launches = {name: read_json(record_path.parent / f"{name}.json") for name in map(model_of, status["units"])}
     status["coming"] = coming_of(record, status["units"], launches)
     served = status["coming"] or (record if params["node"] in members else {})
     if served:

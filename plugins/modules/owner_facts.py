@@ -67,16 +67,15 @@ owner:
       elements: str
 """
 
-import json
 import platform
 import pwd
 import shutil
 from pathlib import Path
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import unit_names
+from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json
 from ansible_collections.gb10.cluster.plugins.module_utils._node.listeners import listeners
 from ansible_collections.gb10.cluster.plugins.module_utils._node.owner import (
     desktop_sessions,
@@ -98,23 +97,12 @@ def run(module: AnsibleModule, *argv: str) -> str:
 
 
 def sessions(module: AnsibleModule) -> list[dict[str, str]]:
-    """Return the properties of every session that logind knows."""
     names = [line.split()[0] for line in run(module, "loginctl", "list-sessions", "--no-legend").splitlines() if line]
     wanted = "--property=Name,Type,Class,State"
     return parse_show(run(module, "loginctl", "show-session", wanted, *names)) if names else []
 
 
-def daemon_config() -> dict[str, Any]:
-    """Return Docker's daemon.json; an empty dictionary when it is missing or no object."""
-    try:
-        found = json.loads((ROOT / "etc/docker/daemon.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def accounts() -> list[str]:
-    """Return the accounts of people, sorted."""
     return sorted(
         each.pw_name
         for each in pwd.getpwall()
@@ -133,7 +121,7 @@ def main() -> None:
         units.remove("ufw.service")
     rows = run(module, "docker", "container", "ls", "--no-trunc", "--format", "{{.ID}} {{.Names}}").splitlines()
     containers = dict(row.split(None, 1) for row in rows)
-    config = daemon_config()
+    config = read_json(ROOT / "etc/docker/daemon.json")
     networks = [
         str(path)
         for place, pattern in (("etc/netplan", "*.yaml"), ("etc/NetworkManager/system-connections", "*"))

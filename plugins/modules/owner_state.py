@@ -160,12 +160,10 @@ class Restore:
             self.left.append(f"{' '.join(command)} failed: {(err or out).strip()[-300:]}")
 
     def note(self, done: str, left: str = "") -> None:
-        """Take down one result."""
         self.done += [done] if done else []
         self.left += [left] if left else []
 
     def stop_ours(self) -> None:
-        """Stop and disable the units of this collection."""
         listed = ["systemctl", "list-unit-files", "--plain", "--no-legend", "gb10-*", "vllm-*"]
         _code, out, _err = self.module.run_command(listed)
         for unit in unit_names(out):
@@ -174,7 +172,6 @@ class Restore:
                 self.note(f"{unit}: stopped and disabled.")
 
     def services(self) -> None:
-        """Bring the owner's services back to how they were."""
         for unit, before in sorted(self.manifest.get("units", {}).items()):
             _code, out, _err = self.module.run_command(
                 ["systemctl", "show", unit, "--property=UnitFileState,ActiveState"]

@@ -196,7 +196,6 @@ def start(module: AnsibleModule) -> None:
 
 
 def journal(module: AnsibleModule) -> str:
-    """Return the unit's last lines."""
     _code, out, _err = module.run_command(["journalctl", "-u", UNIT, "-n", "15", "--no-pager", "-o", "cat"])
     return str(out).strip()[-1500:]
 

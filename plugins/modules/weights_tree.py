@@ -128,11 +128,6 @@ ENGINE = Path("/etc/gb10/engine")
 PROC = Path("/proc")
 
 
-def noted_marks(tree: Path) -> dict[str, Any]:
-    """Return the mark of each file when its hash was last verified."""
-    return files.read_json(tree / weights.MARKS)
-
-
 def found_marks(tree: Path, manifest: dict[str, Any]) -> dict[str, list[int]]:
     """Return the mark of each of the manifest's files that is there with its size."""
     paths = {file["path"]: tree / file["path"] for file in manifest["files"]}
@@ -147,7 +142,7 @@ def look(tree: Path, manifest: dict[str, Any], verify: bool) -> tuple[bool, bool
     stamp = files.read_json(tree / weights.STAMP)
     stamp = {} if weights.manifest_error(stamp) else stamp
     found = found_marks(tree, manifest)
-    unverified = weights.unstamped(manifest, found, stamp, {} if verify else noted_marks(tree))
+    unverified = weights.unstamped(manifest, found, stamp, {} if verify else files.read_json(tree / weights.MARKS))
     hashes = {file["path"]: file["sha256"] for file in manifest["files"]}
     doubtful = [path for path in unverified if path in found]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -185,7 +180,6 @@ def users(root: Path) -> dict[str, str]:
 
 
 def trees(root: Path, repo: str) -> list[weights.Tree]:
-    """Return the other models below the root."""
     using = users(root)
     found = []
     for folder in sorted(root.glob("*/*")):

@@ -21,7 +21,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import ar
 class ControlNodeAction(ActionBase):  # type: ignore[misc]  # ansible-core has no types
     """An action that contacts no host and transfers no file."""
 
-    TRANSFERS_FILES = False
     _requires_connection = False
 
     def begin(

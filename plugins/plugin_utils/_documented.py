@@ -22,7 +22,7 @@ def argument_spec(module: str) -> dict[str, dict[str, Any]]:
         room, _dot, variant = name.removeprefix("gb10.cluster.").partition(".")
         fragment = importlib.import_module(f"{PLUGINS}.doc_fragments.{room}").ModuleDocFragment
         options |= yaml.safe_load(getattr(fragment, variant.upper() or "DOCUMENTATION")).get("options", {})
-    return _spec(options | page["options"])
+    return _spec(options | {name: {**options.get(name, {}), **option} for name, option in page["options"].items()})
 
 
 def _spec(options: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -34,7 +34,6 @@ def mark(record: Mapping[str, Any]) -> str:
 class Proxy:
     """The proxy of a node; does nothing on one that has none.
 
-    :param run: runs a command.
     :param units_dir: where the proxy's unit is.
     :param conf_dir: where its configurations are.
     """
@@ -48,7 +47,6 @@ class Proxy:
 
         :param record: the engine's; empty when none serves, which leaves the proxy as it is.
         :returns: the verb of systemctl that `follow` needs; empty when the proxy stays as it is.
-        :raises OSError: as the operating system reports it.
         """
         if not record or not (self.units_dir / UNIT).exists():
             return ""

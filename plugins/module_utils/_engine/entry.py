@@ -29,7 +29,6 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def missing_environment(required: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the required variables that are unset or empty."""
     return [name for name in required if not environment.get(name)]
 
 

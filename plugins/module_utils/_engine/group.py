@@ -79,7 +79,6 @@ class Group:
         return f"rank {rank}, {node} ({address})"
 
     def address(self, rank: int) -> str:
-        """Return a rank's address on the fabric."""
         return self.members[rank].partition("=")[2]
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -95,7 +94,6 @@ class Group:
         self.send({"end": why, "requested": requested})
 
     def beat(self) -> None:
-        """Send heartbeats indefinitely."""
         while True:
             time.sleep(HEARTBEAT_S)
             self.send({})

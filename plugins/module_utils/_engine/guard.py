@@ -103,7 +103,6 @@ class Guard:
         self.server: socket.socket | None = None
 
     def poll_seconds(self, described: Mapping[str, Any]) -> float:
-        """Return the pause between two looks."""
         return min(MAX_POLL_SECONDS, max(0.2, float(described["stall_seconds"]) / 6))
 
     def step(self) -> bool:
@@ -252,7 +251,6 @@ class Guard:
         self.swap.write({**described, "applied": True})
 
     def run(self) -> None:
-        """Wait until this node is done with the swap."""
         while True:
             try:
                 if self.step():
@@ -263,7 +261,6 @@ class Guard:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Guard the swap that the file describes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("swap", type=Path, help="description of the swap, JSON, written by the module engine_swap")
     path = parser.parse_args(argv).swap

@@ -39,7 +39,6 @@ def start_head(life: Life, port: int, address: str, nodes: int, stall_seconds: f
 
 
 def wait_for_head(host: str, port: int) -> None:
-    """Wait until the head's GCS accepts connections."""
     since = time.monotonic()
     shown = 0.0
     while True:

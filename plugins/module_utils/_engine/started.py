@@ -33,10 +33,7 @@ def sources(unit_file: Path, config_dir: Path) -> list[Path]:
 
 
 def note(path: Path, unit_file: Path, config_dir: Path) -> None:
-    """Write the digest of this start; for root alone, because the environment can hold a key.
-
-    :raises OSError: as the operating system reports it.
-    """
+    """Write the digest of this start; for root alone, because the environment can hold a key."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, digest_of(sources(unit_file, config_dir)) + "\n", 0o600)
 

@@ -118,7 +118,6 @@ def log_of(invocation: str) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the record, unless the end was requested."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("launch", type=Path, help="launch description of this rank, JSON")
     given = parser.parse_args(argv)

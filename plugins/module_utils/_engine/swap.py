@@ -152,7 +152,6 @@ class Swap:
     """The swap that this node takes part in.
 
     :param units: the engine units of the node.
-    :param run: runs a command.
     :param state_dir: holds ``swap.json`` and, after a rollback by the nodes, ``swap_rolled_back.json``.
     :param proxy_dir: holds the configurations of the proxy in front of the API, on the head.
     """
@@ -166,7 +165,6 @@ class Swap:
 
     @property
     def path(self) -> Path:
-        """The description."""
         return self.state_dir / "swap.json"
 
     @property
@@ -214,7 +212,6 @@ class Swap:
             raise SwapError(f"The rollback of the swap could not be prepared, nothing was stopped: {err.strip()}")
 
     def write(self, swap: Mapping[str, Any]) -> None:
-        """Write the description to disk."""
         files.write_json(self.path, dict(swap), 0o600)
 
     def decide(self, swap: Mapping[str, Any], state: str, why: str, *, by_nodes: bool) -> dict[str, Any]:

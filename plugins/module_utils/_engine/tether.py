@@ -119,7 +119,6 @@ class Channel:
                 raise ValueError("a message without an end")
 
     def close(self) -> None:
-        """Close the connection."""
         self.peer.close()
 
 

@@ -50,7 +50,6 @@ def _synchronise(directory: Path) -> None:
 class EngineUnits:
     """The units that this collection rendered on a node, known by the mark in their first line; no others are touched.
 
-    :param run: runs a command.
     :param units_dir: where units are rendered.
     :param record_path: the active record.
     :param run_dir: where a start records what it found.
@@ -62,7 +61,6 @@ class EngineUnits:
     run_dir: Path = Path("/run/gb10/engine")
 
     def known(self) -> list[str]:
-        """Return the names of the units, sorted."""
         found = []
         for path in sorted(self.units_dir.glob("vllm-*.service")):
             try:
@@ -91,7 +89,6 @@ class EngineUnits:
         return {unit: self.show(unit) for unit in self.known()}
 
     def reload(self) -> None:
-        """Let systemd read unit files again."""
         self.run(["systemctl", "daemon-reload"])
 
     def stop(self, unit: str) -> None:
@@ -131,10 +128,7 @@ class EngineUnits:
         return files.read_json(self.record_path)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Write the active record and that of the last verified model; an empty one removes the active one alone.
-
-        :raises OSError: as the operating system reports it.
-        """
+        """Write the active record and that of the last verified model; an empty one removes the active one alone."""
         if self.record() != record:
             records.write(self.record_path, dict(record))
 

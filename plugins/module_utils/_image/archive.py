@@ -68,12 +68,10 @@ class Archive(Image):
 
 
 def member(blob: Blob) -> str:
-    """Return the name of a layer within an archive."""
     return BLOBS + blob.digest.partition(":")[2]
 
 
 def archive_file(tag: str) -> str:
-    """Return the file name of an image's archive."""
     return tag_file(tag).removesuffix(".json") + ".tar"
 
 

@@ -17,7 +17,6 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image.serve import s
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", maxsplit=1)[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("serve")

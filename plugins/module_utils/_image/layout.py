@@ -21,7 +21,6 @@ class ImageError(Exception):
 
 
 def tag_file(tag: str) -> str:
-    """Return the file name of an image's record."""
     return f"{tag.replace('/', '_').replace(':', '@')}.json"
 
 
@@ -31,12 +30,8 @@ def digest_of(data: bytes) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as handle:
-        while chunk := handle.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:

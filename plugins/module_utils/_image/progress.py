@@ -26,7 +26,6 @@ class Progress:
     done: bool = False
 
     def write(self) -> None:
-        """Write the state to its file, if there is one."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(self.path, {key: value for key, value in asdict(self).items() if key != "path"})

@@ -32,7 +32,6 @@ def read(state_dir: str, tag: str) -> dict[str, Any]:
 
 
 def write(state_dir: str, tag: str, record: dict[str, Any]) -> None:
-    """Record an image as verified."""
     folder = Path(state_dir) / RECORDS
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / tag_file(tag), {**record, "tag": tag})
@@ -45,5 +44,4 @@ def tags(state_dir: str) -> list[str]:
 
 
 def remove(state_dir: str, tag: str) -> None:
-    """Forget an image."""
     files.remove(Path(state_dir) / RECORDS / tag_file(tag))

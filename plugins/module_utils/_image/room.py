@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import GIB, MIB, chain_ids
@@ -20,15 +19,6 @@ def missing_layers(layers: Sequence[Mapping[str, Any]], held: Collection[str]) -
     """
     chains = chain_ids(layer["diff_id"] for layer in layers)
     return [layer for layer, chain in zip(layers, chains, strict=True) if chain not in held]
-
-
-def layer_folder(root: Path, chain: str) -> Path:
-    """Return the directory in which overlay2 describes a layer.
-
-    :param root: ``DockerRootDir`` of ``docker info``.
-    :param chain: the layer's chain id.
-    """
-    return root / "image" / "overlay2" / "layerdb" / "sha256" / chain.partition(":")[2]
 
 
 def images_root(docker_info: str, containerd_config: str) -> str:
@@ -58,7 +48,6 @@ def archive_bytes(layer_bytes: Iterable[int]) -> int:
 
 
 def gib(count: float) -> str:
-    """Return a number of bytes for people."""
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.1f} MiB"
 
 

@@ -93,7 +93,6 @@ class Rollback:
     :param subject: what is changed, as a noun phrase for messages.
     :param directory: where the script, the saved files and the markers are, such as /var/lib/gb10/fabric.
     :param unit: name of the systemd unit without its suffix; the timer's is `<unit>-timer`.
-    :param run: runs a command.
     """
 
     subject: str
@@ -133,7 +132,6 @@ class Rollback:
         :param commands: shell lines that undo what is not a file; they run after the files are restored.
         :param changed_files: files that the change writes or removes.
         :raises RollbackError: systemd refused; nothing is armed then.
-        :raises OSError: as the operating system reports it.
         """
         self._stop_timer()
         saved = self.directory / "saved"

@@ -11,11 +11,6 @@ PACKAGE = "ansible_collections.gb10.cluster.plugins.module_utils"
 USAGE_STATUS = 2
 
 
-def summary_of(module: str) -> str:
-    """Return the first line of a module's docstring; the module is imported."""
-    return (importlib.import_module(f"{PACKAGE}.{module}").__doc__ or "").strip().partition("\n")[0]
-
-
 def main(verbs: Mapping[str, str], argv: Sequence[str] | None = None) -> None:
     """Run a verb and leave the process with its exit status.
 
@@ -28,7 +23,8 @@ def main(verbs: Mapping[str, str], argv: Sequence[str] | None = None) -> None:
     if words[:1] in (["-h"], ["--help"]):
         print("verbs, each with --help:")
         for verb, module in sorted(verbs.items()):
-            print(f"  {verb:<10} {summary_of(module)}")
+            summary = (importlib.import_module(f"{PACKAGE}.{module}").__doc__ or "").strip().partition("\n")[0]
+            print(f"  {verb:<10} {summary}")
         sys.exit(0)
     if not words or words[0] not in verbs:
         given = f"unknown verb {words[0]!r}" if words else "no verb was given"

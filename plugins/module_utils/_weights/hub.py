@@ -86,7 +86,6 @@ class Hub:
         return found
 
     def get_json(self, commit: str, name: str) -> Any:
-        """Return the JSON value of a file of the revision."""
         with self.open(f"{urllib.parse.quote(self.repo)}/resolve/{commit}/{name}") as reply:
             value, wrong = source.parse_json(name, reply.read(source.MAX_JSON_BYTES + 1))
         if wrong:
@@ -144,7 +143,6 @@ def read_list(listed: Any) -> tuple[str, dict[str, HubFile]] | None:
 
 
 def has_size(path: Path, file: HubFile) -> bool:
-    """Return whether a file has the length that the hub publishes."""
     return path.is_file() and path.stat().st_size == file.size
 
 
@@ -161,7 +159,6 @@ def is_right(path: Path, file: HubFile) -> bool:
 
 
 def part_of(folder: Path, name: str) -> Path:
-    """Return where a file is while it arrives."""
     return folder / ".cache" / "gb10" / f"{name}.part"
 
 

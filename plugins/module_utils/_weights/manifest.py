@@ -296,7 +296,6 @@ def plan_node(
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for people."""
     rounded = round(seconds)
     if rounded < 60:
         return f"{rounded} s"

@@ -377,7 +377,6 @@ class Mover:
             self.state = "complete"
 
     def _fetch_all(self) -> None:
-        """Fetch what is missing, with all streams."""
         self._queue()
         streams = weights.streams_for(self.job["streams"], len(self.store.pieces), os.cpu_count() or 2)
         kinds = [False] * streams + ([True] * streams if self.scatter["of"] else [])

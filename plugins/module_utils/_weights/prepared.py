@@ -17,7 +17,6 @@ LOOK_SECONDS = 2.0
 
 
 def container_name(repo: str) -> str:
-    """Return the name of the container that makes the data."""
     return f"gb10-prepare-{repo.rpartition('/')[2]}"
 
 

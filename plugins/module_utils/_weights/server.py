@@ -57,7 +57,6 @@ class Server:
         return int(listener.getsockname()[1])
 
     def close(self) -> None:
-        """Stop accepting connections."""
         for listener in self.listeners:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)

@@ -80,7 +80,6 @@ class Connection:
         self._low = 1
 
     def close(self) -> None:
-        """Close the connection."""
         self._sock.close()
 
     def get(self, what: str, length: int) -> bytes:
@@ -220,14 +219,12 @@ class Stream:
     """What one of the threads that fetch has for itself: connections, one a source, and a pipe."""
 
     def __init__(self, number: int) -> None:
-        """Open the pipe."""
         self.number = number
         self.connections: dict[int, Connection] = {}
         self.pipe = os.pipe()
         fcntl.fcntl(self.pipe[0], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def close(self) -> None:
-        """Close them."""
         for connection in self.connections.values():
             connection.close()
         for end in self.pipe:

@@ -89,13 +89,11 @@ def hash_file(path: Path, piece_bytes: int) -> tuple[str, bytes]:
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of the data to a place of a file."""
     done = 0
     while done < len(data):
         done += os.pwrite(descriptor, data[done:], offset + done)
@@ -220,7 +218,6 @@ class Store:
                     advise(descriptor, 0, 0, _DONTNEED)
 
     def close(self) -> None:
-        """Close the files."""
         with self._lock:
             for descriptor in self._files.values():
                 with suppress(OSError):

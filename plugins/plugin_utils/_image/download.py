@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import CHUNK, GIB, MIB
+from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import CHUNK, GIB, MIB, file_sha256
 from ansible_collections.gb10.cluster.plugins.plugin_utils._image.locks import Wheel
 
 HOME = "https://files.pythonhosted.org"
@@ -51,10 +50,7 @@ class Sums:
 def intact(path: Path, wheel: Wheel) -> bool:
     """Return whether a file is the wheel that the lock names."""
     try:
-        if path.stat().st_size != wheel.size:
-            return False
-        with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest() == wheel.sha256
+        return path.stat().st_size == wheel.size and file_sha256(path) == wheel.sha256
     except OSError:
         return False
 
@@ -172,8 +168,7 @@ def by_address(url: str, file: str, folder: Path, known: str, pause: Callable[[f
             raise DownloadError(problem)
         _receive(file, url, size, partial, Sums(size), pause, "Correct the address in gb10_images.")
     arrived = path if path.is_file() else partial
-    with arrived.open("rb") as handle:
-        found = f"sha256:{hashlib.file_digest(handle, 'sha256').hexdigest()}"
+    found = f"sha256:{file_sha256(arrived)}"
     if known and found != known:
         if arrived == partial:
             partial.unlink()
