@@ -6,7 +6,6 @@ Pure functions over file texts; both formats of sources.list(5) are read.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -140,13 +139,3 @@ def isolated(work: Path, **settings: str) -> list[str]:
     }
     more = {key.replace("__", "::"): value for key, value in settings.items()}
     return [word for key, value in {**own, **more}.items() for word in ("-o", f"{key}={value}")]
-
-
-def parse_os_release(text: str) -> dict[str, str]:
-    """Return the variables of an os-release(5) file."""
-    values: dict[str, str] = {}
-    for line in text.splitlines():
-        name, sign, value = line.partition("=")
-        if sign and not name.startswith("#"):
-            values[name.strip()] = "".join(shlex.split(value))
-    return values

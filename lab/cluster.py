@@ -450,17 +450,11 @@ class Cluster:
         """Write known_hosts, ssh_config, hosts.json and the inventory."""
         nodes = plan_nodes(self.name, wanted.nodes, wanted.subnets)
         path = self.state / "known_hosts"
-        text = access.known_hosts(nodes, keys)
+        lines = access.known_hosts(nodes, keys).splitlines(keepends=True)
         if not all_nodes and path.exists():
-            others = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-                if line.partition(",")[0] not in keys
-            ]
-            text = "".join(sorted([*others, *text.splitlines(keepends=True)]))
-        else:
-            text = "".join(sorted(text.splitlines(keepends=True)))
-        access.write(path, text)
+            before = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines += [line for line in before if line.partition(",")[0] not in keys]
+        access.write(path, "".join(sorted(lines)))
         state = self.state.resolve()
         access.write(self.state / "ssh_config", access.ssh_config(nodes, state))
         access.write(self.state / "hosts.json", access.hosts_json(self.name, nodes, state))

@@ -14,7 +14,8 @@ import os
 import platform
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import run
@@ -36,15 +37,6 @@ NODE_BASE_PACKAGES = HERE / "node-base-packages.txt"
 ENGINE_BASE_PACKAGES = HERE / "engine-base-packages.txt"
 NODE_FILES = HERE / "node"
 
-#: Contents of the engine image's base while lab/engine-base-packages.txt does not say it.
-_ENGINE_BASE_FALLBACK = (
-    "python3",
-    "python3-venv",
-    "python3-pip",
-    "libgomp1",
-    "libnuma1",
-    "libtcmalloc-minimal4",
-)
 #: What `lab up --with-docker` installs in advance: Docker and what else the role host installs everywhere.
 DOCKER_PACKAGES = ("ca-certificates", "docker.io", "earlyoom", "ethtool", "pigz", "rsync")
 PACKAGES_IN_NODE = "/opt/lab-packages"
@@ -60,7 +52,7 @@ _LEAN = (
     "path-include=/usr/share/doc/*/copyright",
 )
 _KEY_LENGTH = 12
-_TAR_MODES = {"lab-init": "usr/local/sbin", "setup": "usr/share/gb10-lab"}
+_OVERLAY = {"lab-init": "usr/local/sbin", "setup": "usr/share/gb10-lab"}
 
 
 @dataclass(frozen=True)
@@ -99,16 +91,27 @@ def key_of(*inputs: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
 
-def _node_overlay() -> bytes:
-    """Return a tar of the files that a node's root file system gets before ``setup`` runs."""
+def _tar(files: Mapping[str, bytes], mode: int = 0o644) -> bytes:
+    """Return a tar of these files, the same for the same contents."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, folder in sorted(_TAR_MODES.items()):
-            data = (NODE_FILES / name).read_bytes()
-            info = tarfile.TarInfo(f"{folder}/{name}")
-            info.size, info.mode = len(data), 0o755
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), mode
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def _node_overlay() -> bytes:
+    """Return a tar of the files that a node's root file system gets before ``setup`` runs."""
+    return _tar({f"{folder}/{name}": (NODE_FILES / name).read_bytes() for name, folder in _OVERLAY.items()}, 0o755)
+
+
+def _run_through(container: Any, failed: str) -> None:
+    """Run a container to its end; raise LabError with what it said last when it fails."""
+    container.start()
+    if container.wait()["StatusCode"] != 0:
+        raise LabError(f"{failed}:\n{container.logs(tail=20).decode(errors='replace')}")
 
 
 def _temporary(cache: Path, key: str) -> Path:
@@ -181,7 +184,7 @@ class Cache:
         The name ``base.tar`` in the cache is a link to it if ``claim``, or if there is none yet: labs
         with different bases may run side by side, and only one of them can have the name.
         """
-        names = _names(ENGINE_BASE_PACKAGES) if ENGINE_BASE_PACKAGES.exists() else list(_ENGINE_BASE_FALLBACK)
+        names = _names(ENGINE_BASE_PACKAGES)
         with locked(self._cache / "base.lock"):
             made_from = self._made_from()
             key = key_of("base", made_from, names, _LEAN)
@@ -209,7 +212,7 @@ class Cache:
         return ["packages", self._codename(), *(source.line() for source in self._sources())]
 
     def _codename(self) -> str:
-        release = apt_sources.parse_os_release(Path("/etc/os-release").read_text(encoding="utf-8", errors="replace"))
+        release = platform.freedesktop_os_release()
         codename = release.get("VERSION_CODENAME", "")
         if release.get("ID") not in ("debian", "ubuntu") or not codename:
             raise LabError(
@@ -281,23 +284,24 @@ class Cache:
             "apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "
             f"{' '.join(DOCKER_PACKAGES)} && apt-get clean && rm -rf /var/lib/apt/lists/*"
         )
-        with self._progress.step("Install Docker in the node image"):
-            container = self._client.containers.create(
-                plain.image,
-                command=["sh", "-c", script],
-                volumes={str(plain.packages.resolve()): {"bind": PACKAGES_IN_NODE, "mode": "ro"}},
-                network_mode="none",
-                labels={LABEL_LAB: SHARED},
-            )
-            try:
-                container.start()
-                if container.wait()["StatusCode"] != 0:
-                    said = container.logs(tail=20).decode(errors="replace")
-                    raise LabError(f"Docker could not be installed in the node image: {said}")
-                repository, _unused, tag = image.partition(":")
-                container.commit(repository, tag, changes=[f'CMD ["{_INIT}"]', _SHARED_LABEL.strip()])
-            finally:
-                container.remove(force=True)
+        packages = {str(plain.packages.resolve()): {"bind": PACKAGES_IN_NODE, "mode": "ro"}}
+        with (
+            self._progress.step("Install Docker in the node image"),
+            self._container(plain.image, script, volumes=packages, network_mode="none") as container,
+        ):
+            _run_through(container, "Docker could not be installed in the node image")
+            repository, _unused, tag = image.partition(":")
+            container.commit(repository, tag, changes=[f'CMD ["{_INIT}"]', _SHARED_LABEL.strip()])
+
+    @contextmanager
+    def _container(self, image: str, script: str, **more: Any) -> Iterator[Any]:
+        """Yield a container that is to run a shell script, and remove it."""
+        labels = {LABEL_LAB: SHARED}
+        container = self._client.containers.create(image, command=["sh", "-c", script], labels=labels, **more)
+        try:
+            yield container
+        finally:
+            container.remove(force=True)
 
     def _has_image(self, image: str) -> bool:
         try:
@@ -342,35 +346,22 @@ class Cache:
             raise
 
     def _build(self, dockerfile: str, files: dict[str, bytes], image: str) -> None:
-        context = io.BytesIO()
-        with tarfile.open(fileobj=context, mode="w") as tar:
-            for name, data in {"Dockerfile": dockerfile.encode(), **files}.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        context.seek(0)
+        context = io.BytesIO(_tar({"Dockerfile": dockerfile.encode(), **files}))
+        failed = f"The image {image} could not be built on {self.base_image}"
         try:
             self._client.images.build(fileobj=context, custom_context=True, tag=image, rm=True, forcerm=True)
         except docker.errors.BuildError as error:
             said = "".join(str(line.get("stream", "")) for line in error.build_log)
-            raise LabError(
-                f"The image {image} could not be built on {self.base_image}: {error.msg}\n" + said[-2000:]
-            ) from error
+            raise LabError(f"{failed}: {error.msg}\n{said[-2000:]}") from error
         except docker.errors.APIError as error:
-            raise LabError(
-                f"The image {image} could not be built on {self.base_image}: {error.explanation or error}"
-            ) from error
+            raise LabError(f"{failed}: {error.explanation or error}") from error
 
     def _export_from_image(self, names: Sequence[str], target: Path) -> None:
         image = f"gb10-lab-base:{key_of(self.base_image, list(names))}"
         self._build(f"FROM {self.base_image}\n{_install(names)}{_SHARED_LABEL}", {}, image)
-        container = self._client.containers.create(image, command="true", labels={LABEL_LAB: SHARED})
-        try:
-            with target.open("wb") as out:
-                for chunk in container.export(chunk_size=4 << 20):
-                    out.write(chunk)
-        finally:
-            container.remove(force=True)
+        with self._container(image, "true") as container, target.open("wb") as out:
+            for chunk in container.export(chunk_size=4 << 20):
+                out.write(chunk)
 
     # The package archive -------------------------------------------------------------------
 
@@ -436,22 +427,12 @@ class Cache:
             + f"apt-get install -q -y --no-install-recommends --download-only {needed} $names; "
             "mkdir /out; mv /var/cache/apt/archives/*.deb /out/; sh /index-packages /out"
         )
-        container = self._client.containers.create(image, command=["sh", "-c", script], labels={LABEL_LAB: SHARED})
-        try:
-            buffer = io.BytesIO()
-            with tarfile.open(fileobj=buffer, mode="w") as tar:
-                tar.add(_INDEXER, "index-packages")
-            container.put_archive("/", buffer.getvalue())
-            container.start()
-            if container.wait()["StatusCode"] != 0:
-                said = container.logs(tail=12).decode(errors="replace")
-                raise LabError(f"The nodes' packages could not be fetched in {image}:\n{said}")
+        with self._container(image, script) as container:
+            container.put_archive("/", _tar({_INDEXER.name: _INDEXER.read_bytes()}))
+            _run_through(container, f"The nodes' packages could not be fetched in {image}")
             stream, _unused = container.get_archive("/out")
-            spool = io.BytesIO(b"".join(stream))
-            with tarfile.open(fileobj=spool) as tar:
+            with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as tar:
                 for member in tar.getmembers():
                     data = tar.extractfile(member) if member.isfile() else None
                     if data is not None:
                         (target / Path(member.name).name).write_bytes(data.read())
-        finally:
-            container.remove(force=True)

@@ -173,15 +173,10 @@ def count_plays(playbook: str | Path, repo: Path = REPO) -> int | None:
     return total
 
 
-def _remove_old_runs(runs_dir: Path) -> None:
-    old = sorted(path for path in runs_dir.iterdir() if path.is_dir())[:-KEPT_RUNS]
-    for path in old:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def _new_run_dir(runs_dir: Path) -> Path:
     runs_dir.mkdir(parents=True, exist_ok=True)
-    _remove_old_runs(runs_dir)
+    for old in sorted(path for path in runs_dir.iterdir() if path.is_dir())[:-KEPT_RUNS]:
+        shutil.rmtree(old, ignore_errors=True)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     path = runs_dir / stamp
     path.mkdir(mode=0o700)

@@ -11,6 +11,9 @@ from lab.plan import NETS, Net, NodePlan
 from lab.probe import NodeState
 from lab.shaping import Rates, format_rate
 
+#: What a running node says of itself beside its links; see `NodeState`.
+_SERVICES = ("systemd", "sshd", "docker")
+
 
 @dataclass(frozen=True)
 class NodeReport:
@@ -60,18 +63,13 @@ class NodeReport:
             links[net] = {
                 "address": str(self.node.address(net)),
                 "cut": net in self.cut,
-                "device": link.device if link else None,
-                "carrier": link.carrier if link else None,
-                "mtu": link.mtu if link else None,
-                "bits_per_s": link.bits_per_s if link else None,
+                **{key: getattr(link, key, None) for key in ("device", "carrier", "mtu", "bits_per_s")},
             }
         return {
             "name": self.node.host,
             "container": self.node.container,
             "power": self.power,
-            "systemd": self.state.systemd if self.state else None,
-            "sshd": self.state.sshd if self.state else None,
-            "docker": self.state.docker if self.state else None,
+            **{key: getattr(self.state, key, None) for key in _SERVICES},
             "links": links,
             "problems": self.problems(),
         }
@@ -103,9 +101,7 @@ def table(name: str, reports: Sequence[NodeReport]) -> str:
         (
             report.node.host,
             report.power,
-            report.state.systemd if report.state else "-",
-            report.state.sshd if report.state else "-",
-            report.state.docker if report.state else "-",
+            *(getattr(report.state, key, "-") for key in _SERVICES),
             _link_cell(report, "mgmt"),
             _link_cell(report, "fabric"),
         )

@@ -17,6 +17,7 @@ import argparse
 import ast
 import csv
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -162,7 +163,7 @@ class Emulated:
             (self.work / folder).mkdir(parents=True)
         status = self.work / "status"
         status.touch()
-        codename = apt_sources.parse_os_release(Path("/etc/os-release").read_text(encoding="utf-8"))["VERSION_CODENAME"]
+        codename = platform.freedesktop_os_release()["VERSION_CODENAME"]
         etc = Path("/etc/apt")
         files = [
             *etc.glob("sources.list"),

@@ -81,11 +81,6 @@ def test_a_host_without_its_own_archive_is_told_what_to_do() -> None:
         apt_sources.select(apt_sources.parse_files([("debian.sources", DEBIAN)]), "trixie", "/etc/apt")
 
 
-def test_os_release() -> None:
-    values = apt_sources.parse_os_release('ID=debian\n# x=y\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n\n')
-    assert values == {"ID": "debian", "PRETTY_NAME": "Debian GNU/Linux 12 (bookworm)"}
-
-
 def test_apt_keeps_to_a_directory_of_its_own() -> None:
     words = apt_sources.isolated(Path("/w"), APT__Architecture="arm64", Dir__State__status="/w/status")
     settings = dict(word.split("=", 1) for word in words[1::2])
