@@ -28,7 +28,7 @@ import ansible_runner
 import yaml
 from rich.console import Console
 
-from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.lines import PlainLines, Silence, View
+from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.lines import PlainLines
 from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.live import LiveScreen
 from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.state import (
     Event,
@@ -265,7 +265,6 @@ def run_playbook(
     skip_tags: str | None = None,
     check: bool = False,
     diff: bool = False,
-    verbosity: int = 0,
     env: Mapping[str, str] | None = None,
     cwd: Path = REPO,
     timeout_s: float | None = None,
@@ -307,15 +306,12 @@ def run_playbook(
     console = Console() if console is None else console
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+        if not quiet:
+            console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
-    view: View
-    if quiet:
-        view = Silence()
-    elif console.is_terminal:
+    view: LiveScreen | PlainLines = PlainLines(state, say)
+    if console.is_terminal and not quiet:
         view = LiveScreen(state, console, f"{playbook} on {shown_inventory}")
-    else:
-        view = PlainLines(state, say)
     log_path = run_dir / "ansible.log"
     failures: list[Exception] = []
 
@@ -358,7 +354,6 @@ def run_playbook(
                     limit=limit,
                     tags=tags,
                     skip_tags=skip_tags,
-                    verbosity=verbosity or None,
                     envvars=_environment(env),
                     suppress_env_files=True,
                     fact_cache_type="memory",
@@ -382,8 +377,7 @@ def run_playbook(
         log=log_path,
     )
     _write_summary(run_dir / "summary.json", target, shown_inventory, result)
-    if not quiet:
-        _say_end(say, str(playbook), result)
+    _say_end(say, str(playbook), result)
     if stopper.received:
         if stopper.received[0] == signal.SIGINT:
             raise KeyboardInterrupt

@@ -96,7 +96,7 @@ def _link_cell(report: NodeReport, net: Net) -> str:
 
 def table(name: str, reports: Sequence[NodeReport]) -> str:
     """Return the state of a lab as a text table."""
-    rows = [("NODE", "POWER", "SYSTEMD", "SSHD", "DOCKER", "MGMT", "FABRIC")]
+    rows: list[tuple[str, ...]] = [("NODE", "POWER", "SYSTEMD", "SSHD", "DOCKER", "MGMT", "FABRIC")]
     rows += [
         (
             report.node.host,

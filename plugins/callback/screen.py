@@ -52,7 +52,7 @@ from ansible import constants
 from ansible.plugins.callback import CallbackBase
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._screen import live
-from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.lines import PlainLines, View
+from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.lines import PlainLines
 from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.state import RunState, closing_line
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # ansible-core has no
     def __init__(self) -> None:
         super().__init__()
         self._state = RunState()
-        self._views: list[View] = []
+        self._views: list[PlainLines | live.LiveScreen] = []
         self._screen: live.LiveScreen | None = None
         self._playbook = ""
         self._play = ""

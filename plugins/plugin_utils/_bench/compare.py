@@ -107,7 +107,7 @@ def changed_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> list
     return _differences(parts[0], parts[1], "")
 
 
-def place(figures: Mapping[str, Any], path: Sequence[str]) -> float | None:
+def place(figures: Mapping[str, Any] | None, path: Sequence[str]) -> float | None:
     """Return a figure from its place in nested figures, or None."""
     found: Any = figures
     for name in path:
@@ -127,21 +127,26 @@ def same_shape(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 
 def _row(
-    concurrency: int, figure: str, before: float, now: float, source: str, sign: int | None = None
-) -> dict[str, Any]:
+    concurrency: int, figure: str, before: float | None, now: float | None, source: object, sign: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the row of a figure, none where one side does not have it."""
+    if before is None or now is None:
+        return []
     judged = sign is not None or figure in JUDGED
     sign = FIGURES[figure][0] if sign is None else sign
     change = now / before - 1 if before else 0.0
-    return {
-        "concurrency": concurrency,
-        "figure": figure,
-        "before": before,
-        "now": now,
-        "change": change,
-        "worse_by": max(0.0, -sign * change),
-        "judged": judged,
-        "source": source,
-    }
+    return [
+        {
+            "concurrency": concurrency,
+            "figure": figure,
+            "before": before,
+            "now": now,
+            "change": change,
+            "worse_by": max(0.0, -sign * change),
+            "judged": judged,
+            "source": str(source),
+        }
+    ]
 
 
 def compare_expected(sweep: Mapping[str, Any] | None, expected: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -159,19 +164,9 @@ def compare_expected(sweep: Mapping[str, Any] | None, expected: Mapping[str, Any
     measured = {point["concurrency"]: point for point in sweep["points"]}
     rows = []
     for published in expected["sweep"]:
-        point = measured.get(published.get("concurrency"))
+        count, source = published.get("concurrency"), published.get("source", "expected")
         for figure, path in EXPECTED_PLACES.items():
-            now = place(point, path) if point else None
-            if now is not None and published.get(figure) is not None:
-                rows.append(
-                    _row(
-                        published["concurrency"],
-                        figure,
-                        float(published[figure]),
-                        now,
-                        str(published.get("source", "expected")),
-                    )
-                )
+            rows += _row(count, figure, place(published, [figure]), place(measured.get(count), path), source)
     return rows, "" if rows else "no concurrency of this sweep was published"
 
 
@@ -194,11 +189,10 @@ def compare_points(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[di
     for entry in (now.get("points") or {}).get("benchmarks", []):
         other = earlier.get(tuple(entry[key] for key in keys))
         for metric, (sign, name) in POINT_FIGURES.items():
-            was, is_now = (place(other, (metric, "mean")) if other else None), place(entry, (metric, "mean"))
-            if was is not None and is_now is not None:
-                context = "ctx, " if entry["is_context_prefill_phase"] else ""
-                figure = f"{context}{name.format(**entry)} @ d{entry['context_size']}"
-                rows.append(_row(entry["concurrency"], figure, was, is_now, str(before.get("run", "earlier")), sign))
+            was, is_now = place(other, (metric, "mean")), place(entry, (metric, "mean"))
+            context = "ctx, " if entry["is_context_prefill_phase"] else ""
+            figure = f"{context}{name.format(**entry)} @ d{entry['context_size']}"
+            rows += _row(entry["concurrency"], figure, was, is_now, before.get("run", "earlier"), sign)
     return rows
 
 
@@ -215,9 +209,8 @@ def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[lis
     for point in ours["points"]:
         other = earlier.get(point["concurrency"])
         for figure, (_sign, path) in FIGURES.items():
-            was, is_now = (place(other, path) if other else None), place(point, path)
-            if was is not None and is_now is not None:
-                rows.append(_row(point["concurrency"], figure, was, is_now, str(before.get("run", "earlier"))))
+            was, is_now = place(other, path), place(point, path)
+            rows += _row(point["concurrency"], figure, was, is_now, before.get("run", "earlier"))
     rows += points
     return rows, "" if rows else "the two runs have no concurrency in common"
 

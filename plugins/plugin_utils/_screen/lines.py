@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.state import (
     OUTPUT_EVENTS,
@@ -19,34 +18,6 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.state import 
 )
 
 HEARTBEAT_SECONDS = 10.0
-
-
-class View(Protocol):
-    """Shows a run; `show` is called after each event has reached the state."""
-
-    def start(self) -> None: ...
-
-    def show(self, event: Event, closed: TaskEvent | None) -> None: ...
-
-    def say(self, heading: str, body: str, style: str = "bold") -> None: ...
-
-    def stop(self) -> None: ...
-
-
-class Silence:
-    """Shows nothing."""
-
-    def start(self) -> None:
-        """Do nothing."""
-
-    def show(self, event: Event, closed: TaskEvent | None) -> None:
-        """Do nothing."""
-
-    def say(self, heading: str, body: str, style: str = "bold") -> None:
-        """Do nothing."""
-
-    def stop(self) -> None:
-        """Do nothing."""
 
 
 class PlainLines:
@@ -96,7 +67,7 @@ class PlainLines:
             if text and text == self._state.warnings[-1]:
                 self.say(text)
 
-    def say(self, heading: str, body: str = "", style: str = "") -> None:
+    def say(self, heading: str, body: str = "") -> None:
         """Write one line with the time, and the body below it unless the line has it already."""
         with self._lock:
             self._last_line = self._state.clock()
