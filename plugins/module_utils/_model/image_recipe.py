@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
+import functools
 import hashlib
 import json
 import re
@@ -16,12 +18,16 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image import remote
 from ansible_collections.gb10.cluster.plugins.module_utils._model.other_engines import refusal
 from ansible_collections.gb10.cluster.plugins.module_utils._model.spec import meant
 
-_KEYS = json.loads(Path(__file__).with_name("image_recipe.json").read_text(encoding="utf-8"))
-_DEFAULTS: Mapping[str, Any] = {key: rule["default"] for key, rule in _KEYS["image"].items()}
-_STEP_DEFAULTS: Mapping[str, Any] = {key: rule["default"] for key, rule in _KEYS["step"].items()}
 _STEP_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 #: The repository whose tags are releases of vLLM; a tag of any other says nothing about the version.
 _RELEASES = re.compile(r"(?:docker\.io/)?vllm/vllm-openai:v?(?P<version>\d+\.\d+\.\d+)(?:[-@].*)?")
+
+
+@functools.cache
+def _defaults(part: str) -> dict[str, Any]:
+    """Return the keys of an ``image`` or a ``step`` with their defaults.  Control node alone: a node has no tables."""
+    table = json.loads(Path(__file__).with_name("image_recipe.json").read_text(encoding="utf-8"))
+    return {key: rule["default"] for key, rule in table[part].items()}
 
 
 def by_reference(name: str) -> dict[str, Any] | None:
@@ -67,7 +73,8 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
         lineage.append(current)
         chain.append(recipe)
         current = recipe.get("from")
-    flat: dict[str, Any] = json.loads(json.dumps(_DEFAULTS))
+    known, of_a_step = _defaults("image"), _defaults("step")
+    flat: dict[str, Any] = copy.deepcopy(known)
     for image, recipe in zip(reversed(lineage), reversed(chain), strict=True):
         where = f"gb10_images.{image}"
         for key, value in recipe.items():
@@ -79,8 +86,8 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
                 flat.update(pull=value, base=value, venv=recipe.get("venv", ""))
                 if recipe.get("base") or recipe.get("base_archive") or recipe.get("from"):
                     errors.append(f"{where} has `pull` and one of `base`, `base_archive` and `from`: give one of them.")
-            elif key not in _DEFAULTS:
-                errors.append(f"{where}.{key} is not a known key.{meant(str(key), [*_DEFAULTS, 'from'])}")
+            elif key not in known:
+                errors.append(f"{where}.{key} is not a known key.{meant(str(key), [*_defaults('image'), 'from'])}")
             elif key == "steps":
                 flat[key] = [*flat[key], *({**step, "image": image} for step in value)]
             elif key == "packages":
@@ -100,11 +107,11 @@ def resolve(images: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[
     for number, step in enumerate(flat["steps"]):
         where = f"gb10_images.{name}.steps[{number}]"
         errors += [
-            f"{where}.{key} is not a known key.{meant(str(key), [*_STEP_DEFAULTS, 'name'])}"
+            f"{where}.{key} is not a known key.{meant(str(key), [*_defaults('step'), 'name'])}"
             for key in step
-            if key not in _STEP_DEFAULTS and key not in ("name", "image")
+            if key not in of_a_step and key not in ("name", "image")
         ]
-        full = {**_STEP_DEFAULTS, **step}
+        full = {**of_a_step, **step}
         if not _STEP_NAME.match(str(full.get("name", ""))):
             errors.append(f"{where}.name '{full.get('name', '')}' must be lower-case letters, digits, - and _.")
         elif full["name"] in names:
