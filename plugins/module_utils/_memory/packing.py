@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ansible_collections.gb10.cluster.plugins.module_utils._memory.geometry import GeometryError
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -138,8 +140,16 @@ def pack_tuples(buckets: Sequence[Bucket], dense: bool) -> Packed:
     The pages of a window are padded to the next size that the first bucket, of whole caches, has.
 
     :param dense: from 0.27 on a block is as large as its largest group; before, as the most layers of each size
+    :raises GeometryError: a window's page is larger than every one of the first bucket
     """
     sizes = sorted(buckets[0].layers_by_page)
+    largest = max(page for each in buckets for page, _layers in each.pages)
+    if largest > sizes[-1]:
+        sentence = (
+            f"vLLM before 0.30 pads the page of a window to a page of the whole caches: this one has {largest} bytes, "
+            f"the largest of theirs {sizes[-1]}. Use an image with vLLM 0.30 or later."
+        )
+        raise GeometryError([sentence])
     padded = [buckets[0]]
     for each in buckets[1:]:
         pages = tuple((min(size for size in sizes if size >= page), layers) for page, layers in each.pages)
