@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from ansible_collections.gb10.cluster.plugins.module_utils._memory import geometry as shapes
 
@@ -70,9 +69,9 @@ def version_text(version: Version) -> str:
     return ".".join(str(part) for part in version)
 
 
-def _in(first: Version = (0, 0, 0), before: Version = (_FIRST_YEAR, 0, 0)) -> Any:
-    """Return a rule that holds from one release on, up to another."""
-    return field(metadata={"first": first, "before": before})
+def _in(first: Version = (0, 0, 0), before: Version = (_FIRST_YEAR, 0, 0)) -> dict[str, Version]:
+    """Return the releases for which a rule holds: from one on, up to another."""
+    return {"first": first, "before": before}
 
 
 @dataclass(frozen=True)
@@ -88,38 +87,38 @@ class VersionRules:
     #: Architectures whose windows have one token more than config.json says, the token itself.
     windows_count_the_token_itself: frozenset[str]
     #: Prefix caching of a hybrid model when the command line says nothing.
-    hybrid_prefix_caching: bool = _in(first=(0, 26, 0))
+    hybrid_prefix_caching: bool = field(metadata=_in(first=(0, 26, 0)))
     #: ``GPU KV cache size`` in the log is concurrency x max_model_len, not blocks of one group.
-    tokens_from_concurrency: bool = _in(first=(0, 20, 1))
+    tokens_from_concurrency: bool = field(metadata=_in(first=(0, 20, 1)))
     #: Prefix caching keeps Mamba-2 states in mode ``all``.
-    mamba2_default_all: bool = _in(before=(0, 28, 0))
+    mamba2_default_all: bool = field(metadata=_in(before=(0, 28, 0)))
     #: … unless there is speculative decoding, which then gets ``align``.
-    align_when_speculative: bool = _in(first=(0, 20, 0), before=(0, 22, 0))
+    align_when_speculative: bool = field(metadata=_in(first=(0, 20, 0), before=(0, 22, 0)))
     #: Mode ``all`` exists at all.
-    has_mode_all: bool = _in(before=(0, 32, 0))
+    has_mode_all: bool = field(metadata=_in(before=(0, 32, 0)))
     #: Mode ``all`` also keeps a block for each speculative token.
-    all_counts_speculative: bool = _in(first=(0, 22, 0))
+    all_counts_speculative: bool = field(metadata=_in(first=(0, 22, 0)))
     #: In mode ``align`` a Mamba-2 layer keeps one more block, to export a checkpoint from a prefill.
-    mamba2_checkpoint_block: bool = _in(first=(0, 32, 0))
+    mamba2_checkpoint_block: bool = field(metadata=_in(first=(0, 32, 0)))
     #: The same for a gated delta net whose prefill runs on FlashInfer (as on GB10).
-    gdn_checkpoint_block: bool = _in(first=(0, 33, 0))
+    gdn_checkpoint_block: bool = field(metadata=_in(first=(0, 33, 0)))
     #: The same for Kimi Delta Attention with a bounded gate, whose prefill runs on FlashKDA on GB10. 0.29.0 and 0.31.0
     #: have it for Kimi's classes, 0.32.0 for GLM's too, which come with that release.
-    kda_checkpoint_block: bool = _in(first=(0, 29, 0))
+    kda_checkpoint_block: bool = field(metadata=_in(first=(0, 29, 0)))
     #: Mode ``align`` wants a whole block to fit into max_num_batched_tokens.
-    align_block_within_batch: bool = _in(before=(0, 27, 0))
+    align_block_within_batch: bool = field(metadata=_in(before=(0, 27, 0)))
     #: Full CUDA graphs of a hybrid model want a block for each of max_num_seqs sequences.
-    graphs_want_block_per_sequence: bool = _in(first=(0, 20, 0))
+    graphs_want_block_per_sequence: bool = field(metadata=_in(first=(0, 20, 0)))
     #: A window keeps the tokens of every batch under way at once, of which asynchronous scheduling has two.
-    windows_count_batches_in_flight: bool = _in(first=IN_FLIGHT)
+    windows_count_batches_in_flight: bool = field(metadata=_in(first=IN_FLIGHT))
     #: Pages of several sizes are packed by a general rule, which models with an indexer beside recurrent states need;
     #: 0.27.1 does not have it.
-    packs_any_model: bool = _in(first=(0, 30, 0))
+    packs_any_model: bool = field(metadata=_in(first=(0, 30, 0)))
     #: Before that: a packed block is as large as its largest group, not as the most layers of each size, as in 0.26.0.
-    packs_densely: bool = _in(first=(0, 27, 0))
+    packs_densely: bool = field(metadata=_in(first=(0, 27, 0)))
     #: An indexer's buffer is 16 instead of 40 times the longest context where that is above 256K
     #: (``sparse_mla_prefill_workspace_factor``).
-    short_indexer_buffer: bool = _in(first=(0, 32, 0))
+    short_indexer_buffer: bool = field(metadata=_in(first=(0, 32, 0)))
 
 
 def rules_for(version: Version) -> VersionRules:
