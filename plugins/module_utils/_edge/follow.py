@@ -47,6 +47,7 @@ class Proxy:
 
         :param record: the engine's; empty when none serves, which leaves the proxy as it is.
         :returns: the verb of systemctl that `follow` needs; empty when the proxy stays as it is.
+        :raises OSError: as the operating system reports it.
         """
         if not record or not (self.units_dir / UNIT).exists():
             return ""

@@ -41,7 +41,10 @@ def api_key(active: Path, model: str) -> str:
 
 
 def write(active: Path, record: dict[str, Any]) -> None:
-    """Record the model that was verified now; an empty record says that none serves and keeps the last verified one."""
+    """Record the model that was verified now; an empty record says that none serves, and keeps the last verified one.
+
+    :raises OSError: as the operating system reports it.
+    """
     if not record:
         files.remove(active)
         return

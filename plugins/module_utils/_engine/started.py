@@ -33,7 +33,10 @@ def sources(unit_file: Path, config_dir: Path) -> list[Path]:
 
 
 def note(path: Path, unit_file: Path, config_dir: Path) -> None:
-    """Write the digest of this start; for root alone, because the environment can hold a key."""
+    """Write the digest of this start; for root alone, because the environment can hold a key.
+
+    :raises OSError: as the operating system reports it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, digest_of(sources(unit_file, config_dir)) + "\n", 0o600)
 

@@ -128,7 +128,10 @@ class EngineUnits:
         return files.read_json(self.record_path)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Write the active record and that of the last verified model; an empty one removes the active one alone."""
+        """Write the active record and that of the last verified model; an empty one removes the active one alone.
+
+        :raises OSError: as the operating system reports it.
+        """
         if self.record() != record:
             records.write(self.record_path, dict(record))
 

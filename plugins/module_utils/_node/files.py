@@ -226,6 +226,7 @@ def read(path: Path | str) -> tuple[bytes, os.stat_result] | None:
     """Return a file's content and status; None when the file or its directory does not exist.
 
     :raises UnsafeLinkError: another user's symbolic link stands in the path: root would read what that user may not.
+    :raises OSError: as the operating system reports it.
     """
     try:
         with directory_of(path) as (directory, name):
@@ -245,6 +246,7 @@ def make_directories(path: Path | str) -> None:
     A new directory has the mode 0755; below one that belongs to another user than root, 0700.
 
     :raises UnsafeLinkError: another user's symbolic link stands in the path.
+    :raises OSError: as the operating system reports it.
     """
     missing = []
     place = Path(os.path.abspath(path))  # noqa: PTH100  (resolve() would follow links)
@@ -277,6 +279,7 @@ def remove(path: Path | str) -> bool:
     """Remove a file and synchronise its directory; return whether there was one.
 
     :raises UnsafeLinkError: another user's symbolic link stands in the path.
+    :raises OSError: as the operating system reports it, but not for a file that does not exist.
     """
     keep_file(path, None)
     return delete(path)

@@ -132,6 +132,7 @@ class Rollback:
         :param commands: shell lines that undo what is not a file; they run after the files are restored.
         :param changed_files: files that the change writes or removes.
         :raises RollbackError: systemd refused; nothing is armed then.
+        :raises OSError: as the operating system reports it.
         """
         self._stop_timer()
         saved = self.directory / "saved"

@@ -65,6 +65,7 @@ def install(path: Path, data: bytes) -> None:
     """Write an archive that is not there yet, and verify what was written.
 
     :raises ArchiveError: what is on the disk is not what was meant.
+    :raises OSError: as the operating system reports it.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     files.write(path, data, 0o644)
@@ -134,7 +135,10 @@ def unused(found: Sequence[Path], texts: Iterable[bytes]) -> list[Path]:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files, and directories with what is in them."""
+    """Remove files, and directories with what is in them.
+
+    :raises OSError: as the operating system reports it.
+    """
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
