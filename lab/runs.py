@@ -213,15 +213,14 @@ class _Stopper:
             _signal(self._state.pid, signal.SIGINT)
 
     def must_kill(self) -> bool:
-        """Return whether ansible-runner shall kill Ansible now; its workers are killed here."""
+        """Return whether ansible-runner shall end the run now; Ansible and its workers are killed here."""
         self.pass_on()
         too_slow = bool(self.received) and self._state.clock() - self._first_at > self.GRACE_S
         too_long = self._timeout_s is not None and self._state.elapsed > self._timeout_s
         if not (len(self.received) > 1 or too_slow or too_long or self._wanted()):
             return False
         if self._state.pid is not None:
-            for worker in _children(self._state.pid):
-                _signal(worker, signal.SIGKILL)
+            kill_with_all(self._state.pid)
         return True
 
     @contextmanager
@@ -243,8 +242,22 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def kill_with_all(pid: int) -> None:
+    """Kill a process and all that it has started, as a control node without power would.
+
+    Ansible's workers have sessions of their own, so that a signal to the process group would not reach them. Each
+    process is stopped before its children are listed: one that runs on could start another meanwhile.
+    """
+    found = [pid]
+    for each in found:
+        _signal(each, signal.SIGSTOP)
+        found.extend(_children(each))
+    for each in found:
+        _signal(each, signal.SIGKILL)
+
+
 def _children(pid: int) -> list[int]:
-    """Return the processes whose parent is `pid`: Ansible's workers, each in a session of its own."""
+    """Return the processes whose parent is `pid`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

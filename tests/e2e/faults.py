@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lab.runs import kill_with_all
 
 #: One look: (state, sentence), or None when nothing was told.
 Look = Callable[[], tuple[str, str] | None]
@@ -78,21 +79,6 @@ def keep(figures: Path, fault: str, watch: Watch | None, **measured: Any) -> Non
         kept[fault]["said"] = watch.changes()
     figures.parent.mkdir(parents=True, exist_ok=True)
     figures.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-
-
-def kill_with_all(pid: int) -> None:
-    """Kill a process and all that it has started, as a control node without power would.
-
-    Ansible's workers have sessions of their own, so that a signal to the process group would not reach them.
-    """
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
-    parents = {int(row.split()[0]): int(row.split()[1]) for row in rows}
-    found = [pid]
-    for each in found:
-        found.extend(child for child, parent in parents.items() if parent == each)
-    for each in found:
-        with suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
 
 
 def kill_at(step: str, seconds: float, command: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> None:

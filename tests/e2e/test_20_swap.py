@@ -21,9 +21,9 @@ import pytest
 import yaml
 
 from lab.models import QWEN3_REPO, QWEN3_SENTENCE
+from lab.runs import kill_with_all
 from tests import hub
 from tests.e2e import harness, registry
-from tests.e2e.faults import kill_with_all
 from tests.e2e.harness import HEAD, NODES, REPO
 from tests.unit.repositories import GIB, THREE
 
@@ -68,7 +68,8 @@ def first_operator(log: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             harness.wait_until(
                 "the lease of the first operator",
-                lambda: lease() or run.poll() is not None,
+                # The lease of the run before may still be there.
+                lambda: lease().get("process", {}).get("pid") == run.pid or run.poll() is not None,
                 stall_s=120,
                 progress=lambda: log.stat().st_size,
             )

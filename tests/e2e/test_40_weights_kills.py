@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lab.runs import kill_with_all
 from tests.e2e import harness
-from tests.e2e.faults import kill_with_all
 from tests.e2e.harness import HEAD, NODES, REPO
 
 REPO_NAME = "gb10-lab/kills"

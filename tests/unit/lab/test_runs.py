@@ -11,7 +11,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pytest
 from rich.console import Console
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._screen.state import Event, TaskEvent
-from lab.runs import RC_KILLED, REPO, RunResult, count_plays, run_playbook
+from lab.runs import RC_KILLED, REPO, RunResult, count_plays, kill_with_all, run_playbook
+from lab.waiting import wait_until
 
 # --- Counting plays, reading variables ------------------------------------------------------
 
@@ -189,17 +191,24 @@ def test_an_observer_that_fails_ends_the_run(here: Path) -> None:
         run(here, observer=observe)
 
 
-def playbook_processes(here: Path) -> list[int]:
-    """Return the ansible-playbook processes, workers included, of the playbook of a test."""
+def processes_with(word: str) -> list[int]:
+    """Return the processes that have a word on their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(here / "book.yml").encode() in words:
-            found.append(int(path.parent.name))
+        with suppress(OSError):
+            if word.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
     return found
+
+
+def playbook_processes(here: Path) -> list[int]:
+    """Return the ansible-playbook processes, workers included, of the playbook of a test."""
+    return processes_with(str(here / "book.yml"))
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait for what is bound to come; a process that was killed may take a moment to be gone."""
+    wait_until(done, lambda: None, lambda answer: "nothing came of it in 60 s", stall_seconds=60, every_seconds=0.1)
 
 
 def sleeper(here: Path) -> None:
@@ -221,7 +230,26 @@ def test_a_run_is_killed_on_request(here: Path) -> None:
     result = run(here, observer=observe, cancel=lambda: bool(reached))
     assert result.rc == RC_KILLED
     assert time.monotonic() - start < 300
-    assert playbook_processes(here) == []
+    until(lambda: not playbook_processes(here))
+
+
+FORKS = """
+import os, time
+while True:
+    if not os.fork():
+        os.setsid()
+        time.sleep(600)
+        os._exit(0)
+    time.sleep(0.001)
+"""
+
+
+def test_what_starts_processes_all_the_time_is_killed_with_all_of_them(tmp_path: Path) -> None:
+    """Each child has a session of its own, as Ansible's workers have, and some begin during the kill."""
+    with subprocess.Popen([sys.executable, "-c", FORKS, str(tmp_path)]) as process:
+        until(lambda: len(processes_with(str(tmp_path))) > 40)
+        kill_with_all(process.pid)
+    until(lambda: not processes_with(str(tmp_path)))
 
 
 def test_a_run_is_killed_at_its_time_limit(here: Path) -> None:
@@ -263,4 +291,4 @@ def test_an_interrupted_run_leaves_no_ansible_behind(here: Path, number: int, st
     process.send_signal(number)
     output, _nothing = process.communicate(timeout=300)
     assert process.returncode == status, output
-    assert playbook_processes(here) == []
+    until(lambda: not playbook_processes(here))
