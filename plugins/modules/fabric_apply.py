@@ -271,7 +271,7 @@ def apply(module: AnsibleModule, rollback: Rollback) -> dict[str, Any]:
     )
     try:
         for item in fresh:
-            Path(item["path"]).parent.mkdir(parents=True, exist_ok=True)
+            files.make_directories(Path(item["path"]).parent)
             files.write(item["path"], item["content"], int(item["mode"], 8))
         for path in gone:
             if path in aside:

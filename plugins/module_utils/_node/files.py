@@ -29,7 +29,7 @@ MAX_LINKS = 40
 KEPT_ROOTS = ("/etc/", "/usr/local/")
 #: This project alone uses these: nothing in them is an owner's, and the teardown removes them. The secrets of engine,
 #: proxy and monitoring are in them, and have no copy.
-OWN = ("/etc/gb10", "/usr/local/lib/gb10")
+OWN = ("/etc/gb10", "/usr/local/lib/gb10", "/var/cache/gb10", "/var/log/gb10")
 #: So is what root changes in these directories of a home.
 KEPT_IN_HOMES = re.compile(r"^/(?:root|home/[^/]+)/\.(?:ssh|docker)/")
 BEFORE = Path("/var/lib/gb10/before")

@@ -51,13 +51,13 @@ OWNED = {
     ),
     "watch": Owned(_units("gb10-watch.*"), ("watch",)),
     "engine": Owned(_units("vllm-*", "gb10-swap*"), ("engine",), ("watch",)),
-    "edge": Owned(_units("gb10-edge*", "gb10-firewall*", "nginx*"), ("edge",), ("engine",)),
+    "edge": Owned((*_units("gb10-edge*", "gb10-firewall*", "nginx*"), "nftables"), ("edge",), ("engine",)),
     "fabric": Owned(
         (
             *("/etc/netplan*", "/etc/systemd/network*", "/etc/NetworkManager*", "/etc/sysctl.d/91-gb10-fabric.conf"),
-            *("/etc/ssh/gb10_known_hosts", "/etc/ssh/ssh_config.d*", "systemd-networkd*", "NetworkManager*"),
+            *("/etc/ssh/gb10_known_hosts", "/etc/ssh/ssh_config.d*", "systemd-networkd*"),
             *_units("gb10-fabric*"),
-            *("iperf3", "rdma-core", "ibverbs-utils"),
+            *("iperf3", "iputils-ping", "rdma-core", "ibverbs-utils", "perftest"),
         ),
         ("fabric.json",),
         ("engine",),

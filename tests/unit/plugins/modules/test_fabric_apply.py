@@ -32,7 +32,7 @@ class Machine:
             if self.stuck:
                 return 1, "", f"Job for {SERVICE} failed.\n"
             (self.place / "pending").rename(self.place / "rolled-back")
-        return 0, "", ""
+        return 0, "[]" if command[:2] == ["ip", "-json"] else "", ""
 
 
 @pytest.fixture
@@ -109,6 +109,19 @@ def test_a_definition_of_the_owners_returns_under_its_name(tmp_path: Path, monke
     assert path.read_text(encoding="utf-8") == "network: {}\n"
     assert path.stat().st_mode & 0o777 == 0o600
     assert not aside.exists()
+
+
+def test_a_directory_that_is_made_is_noted_for_the_teardown(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "KEPT_ROOTS", (f"{tmp_path}/etc/",))
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc" / "network" / "10-gb10-eth1.network"
+    wanted = {"path": str(path), "content": "[Match]\n", "mode": "0644"}
+    assert call(capsys, state="applied", backend="networkd", files=[wanted], settle_seconds=0)["pending"]
+    assert path.read_text(encoding="utf-8") == "[Match]\n"
+    assert list(files.read_json(files.BEFORE / "manifest.json")["directories"]) == [str(path.parent)]
+    assert (machine.place / "pending").exists()
 
 
 def test_a_service_that_is_enabled_was_noted_before(monkeypatch: pytest.MonkeyPatch) -> None:
