@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -44,6 +45,10 @@ RUNS_DIR = REPO / ".lab" / "runs"
 KEPT_RUNS = 30
 #: Status of a run whose ansible-playbook was killed: on request, or at its time limit.
 RC_KILLED = 254
+#: What starts nothing any more, as proc(5) has it: a process that is stopped, traced, or has ended.
+HALTED = frozenset("TtZX")
+#: A process that waits for a disk as long as that is killed all the same.
+HALT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -250,10 +255,27 @@ def kill_with_all(pid: int) -> None:
     """
     found = [pid]
     for each in found:
-        _signal(each, signal.SIGSTOP)
+        _halt(each)
         found.extend(_children(each))
     for each in found:
         _signal(each, signal.SIGKILL)
+
+
+def _halt(pid: int) -> None:
+    """Stop a process, and wait until it has stopped: a fork that it is in the middle of is finished first."""
+    _signal(pid, signal.SIGSTOP)
+    asked = time.monotonic()
+    while set(_states(pid)) - HALTED and time.monotonic() - asked < HALT_S:
+        time.sleep(0.001)
+
+
+def _states(pid: int) -> list[str]:
+    """Return the states of a process's threads, as proc(5) has them; none of one that is gone."""
+    states = []
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            states.append(path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0])
+    return states
 
 
 def _children(pid: int) -> list[int]:

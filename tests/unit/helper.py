@@ -17,6 +17,12 @@ from ansible.module_utils import basic
 from ansible.module_utils.testing import patch_module_args
 
 from lab.locks import locked
+from lab.waiting import wait_until
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait for what is bound to come; a process that was killed may take a moment to be gone."""
+    wait_until(done, lambda: None, lambda answer: "nothing came of it in 300 s", stall_seconds=300, every_seconds=0.1)
 
 
 class ModuleEnd(SystemExit):
