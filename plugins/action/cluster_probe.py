@@ -27,14 +27,17 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.gb10.cluster.plugins.module_utils._node.files import read_json, write
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
 
-SILENT_NODE_S = 40.0
-"""A node whose last report is older than this counts as unreachable."""
+SILENT_NODE_S = 180.0
+"""A node whose last report is older than this counts as unreachable, although its SSH port answers.
+
+On a node of two cores with a load of 15 one report takes up to a minute; SSH itself notices a lost peer after that.
+"""
 RETRIES_ON_UNREACHABLE = 2
 KNOCK_AFTER_S = 10.0
 """A node whose last report is older than this is asked whether its SSH port still answers."""
 LOOK_AGAIN_S = 5.0
 """Time between two looks at a connection that hangs."""
-FIRST_REPORT_S = 60.0
+FIRST_REPORT_S = 180.0
 """A node that has not reported at all for so long counts as unreachable."""
 _OWN_OPTIONS = frozenset({"head", "ranks", "addresses", "wait", "stall_seconds", "poll_seconds", "restarts_allowed"})
 _RANK_OPTIONS = frozenset({"name", "unit", "container", "tail_lines"})

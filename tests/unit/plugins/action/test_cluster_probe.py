@@ -234,6 +234,17 @@ def test_a_node_that_falls_silent_is_unreachable(play: Any, monkeypatch: pytest.
     assert results[NODES[2]]["took_s"] < 30
 
 
+def test_a_slow_node_whose_door_is_open_is_waited_for() -> None:
+    """A report that takes two minutes is one of a busy node; one whose port is shut is gone after seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        action = Probe(HEAD, steady(HEAD), {}, check_mode=False, shown=[])
+        action.poll_s, action.doors = 5.0, {NODES[1]: ("127.0.0.1", door.getsockname()[1])}
+        assert action._silence(NODES[1], 125.0, asking=False) == ""
+        assert action._silence(NODES[2], 125.0, asking=False) == ""
+        assert "no report for" in action._silence(NODES[1], 600.0, asking=False)
+    assert "is silent" in action._silence(NODES[1], 30.0, asking=False)
+
+
 def test_a_node_whose_door_is_shut_is_given_up_sooner(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_probe, "SILENT_NODE_S", 60.0)
     monkeypatch.setattr(cluster_probe, "KNOCK_AFTER_S", 0.5)
