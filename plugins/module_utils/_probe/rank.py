@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.gb10.cluster.plugins.module_utils._node.command import NOT_FOUND
 from ansible_collections.gb10.cluster.plugins.module_utils._node.facts import KIB_PER_GIB, parse_meminfo
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as engine_log
 from ansible_collections.gb10.cluster.plugins.module_utils._probe import state as probe
@@ -29,6 +30,7 @@ UNIT_PROPERTIES = (
     "NRestarts",
     "ExecMainStatus",
     "InvocationID",
+    "Job",
     "InactiveExitTimestampMonotonic",
     "UnitFileState",
 )
@@ -36,6 +38,8 @@ JOURNAL_FIELDS = "MESSAGE,_SYSTEMD_INVOCATION_ID,INVOCATION_ID,_TRANSPORT,_PID,S
 KERNEL_WORDS = r"(?i)oom-kill|out of memory|killed process|NVRM|Xid"
 # Processes that compile kernels: their starts and ends are progress of a start that logs nothing.
 COMPILERS = frozenset("nvcc cicc ptxas cudafe++ fatbinary ninja cc1plus cc1 gcc g++ c++ clang ld as".split())
+#: A busy systemd may not answer within its own 25 s, which says nothing of the unit.
+ASK_TIMES = 3
 _NO_ACTIVITY: dict[str, Any] = {"compilers": "", "read_mib": 0}
 
 
@@ -98,11 +102,17 @@ class RankReader:
 
     def unit(self) -> dict[str, Any]:
         """What systemd knows of the unit, in plain words and seconds."""
-        status, out, _err = self.run(["systemctl", "show", self.names.unit, f"--property={','.join(UNIT_PROPERTIES)}"])
+        command = ["systemctl", "show", self.names.unit, f"--property={','.join(UNIT_PROPERTIES)}"]
+        for _time in range(ASK_TIMES):
+            status, out, _err = self.run(command)
+            if status in (0, NOT_FOUND):
+                break
         shown = parse_show(out) if status == 0 else {}
         now_s = time.clock_gettime(time.CLOCK_MONOTONIC)
         started_s = _number(shown.get("InactiveExitTimestampMonotonic", "")) / 1e6
         active = shown.get("ActiveState", "")
+        if active == "inactive" and _number(shown.get("Job", "")):
+            active = "activating"  # its start waits for that of another unit
         return {
             "name": self.names.unit,
             "load_state": shown.get("LoadState", ""),
@@ -234,6 +244,9 @@ class RankReader:
             "kernel_log_readable": False,
             **_memory(),
         }
+        if state == probe.DEAD:
+            # Liveness first, then the last words: the journal may not have written what was printed before the end.
+            self.run(["journalctl", "--sync"])
         if state != probe.ABSENT:
             found |= self._of_run(unit, state, container["running"])
         others = self.others() if found["state"] in (probe.ABSENT, probe.STOPPED) else []

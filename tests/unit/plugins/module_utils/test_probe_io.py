@@ -70,12 +70,19 @@ class Node:
         self.killers: list[str] = more.get("killers", [])
         self.any_kernel_line: str = more.get("any_kernel_line", "")
         self.missing: frozenset[str] = frozenset(more.get("missing", ()))
+        #: What the journal has received and not written yet; a synchronisation writes it.
+        self.received: dict[str, list[str]] = more.get("received", {})
+        #: How often systemd gives no answer in its own time.
+        self.silences: int = more.get("silences", 0)
         self.asked: list[list[str]] = []
 
     def run(self, command: Sequence[str]) -> tuple[int, str, str]:
         self.asked.append(list(command))
         if command[0] in self.missing:
             return 127, "", "not installed"
+        if command[0] == "systemctl" and self.silences > 0:
+            self.silences -= 1
+            return 1, "", "Failed to get properties: Connection timed out"
         if command[0] == "systemctl":
             return 0, "\n".join(f"{name}={value}" for name, value in self.show.items()), ""
         if command[:3] == ["docker", "container", "inspect"]:
@@ -83,6 +90,9 @@ class Node:
         if command[:2] == ["docker", "top"]:
             return 0, "PID COMMAND\n999999991 python3\n999999992 cicc\n999999993 ptxas\n", ""
         assert command[0] == "journalctl"
+        if "--sync" in command:
+            self.logs = {**self.logs, **self.received}
+            return 0, "", ""
         if "--dmesg" in command:
             grep = any(each.startswith("--grep=") for each in command)
             return (*self.kernel, "") if grep else (0, self.any_kernel_line, "")
@@ -131,6 +141,33 @@ def test_an_unknown_unit_is_absent_and_nothing_else_is_read() -> None:
     )
     assert reader(node).report()["state"] == "absent"
     assert not any(command[0] == "journalctl" for command in node.asked)
+
+
+def test_a_systemd_that_answers_late_is_asked_again() -> None:
+    node = Node(logs={RUN: [entry("gb10: exec vllm")]}, silences=2)
+    assert reader(node).report()["state"] == "running"
+    assert reader(Node(silences=100)).report()["state"] == "absent"
+
+
+def test_a_start_that_waits_for_another_units_is_a_start() -> None:
+    """Just after `systemctl start --no-block`, and while the Docker Engine itself is starting."""
+    show = {"ActiveState": "inactive", "SubState": "dead", "InvocationID": "", "Job": "812"}
+    assert reader(Node(show=show, inspect=[])).report()["state"] == "starting"
+    assert reader(Node(show={**show, "Job": ""}, inspect=[])).report()["state"] == "stopped"
+
+
+def test_the_last_words_of_a_run_are_read_after_its_end() -> None:
+    """The unit ends while the journal has yet to write what the container printed last."""
+    words = [entry("gb10: exec vllm"), entry("OSError: [Errno 98] Address already in use")]
+    node = Node(
+        show={"ActiveState": "deactivating", "SubState": "stop-post", "Result": "exit-code"},
+        inspect=[],
+        logs={RUN: words[:1]},
+        received={RUN: words},
+    )
+    report = reader(node).report()
+    assert report["state"] == "dead"
+    assert [each["name"] for each in report["findings"]] == ["port_in_use"]
 
 
 def test_a_starting_rank_is_preparing_until_its_container_runs() -> None:
