@@ -62,8 +62,8 @@ class Reply:
 class Client(Protocol):
     """The HTTP that the probe needs."""
 
-    def get(self, path: str) -> Reply:
-        """GET a path below the API's address."""
+    def get(self, path: str, *, patient: bool = False) -> Reply:
+        """GET a path below the API's address; patient: wait for as long as for a completion."""
 
     def post(self, path: str, payload: Mapping[str, Any]) -> Reply:
         """POST JSON and read the complete answer."""
@@ -335,6 +335,12 @@ def _characters_per_token(client: Client, served_name: str) -> float:
     return min(_MAX_CHARACTERS_PER_TOKEN, len(sample) / count) if count > 0 else 4.0
 
 
+def ask(client: Client, path: str) -> Reply:
+    """Ask quickly, for most answers come at once; a silence counts only after as long as that of a completion."""
+    reply = client.get(path)
+    return client.get(path, patient=True) if reply.error == "timeout" else reply
+
+
 def probe_api(client: Client, url: str, wanted: Wanted, *, canaries: bool = True) -> dict[str, Any]:
     """The API's report: health, models, metrics and canaries, as `probe.merge` reads it.
 
@@ -353,11 +359,11 @@ def probe_api(client: Client, url: str, wanted: Wanted, *, canaries: bool = True
         "canaries": [],
         "metrics": {},
     }
-    health = client.get("/health")
+    health = ask(client, "/health")
     report["health"], report["health_error"] = health.status, health.error
     if health.status != 200:
         return report
-    listed = client.get("/v1/models")
+    listed = ask(client, "/v1/models")
     report["models_status"] = listed.status
     report["key_refused"] = listed.status in (401, 403)
     models = parse_models(listed.body) if listed.status == 200 else []
@@ -372,6 +378,6 @@ def probe_api(client: Client, url: str, wanted: Wanted, *, canaries: bool = True
     if wanted.canary and canaries and wanted.served_name in report["models"]:
         report["canaries"] = [result.as_dict() for result in run_canaries(client, wanted)]
         if not (report["canaries"][0]["tokens"] or report["canaries"][0]["ok"]):
-            again = client.get("/health")
+            again = ask(client, "/health")
             report["health"], report["health_error"] = again.status, again.error
     return report

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.error import HTTPError, URLError
 
-from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import ProbeHttpError, Reply
+from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import ProbeHttpError, Reply, ask
 
 MAX_BODY_BYTES = 8 << 20
 MAX_ERROR_BYTES = 65536
@@ -87,9 +87,9 @@ class ProbeClient:
         except NO_ANSWER as problem:
             return Reply(0, "", error_word(problem))
 
-    def get(self, path: str) -> Reply:
+    def get(self, path: str, *, patient: bool = False) -> Reply:
         """GET a path; never raises."""
-        return self._ask(path, None, self.short_seconds)
+        return self._ask(path, None, self.silence_seconds if patient else self.short_seconds)
 
     def post(self, path: str, payload: Mapping[str, Any]) -> Reply:
         """POST JSON; never raises."""
@@ -123,8 +123,8 @@ def probe_front(api_port: int, proxy_port: int = 0) -> dict[str, Any]:
         the models, ``open`` (they are listed without a key), ``engine`` (status of the engine's own /health).
     """
     port = proxy_port or api_port
-    reply = ProbeClient(f"http://127.0.0.1:{port}").get("/v1/models")
-    engine = ProbeClient(f"http://127.0.0.1:{api_port}").get("/health").status
+    reply = ask(ProbeClient(f"http://127.0.0.1:{port}"), "/v1/models")
+    engine = ask(ProbeClient(f"http://127.0.0.1:{api_port}"), "/health").status
     return {
         "port": port,
         "proxied": bool(proxy_port),

@@ -118,7 +118,7 @@ class Client:
         request = urllib.request.Request(self.url + path, data, headers)
         return urllib.request.urlopen(request, timeout=DEADLINE_S)
 
-    def get(self, path: str) -> Reply:
+    def get(self, path: str, *, patient: bool = False) -> Reply:
         """GET."""
         try:
             with self._ask(path) as answer:

@@ -93,7 +93,7 @@ class Hostile:
     def __init__(self, body: str, lines: list[str]) -> None:
         self.body, self.lines = body, lines
 
-    def get(self, _path: str) -> api.Reply:
+    def get(self, _path: str, *, patient: bool = False) -> api.Reply:
         return api.Reply(200, self.body)
 
     def post(self, _path: str, _payload: Mapping[str, Any]) -> api.Reply:

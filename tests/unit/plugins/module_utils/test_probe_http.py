@@ -64,6 +64,9 @@ class Api:
         self.completion_status = 200
         self.silence_s = 0.0
         self.health_after_completion: int | None = None
+        #: Questions that get no answer until they are asked again, each with the event of that.
+        self.late: dict[str, threading.Event] = {}
+        self.heard: list[str] = []
         self.asked: list[tuple[str, dict[str, Any], str]] = []
 
 
@@ -82,6 +85,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         api = self.api
+        api.heard.append(self.path)
+        if self.path in api.late and api.heard.count(self.path) == 1:
+            api.late[self.path].wait(60)
+            return
+        if self.path in api.late:
+            api.late[self.path].set()
         if self.path == "/health":
             self._send(api.health, "")
         elif self.headers.get("Authorization") != f"Bearer {KEY}":
@@ -199,6 +208,16 @@ def test_a_listener_that_says_nothing_is_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         client = ProbeClient(f"http://127.0.0.1:{mute.getsockname()[1]}", short_seconds=0.2)
         assert client.get("/health").error == "timeout"
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+def test_an_answer_that_comes_late_is_waited_for_as_long_as_a_completion_is(path: str) -> None:
+    api = Api()
+    api.late = {path: threading.Event()}
+    with serving(api) as url:
+        client = ProbeClient(url, api_key=KEY, silence_seconds=60.0, short_seconds=0.2)
+        report = ph.probe_api(client, url, ph.Wanted(served_name=MODEL, canary=False))
+    assert (report["health"], report["models"]) == (200, [MODEL])
 
 
 def test_silence_is_no_token_and_says_how_long() -> None:

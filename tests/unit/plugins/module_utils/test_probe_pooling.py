@@ -53,7 +53,7 @@ class Server:
         self.answers = answers
         self.asked: list[str] = []
 
-    def get(self, path: str) -> api.Reply:
+    def get(self, path: str, *, patient: bool = False) -> api.Reply:
         listed = {"data": [{"id": "tiny", "root": "/m", "max_model_len": 512}]}
         return api.Reply(200, json.dumps(listed) if path == "/v1/models" else "")
 

@@ -46,7 +46,7 @@ class Client:
     def __init__(self, url: str, *, api_key: str | None = None, silence_seconds: float = 0) -> None:
         self.url, self.api_key = url, api_key
 
-    def get(self, path: str) -> Reply:
+    def get(self, path: str, *, patient: bool = False) -> Reply:
         """Answer as the API of a serving engine."""
         if path == "/metrics":
             Client.metrics += 50
