@@ -16,20 +16,22 @@ from ansible_collections.gb10.cluster.plugins.module_utils._image.records import
 
 #: Liveness first, then the last report: the pull writes its last report before it ends, so a report that is read after
 #: the unit was found inactive is the last one.
-_LOOK = f"systemctl is-active {PULL_UNIT}.service; cat {PULL_STATUS} 2>/dev/null"
+_LOOK = f'echo "unit=$(systemctl is-active {PULL_UNIT}.service)"; cat {PULL_STATUS} 2>/dev/null'
+#: A systemd that does not answer in its own time names no state: that says nothing of the unit.
+_ENDED = ("inactive", "failed", "unknown")
 _POLL_SECONDS = 2.0
 #: While bytes move, each node gets a line at least this often.
 _SHOW_SECONDS = 8.0
 
 
 def parse_look(text: str) -> tuple[dict[str, Any], bool]:
-    """Return (report of the pull, whether its unit was running before it was read)."""
-    active, _newline, report = text.strip().partition("\n")
+    """Return (report of the pull, whether its unit had not ended before it was read)."""
+    unit, _newline, report = text.strip().partition("\n")
     try:
         status = json.loads(report)
     except ValueError:
         status = {}
-    return (status if isinstance(status, dict) else {}), active.strip() in ("active", "activating")
+    return (status if isinstance(status, dict) else {}), unit.partition("=")[2].strip() not in _ENDED
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]

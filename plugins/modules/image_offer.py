@@ -97,6 +97,8 @@ from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe i
 SERVICE = f"{records.OFFER_UNIT}.service"
 #: The account that the package brings.
 ACCOUNT = "docker-registry"
+#: Exit statuses of `systemctl is-active` for a unit that has ended, or is gone; any other says nothing of it.
+NOT_ACTIVE = (3, 4)
 
 
 def listens(address: str, port: int) -> bool:
@@ -128,7 +130,7 @@ def serve(module: AnsibleModule, storage: Path, address: str, more: dict[str, An
     module.run_command([*words, "--config", str(path), "--port", str(want["port"])], check_rc=True)
     while True:
         # Liveness first: a unit that ends after this look has not been waiting for its port.
-        running = module.run_command(["systemctl", "is-active", "--quiet", SERVICE])[0] == 0
+        running = module.run_command(["systemctl", "is-active", "--quiet", SERVICE])[0] not in NOT_ACTIVE
         if listens(address, want["port"]):
             return
         if not running:

@@ -208,8 +208,8 @@ def show(module: AnsibleModule) -> dict[str, str]:
 
 
 def is_alive(unit: dict[str, str]) -> bool:
-    """Return whether the unit runs or is about to start again."""
-    return unit.get("ActiveState") in ("active", "activating")
+    """Return whether the unit runs or is about to start again; unknown, of a systemd that is too busy, counts as yes."""
+    return unit.get("ActiveState", "active") in ("active", "activating")
 
 
 def cpu_ticks(unit: dict[str, str]) -> tuple[str, int]:

@@ -17,12 +17,14 @@ from ansible_collections.gb10.cluster.plugins.action import image_pull
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ('active\n{"received": 5}\n', ({"received": 5}, True)),
-        ('inactive\n{\n  "received": 5\n}\n', ({"received": 5}, False)),
-        ("activating\n", ({}, True)),
-        ("active\n{half\n", ({}, True)),
-        ("active\n[]\n", ({}, True)),
-        ("", ({}, False)),
+        ('unit=active\n{"received": 5}\n', ({"received": 5}, True)),
+        ('unit=inactive\n{\n  "received": 5\n}\n', ({"received": 5}, False)),
+        ("unit=activating\n", ({}, True)),
+        ("unit=active\n{half\n", ({}, True)),
+        ("unit=active\n[]\n", ({}, True)),
+        # systemd, or the node's shell, gave no answer: the unit is not known to have ended.
+        ('unit=\n{"received": 5}\n', ({"received": 5}, True)),
+        ("", ({}, True)),
     ],
 )
 def test_a_look_at_a_node(text: str, parsed: tuple[dict[str, Any], bool]) -> None:
@@ -78,7 +80,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def look(running: bool = True, **status: Any) -> str:
-    return f"{'active' if running else 'inactive'}\n{json.dumps(status)}\n"
+    return f"unit={'active' if running else 'inactive'}\n{json.dumps(status)}\n"
 
 
 def test_bytes_are_shown_at_least_every_ten_seconds(watched: Any) -> None:

@@ -26,7 +26,8 @@ class Head(NodeModule):
         self.tars = LAYERS if tars is None else tars
         self.refusal = ""
         self.config: list[dict[str, Any]] = []
-        self.running = True
+        #: Exit status of `systemctl is-active`: 3 for a unit that ended, 1 where systemd does not answer.
+        self.is_active = 0
 
     def act(self, argv: list[str]) -> tuple[int, str, str] | None:
         if argv[:3] == ["docker", "image", "inspect"]:
@@ -44,7 +45,7 @@ class Head(NodeModule):
                 if option in argv:
                     Path(argv[argv.index(option) + 1]).write_text(option, encoding="utf-8")
         if argv[:2] == ["systemctl", "is-active"]:
-            return (0 if self.running else 3), "", ""
+            return self.is_active, "", ""
         return (0, "Address already in use", "") if argv[0] == "journalctl" else None
 
     def words(self, *start: str) -> list[list[str]]:
@@ -144,19 +145,25 @@ def test_what_does_not_work_is_said(head: Path, monkeypatch: pytest.MonkeyPatch)
     assert str(run(monkeypatch, Head(params(head, reserve_gib=1e7)))).startswith(f"gx10-1: {TAG} needs 10.0 MiB below")
 
 
-def test_an_offer_that_starts_slowly_is_waited_for_while_its_unit_runs(
-    head: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_active", [0, 1])
+def test_an_offer_that_starts_slowly_is_waited_for_unless_its_unit_has_ended(
+    head: Path, monkeypatch: pytest.MonkeyPatch, is_active: int
 ) -> None:
     looks = iter([*[False] * 500, True, True])
     monkeypatch.setattr(image_offer, "listens", lambda *_where: next(looks))
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
-    assert not run(monkeypatch, Head(params(head))).failed
+    fake = Head(params(head))
+    fake.is_active = is_active
+    assert not run(monkeypatch, fake).failed
 
 
-def test_an_offer_whose_unit_ended_is_reported_with_its_journal(head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_active", [3, 4])
+def test_an_offer_whose_unit_ended_is_reported_with_its_journal(
+    head: Path, monkeypatch: pytest.MonkeyPatch, is_active: int
+) -> None:
     monkeypatch.setattr(image_offer, "listens", lambda *_where: False)
     fake = Head(params(head))
-    fake.running = False
+    fake.is_active = is_active
     said = str(run(monkeypatch, fake))
     assert said == "The image is not offered at 127.0.0.1:5080; the unit's journal: Address already in use"
 

@@ -149,6 +149,23 @@ def test_a_unit_that_ends_between_the_two_looks_is_complete(systemd: Systemd, tm
     assert not [words for words in systemd.calls if words[0] == "journalctl"]
 
 
+def test_a_systemd_that_does_not_answer_says_nothing_of_the_unit(
+    systemd: Systemd, program: str, tmp_path: Path
+) -> None:
+    report(tmp_path, state="moving", have_bytes=7)
+    systemd.show = dict
+    assert run(systemd, state="read", wait_s=0)["status"]["state"] == "moving"
+    looks = iter(range(10))
+
+    def late() -> dict[str, str]:
+        if next(looks) == 3:
+            report(tmp_path, state="moving")
+        return {}
+
+    systemd.starts, systemd.show = False, late
+    assert start(systemd, program, tmp_path / "weights", stall_s=600)["status"]["state"] == "moving"
+
+
 def test_a_unit_that_still_moves_is_reported_as_such_after_the_wait(systemd: Systemd, tmp_path: Path) -> None:
     report(tmp_path, state="moving", have_bytes=7)
     systemd.show = lambda: {"ActiveState": "active", "MainPID": "0", "NRestarts": "0"}
