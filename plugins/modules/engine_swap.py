@@ -210,9 +210,9 @@ def main() -> None:
     params = module.params
     swap = swaps.swap_at(module.run_command, params)
     result: dict[str, Any] = {"swap": params["swap"], "by_nodes": False, "stopped": [], "started": []}
-    if module.check_mode:
-        module.exit_json(changed=would_change(swap, params), **result)
     try:
+        if module.check_mode:
+            module.exit_json(changed=would_change(swap, params), **result)
         before = swap.units.record()
         with swap.locked():
             if params["state"] == "armed":

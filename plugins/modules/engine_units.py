@@ -111,7 +111,10 @@ def main() -> None:
     unit = want["unit"]
     swap = swap_at(module.run_command, want)
     node = swap.units
-    units, record = node.states(), node.record()
+    try:
+        units, record = node.states(), node.record()
+    except UnitError as error:
+        module.fail_json(msg=str(error))
     running = [name for name, state in units.items() if is_busy(state)]
     to_stop: list[str] = []
     to_start: list[str] = []

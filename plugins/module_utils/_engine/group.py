@@ -187,9 +187,12 @@ class Group:
             pass
         finally:
             with self.lock:
-                if self.peers.get(rank) is channel:
+                counted = self.peers.get(rank) is channel
+                if counted:
                     del self.peers[rank]
             channel.close()
+            if counted and self.full.is_set():  # the last rank came between the end of this one and here
+                self.lost(rank, "it closed the connection")
 
     def _answers(self, rank: int) -> bool:
         """Return whether a rank's present connection gives a heartbeat from now on; an ended one gives none."""

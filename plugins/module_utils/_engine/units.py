@@ -72,8 +72,13 @@ class EngineUnits:
         return found
 
     def show(self, unit: str) -> dict[str, Any]:
-        """Return whether a unit is active (or about to be), enabled, and stale: running with older files."""
-        _code, out, _err = self.run(["systemctl", "show", unit, f"--property={PROPERTIES}"])
+        """Return whether a unit is active (or about to be), enabled, and stale: running with older files.
+
+        :raises UnitError: systemd does not answer: what is not known to have stopped must not count as stopped.
+        """
+        code, out, err = self.run(["systemctl", "show", unit, f"--property={PROPERTIES}"])
+        if code != 0:
+            raise UnitError(f"systemctl show {unit} failed: {err.strip()}")
         fields = parse_systemctl_show(out)
         noted = self.run_dir / f"{model_of(unit)}.started"
         return {
@@ -85,7 +90,10 @@ class EngineUnits:
         }
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Return unit → `show` of every known unit."""
+        """Return unit → `show` of every known unit.
+
+        :raises UnitError: systemd does not answer.
+        """
         return {unit: self.show(unit) for unit in self.known()}
 
     def reload(self) -> None:

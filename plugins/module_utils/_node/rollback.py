@@ -172,8 +172,12 @@ class Rollback:
         """
         if self.is_pending():
             self._stop_timer()
+            # The mark first: without it a start that systemd has yet to receive does nothing.
+            files.remove(self._pending)
             _code, state, _err = self.run(["systemctl", "is-active", self._service])
-            if state.strip() == "activating" or not self.is_pending():
+            if state.strip() in ("activating", "failed") or self._rolled_back.exists():
+                if not self._rolled_back.exists():
+                    files.write(self._pending, f"{int(time.time())}\n")
                 raise RollbackError(
                     f"The change of {self.subject} is being rolled back: its confirmation came too late."
                 )

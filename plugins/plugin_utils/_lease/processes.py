@@ -95,7 +95,9 @@ def keep(
     due_s = now_s() + RENEW_SECONDS
     while lives():
         if now_s() >= due_s:
-            if taken := renew():
+            taken = renew()
+            # It may have ended meanwhile, and its number be that of another process.
+            if taken and lives():
                 lost(taken)
                 return
             due_s = now_s() + RENEW_SECONDS

@@ -10,12 +10,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from ansible_collections.gb10.cluster.plugins.module_utils._engine import tether
+from ansible_collections.gb10.cluster.plugins.module_utils._engine import entry, tether
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.group import Group
+from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import Life
 from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build
 
 DEADLINE_S = 20.0
@@ -169,6 +173,30 @@ def test_a_rank_that_leaves_before_all_are_there_may_come_back(three: Ranks) -> 
     three.start(1)
     three.start(2)
     three.await_text(head, "engine\n")
+
+
+def test_a_rank_that_ends_just_as_the_last_one_comes_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end was read before the group was full, and the group was full before it was taken off the list."""
+    (tmp_path / "key").write_text("5" * 64, encoding="ascii")
+    args, _command = entry.parse(
+        ["serve", "--model", "m", "--members", "a=127.0.0.1,b=127.0.0.2,c=127.0.0.3", "--tether-key",
+         str(tmp_path / "key")]
+    )  # fmt: skip
+    ended: list[str] = []
+    life = Life()
+    monkeypatch.setattr(life, "end", lambda _status, sentence, **_more: ended.append(sentence))
+
+    class Late(Group):
+        def follow(self, rank: int, messages: Iterable[dict[str, Any]]) -> None:
+            super().follow(rank, messages)
+            self.full.set()
+
+    channel = SimpleNamespace(messages=lambda: iter(()), close=lambda: None, send=lambda _message: None)
+    monkeypatch.setattr(tether, "accept", lambda *_words: ({"rank": 1, "model": "m", "env": {}}, channel))
+    Late(args, life)._attend(socket.socket(), "127.0.0.2")
+    assert ended == ["restarting with the others: rank 1, b (127.0.0.2) is gone: it closed the connection"]
 
 
 def test_workers_wait_for_a_head_that_comes_late_or_again(three: Ranks) -> None:

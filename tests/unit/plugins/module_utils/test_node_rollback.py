@@ -128,12 +128,49 @@ def test_what_cannot_be_armed_is_not_changed(guard: Rollback, systemd: Systemd, 
     assert list((tmp_path / "units").iterdir()) == []
 
 
-def test_a_confirmation_during_the_rollback_is_refused(guard: Rollback, systemd: Systemd, tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["activating", "failed"])
+def test_a_confirmation_during_or_after_a_rollback_is_refused(
+    guard: Rollback, systemd: Systemd, tmp_path: Path, state: str
+) -> None:
     change(guard, tmp_path)
-    systemd.state = "activating"
+    systemd.state = state
     with pytest.raises(RollbackError, match="is being rolled back"):
         guard.confirm()
     assert guard.is_pending()
+
+
+def test_a_rollback_that_begins_during_the_confirmation_is_not_called_confirmed(
+    guard: Rollback, systemd: Systemd, tmp_path: Path
+) -> None:
+    """The timer's own start of the unit reaches systemd after the question whether the unit runs."""
+    change(guard, tmp_path)
+    answer = systemd.run
+
+    def late(command: list[str]) -> tuple[int, str, str]:
+        found = answer(command)
+        # As systemd does with ConditionPathExists=.
+        if "is-active" in command and (tmp_path / "state/pending").exists():
+            answer(["systemctl", "start", "gb10-test-rollback.service"])
+        return found
+
+    late_guard = Rollback("the test's files", tmp_path / "state", "gb10-test-rollback", late)
+    assert late_guard.confirm()
+    assert (tmp_path / "old").read_text(encoding="utf-8") == "after\n"
+
+
+def test_a_rollback_that_ends_during_the_confirmation_is_reported(
+    guard: Rollback, systemd: Systemd, tmp_path: Path
+) -> None:
+    change(guard, tmp_path)
+    answer = systemd.run
+
+    def late(command: list[str]) -> tuple[int, str, str]:
+        if command[:2] == ["systemctl", "stop"]:
+            answer(["systemctl", "start", "gb10-test-rollback.service"])
+        return answer(command)
+
+    with pytest.raises(RollbackError, match="confirmation came too late"):
+        Rollback("the test's files", tmp_path / "state", "gb10-test-rollback", late).confirm()
 
 
 def test_a_unit_that_the_timer_left_behind_is_removed(guard: Rollback, systemd: Systemd, tmp_path: Path) -> None:

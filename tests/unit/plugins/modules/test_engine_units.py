@@ -97,6 +97,17 @@ def test_a_refusal_of_systemd_is_a_sentence(node: Node, capsys: pytest.CaptureFi
     assert (result["failed"], result["msg"]) == (True, f"{A} cannot be stopped: Unit is masked.")
 
 
+def test_a_systemd_that_does_not_answer_leaves_no_engine_beside_another(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not known to have stopped must not count as stopped."""
+    node.silences = 1
+    result = call(node, capsys, state="alone", unit=B)
+    assert result["failed"]
+    assert result["msg"] == f"systemctl show {A} failed: Failed to get properties: Connection timed out"
+    assert call(node, capsys, state="alone", unit=B)["stopped"] == [A]
+
+
 def test_an_engine_that_runs_with_older_files_is_stale(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that was killed between writing the files and restarting the engine is made good by the next one."""
     etc, run = node.folder / "etc", node.folder / "run"

@@ -94,6 +94,23 @@ def test_it_does_not_release_what_another_run_has_taken() -> None:
     assert "release" not in keep(100, ["bob has it"])
 
 
+def test_a_run_that_ended_while_its_lease_was_asked_for_is_not_signalled() -> None:
+    """Its number may be that of another process by now."""
+    did: list[str] = []
+    alive = [True]
+
+    def renew() -> str:
+        alive[0] = False
+        return "bob has it"
+
+    clock = iter(range(0, 10**6, 60))
+    processes.keep(
+        lambda: alive[0], renew, did.append, lambda: did.append("release"),
+        now_s=lambda: float(next(clock)), sleep=lambda _seconds: None,
+    )  # fmt: skip
+    assert did == ["release"]
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_releases(tmp_path: Path, end: signal.Signals) -> None:
     note = tmp_path / "note"
