@@ -34,7 +34,7 @@ options:
     elements: str
     default: []
   seconds:
-    description: Longest time to listen, in seconds.
+    description: Longest time to listen, in seconds, from the start and from the first sign of each expected node.
     type: float
     default: 8.0
   raise_links:
@@ -125,6 +125,7 @@ def listen(
             link.bind((netdev, ETHERTYPE))
         started = time.monotonic()
         end, next_send = started + seconds, started
+        met: set[str] = set()
         while links and (now := time.monotonic()) < end:
             if now >= next_send:
                 next_send = now + INTERVAL_S
@@ -143,6 +144,9 @@ def listen(
                     continue
                 if neighbour and len(found[links[link]]) < MAX_NEIGHBOURS:
                     found[links[link]].add(neighbour)
+                    if neighbour[0] in expect - met:  # the others may begin as much later
+                        met.add(neighbour[0])
+                        end = time.monotonic() + seconds
             known = {node for each in found.values() for node, _netdev in each}
             if expect and expect <= known:
                 end = min(end, now + LINGER_S)

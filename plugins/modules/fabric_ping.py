@@ -126,6 +126,8 @@ IP_MTU_DISCOVER = 10
 #: Sets the don't-fragment bit and ignores what the kernel believes the path's MTU to be.
 IP_PMTUDISC_PROBE = 3
 SMALL_PACKET_BYTES = 84
+#: When the time is over, so many packets are read that have come meanwhile: this node may have been too busy for them.
+LATE_PACKETS = 100
 
 
 def has_carrier(interface: str) -> bool:
@@ -157,8 +159,11 @@ def ask(
         except OSError as error:
             refused[size] = error
     answered: dict[int, float] = {}
-    while sent and max(sent.values()) not in answered and (left := started + timeout_s - time.monotonic()) > 0:
-        link.settimeout(left)
+    late = LATE_PACKETS
+    while sent and max(sent.values()) not in answered and late:
+        left = started + timeout_s - time.monotonic()
+        late -= left <= 0
+        link.settimeout(max(left, 0.001))
         try:
             packet, (source, _port) = link.recvfrom(65536)
         except TimeoutError:

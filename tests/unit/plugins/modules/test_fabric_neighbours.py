@@ -51,6 +51,49 @@ def test_two_nodes_hear_each_other_and_end_early(monkeypatch: pytest.MonkeyPatch
     assert found == {"n1": {"lo": {("n2", "lo")}}, "n2": {"lo": {("n1", "lo")}}}
 
 
+@pytest.mark.parametrize(
+    ("early", "heard_of"), [("n2", {"n2", "n3"}), ("n9", {"n9"})], ids=["a member", "nobody that is expected"]
+)
+def test_as_long_as_members_appear_the_next_one_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, early: str, heard_of: set[str]
+) -> None:
+    """On a busy control node the last member may begin later than the time that the first one listens."""
+    clock = [0.0]
+    arrivals = [(8.0, early), (15.0, "n3")]
+    lo = frame("lo", "n1", "desk")
+
+    class Link:
+        def __init__(self, *_words: int) -> None:
+            self.got = b""
+
+        def bind(self, *_place: object) -> None:
+            """Nothing to open."""
+
+        def send(self, _packet: bytes) -> None:
+            """Nobody hears it."""
+
+        def recv(self, _most: int) -> bytes:
+            return self.got
+
+        close = bind
+
+    def select(links: list[Link], _w: list[Link], _x: list[Link], seconds: float) -> tuple[list[Link], list[Any], Any]:
+        clock[0] += max(seconds, 0.01)
+        if arrivals and arrivals[0][0] <= clock[0]:
+            _at, name = arrivals.pop(0)
+            links[0].got = lo[:14] + json.dumps(
+                {"magic": "gb10.cluster", "cluster": "desk", "node": name, "netdev": "lo"}
+            ).encode()
+            return links[:1], [], []
+        return [], [], []
+
+    monkeypatch.setattr("socket.socket", Link)
+    monkeypatch.setattr("select.select", select)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(fabric_neighbours, "frame", lambda *_words: lo)
+    assert listen(["lo"], "n1", "desk", {"n2", "n3", "n4"}, 10.0) == {"lo": {(name, "lo") for name in heard_of}}
+
+
 def test_without_a_device_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in check mode on machines whose ports are off."""
     monkeypatch.setattr("select.select", lambda *_words: pytest.fail("it listens on nothing"))

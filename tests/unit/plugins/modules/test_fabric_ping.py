@@ -256,3 +256,13 @@ def test_a_ring_in_namespaces(cable: tuple[str, str], tmp_path: Path) -> None:
     assert (told["peers"]["n2"]["largest"], told["peers"]["n2"]["device"]) == (9000, "cable0")
     assert told["devices"] == {"cable0": {"mtu_bytes": 9000, "carrier": True}}
     assert len(told["claims"]["10.77.0.2"]) == 1
+
+
+def test_a_reply_that_came_while_this_node_was_busy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is over before the node reads what has arrived meanwhile."""
+    link = Link({9000, 1500, 84}, 9000)
+    times = iter([0.0])
+    monkeypatch.setattr(socket, "socket", lambda *_words: link)
+    monkeypatch.setattr("time.monotonic", lambda: next(times, 100.0))
+    found, _rtt_s = fabric_ping.probe("eth1", "10.77.0.1", "n2", "10.77.0.2", [9000, 1500, 84], 1, 1.0)
+    assert found.ok
