@@ -222,14 +222,16 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe.client import 
 
 #: Looks at the GPU within 1.5 s: a pause between two requests must not pass for an idle GPU.
 SMI_INTERVAL_S = 0.5
+#: A command that has not ended after so long hangs; one of a busy node takes half a minute.
+HUNG_S = 90
 TIME_SERVICES = ("chrony.service", "systemd-timesyncd.service", "ntpsec.service", "ntp.service", "openntpd.service")
 DISPLAY_PROCESSES = ("gnome-shell", "Xorg", "Xwayland", "gdm", "lightdm", "sddm", "plasmashell", "gnome-session-b")
 
 
 def run(*argv: str) -> str:
-    """Return what a command prints; an empty string when it is absent or fails to start."""
+    """Return what a command prints; an empty string when it is absent, fails to start or hangs."""
     try:
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20).stdout
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=HUNG_S).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

@@ -12,7 +12,7 @@ NETDEV_FILES = ("address", "carrier", "flags", "mtu", "operstate", "speed")
 DEVICE_FILES = ("current_link_speed", "current_link_width", "max_link_speed", "max_link_width", "vendor", "device")
 HCA_FILES = ("fw_ver", "node_guid")
 HCA_PORT_FILES = ("link_layer", "phys_state", "rate", "state")
-TIMEOUT_SECONDS = 15.0
+TIMEOUT_SECONDS = 90.0
 
 
 def read(path: Path) -> str | None:
@@ -24,7 +24,7 @@ def read(path: Path) -> str | None:
 
 
 def output(*command: str) -> str:
-    """Return the output of a command; empty when it is not installed, fails, or does not end within 15 s."""
+    """Return the output of a command; empty when it is not installed, fails, or does not end within 90 s."""
     code, out, _err = run(command, TIMEOUT_SECONDS)
     return out if code == 0 else ""
 

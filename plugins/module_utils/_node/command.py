@@ -11,7 +11,7 @@ NOT_FOUND = 127
 TIMED_OUT = 124
 
 
-def run(command: Sequence[str], timeout_seconds: float = 30.0) -> tuple[int, str, str]:
+def run(command: Sequence[str], timeout_seconds: float = 60.0) -> tuple[int, str, str]:
     """Run a command without a shell, in the C locale; never raises.
 
     :returns: (exit status, standard output, standard error); status 127 for a command that is not installed or cannot

@@ -47,7 +47,8 @@ async def zero_work_server(behaviour: bench_server.Behaviour) -> AsyncIterator[s
     if process.stdin is None or process.stdout is None or process.stderr is None:
         raise BenchError("The local server that measures the client has no pipes.")
     try:
-        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        # It ends with the process, however long that takes to start.
+        line = await process.stdout.readline()
         try:
             port = int(json.loads(line)["port"])
         except (ValueError, KeyError) as error:
