@@ -132,7 +132,7 @@ def _down(options: argparse.Namespace, root: Path) -> int:
     with cluster.lock():
         removed = cluster.down(options.force)
     if options.cache:
-        others = client.containers.list(all=True, filters={"label": [LABEL_LAB, LABEL_NODE]})
+        others = client.containers.list(all=True, filters={"label": [LABEL_LAB, LABEL_NODE]}, ignore_removed=True)
         if others:
             names = ", ".join(sorted({container.labels[LABEL_LAB] for container in others}))
             raise LabError(f"The caches stay: other labs use them ({names}).")

@@ -81,7 +81,9 @@ class Cluster:
 
     def containers(self) -> dict[int, Any]:
         """Return {node number: container} of what exists of this lab, running or not."""
-        found = self._client.containers.list(all=True, filters={"label": [f"{LABEL_LAB}={self.name}", LABEL_NODE]})
+        found = self._client.containers.list(
+            all=True, filters={"label": [f"{LABEL_LAB}={self.name}", LABEL_NODE]}, ignore_removed=True
+        )
         return {int(container.labels[LABEL_NODE]): container for container in found}
 
     def loaded(self) -> Settings:
@@ -208,7 +210,7 @@ class Cluster:
         container = self._existing(node)
         if container.status == "running":
             container.kill("SIGKILL")
-            container.wait(timeout=60)
+            container.wait()
 
     def set_links(self, node: NodePlan, nets: tuple[Net, ...], cut: bool) -> None:
         """Pull or plug in a node's cables; takes effect at once when the node runs."""
@@ -227,7 +229,7 @@ class Cluster:
     def _remove_all(self) -> list[str]:
         removed: list[str] = []
         selector = {"label": f"{LABEL_LAB}={self.name}"}
-        found = self._client.containers.list(all=True, filters=selector)
+        found = self._client.containers.list(all=True, filters=selector, ignore_removed=True)
         _side_by_side(lambda container: container.remove(force=True, v=True), found)
         removed += sorted(container.name for container in found)
         for network in self._client.networks.list(filters=selector):

@@ -84,7 +84,7 @@ def prepare_lab(nodes: int, *, with_docker: bool = False) -> None:
 
 def served_models(session: requests.Session, api: str = API) -> list[str]:
     """Return the ids in /v1/models of the head's API."""
-    response = session.get(f"{api}/v1/models", timeout=30)
+    response = session.get(f"{api}/v1/models", timeout=300)
     response.raise_for_status()
     return [str(model["id"]) for model in response.json()["data"]]
 

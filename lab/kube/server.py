@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ import yaml
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Cluster, ClusterError, connect
 from lab.kube.definition import definition
+from lab.waiting import wait_until
 
 PROGRAMS = ("etcd", "kube-apiserver")
 MANAGER = "kube-controller-manager"
 CACHE = Path("~/.cache/gb10/kube").expanduser()
 CONTROLLERS = "namespace,serviceaccount,job,garbagecollector,ttl-after-finished,podgc"
-START_SECONDS = 180.0
+#: Without a line of any program.
+STALL_SECONDS = 180.0
 
 
 class KubeError(RuntimeError):
@@ -124,6 +125,10 @@ class Processes:
                 text = (self._directory / f"{name}.log").read_text(encoding="utf-8", errors="replace")
                 raise KubeError(f"{name} ended with {process.returncode}: {text[-1500:]}")
 
+    def written(self) -> list[int]:
+        """Return the size of each program's log."""
+        return [(self._directory / f"{name}.log").stat().st_size for name, _process in self._running]
+
     def stop(self) -> None:
         """End them, the last one first."""
         for _name, process in reversed(self._running):
@@ -137,15 +142,16 @@ class Processes:
 
 
 def _ready(cluster: Cluster, processes: Processes) -> str:
-    until = time.monotonic() + START_SECONDS
-    while True:
+    def version() -> str:
         processes.check()
         with contextlib.suppress(ClusterError):
             if cluster.ask("GET", "/readyz").status == 200:
                 return str(cluster.request("GET", "/version")["gitVersion"])
-        if time.monotonic() > until:
-            raise KubeError(f"The API is not ready after {START_SECONDS:.0f} s: see the logs.")
-        time.sleep(0.3)
+        return ""
+
+    return wait_until(
+        version, processes.written, lambda _none: "The API is not ready: see the logs.", stall_seconds=STALL_SECONDS
+    )
 
 
 @contextlib.contextmanager
@@ -196,9 +202,14 @@ def running(directory: Path, binaries: Binaries) -> Iterator[Running]:
 def _define(cluster: Cluster, processes: Processes) -> None:
     made = definition(cluster.request("GET", "/openapi/v2"))
     cluster.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", made)
-    until = time.monotonic() + START_SECONDS
-    while "dynamographdeployments" not in cluster.served("nvidia.com").get("v1beta1", []):
+
+    def served() -> bool:
         processes.check()
-        if time.monotonic() > until:
-            raise KubeError("The definition of DynamoGraphDeployment is not served: see the logs.")
-        time.sleep(0.2)
+        return "dynamographdeployments" in cluster.served("nvidia.com").get("v1beta1", [])
+
+    wait_until(
+        served,
+        processes.written,
+        lambda _no: "The definition of DynamoGraphDeployment is not served: see the logs.",
+        stall_seconds=STALL_SECONDS,
+    )

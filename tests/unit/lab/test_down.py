@@ -6,10 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import docker.errors
 import pytest
 
 from lab import cli, daemon
+from lab.cluster import Cluster
 from lab.errors import LabError
+from lab.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +54,19 @@ def test_an_engine_elsewhere_that_does_not_answer_is_an_error(monkeypatch: pytes
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
     with pytest.raises(LabError, match=r"DOCKER_HOST=tcp://127\.0\.0\.1:1 does not answer"):
         down(tmp_path)
+
+
+def test_a_container_that_goes_while_they_are_listed_is_no_error(tmp_path: Path) -> None:
+    """The Docker SDK reads each listed container once more; another command may have removed one by then."""
+
+    class Engine:
+        containers = networks = volumes = property(lambda self: self)
+
+        def list(self, *, filters: dict[str, Any], ignore_removed: bool = False, **_more: Any) -> list[Any]:
+            if "label" in filters and _more.get("all") and not ignore_removed:
+                raise docker.errors.NotFound("No such container")
+            return []
+
+    cluster = Cluster(Engine(), tmp_path, "lab", Progress())
+    assert cluster.containers() == {}
+    assert cluster.down(force=True) == []

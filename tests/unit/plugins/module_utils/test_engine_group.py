@@ -175,9 +175,7 @@ def test_a_rank_that_leaves_before_all_are_there_may_come_back(three: Ranks) -> 
     three.await_text(head, "engine\n")
 
 
-def test_a_rank_that_ends_just_as_the_last_one_comes_is_missed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_that_ends_just_as_the_last_one_comes_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its end was read before the group was full, and the group was full before it was taken off the list."""
     (tmp_path / "key").write_text("5" * 64, encoding="ascii")
     args, _command = entry.parse(
