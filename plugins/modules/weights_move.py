@@ -208,7 +208,7 @@ def show(module: AnsibleModule) -> dict[str, str]:
 
 
 def is_alive(unit: dict[str, str]) -> bool:
-    """Return whether the unit runs or is about to start again; unknown, of a systemd that is too busy, counts as yes."""
+    """Return whether the unit runs or is about to start again; no answer of a busy systemd counts as yes."""
     return unit.get("ActiveState", "active") in ("active", "activating")
 
 

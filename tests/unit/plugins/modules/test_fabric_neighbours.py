@@ -81,9 +81,10 @@ def test_as_long_as_members_appear_the_next_one_is_waited_for(
         clock[0] += max(seconds, 0.01)
         if arrivals and arrivals[0][0] <= clock[0]:
             _at, name = arrivals.pop(0)
-            links[0].got = lo[:14] + json.dumps(
-                {"magic": "gb10.cluster", "cluster": "desk", "node": name, "netdev": "lo"}
-            ).encode()
+            links[0].got = (
+                lo[:14]
+                + json.dumps({"magic": "gb10.cluster", "cluster": "desk", "node": name, "netdev": "lo"}).encode()
+            )
             return links[:1], [], []
         return [], [], []
 
