@@ -62,13 +62,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def watch(self, node: str, stall_seconds: int) -> tuple[dict[str, Any], str]:
         """Return (last report, why the pull failed or an empty string)."""
         display = Display()
-        before: tuple[int, int] = (-1, -1)
+        before: tuple[int, ...] = ()
         shown_at, shown_bytes = time.monotonic(), 0
         moved_at = time.monotonic()
         while True:
             status, running = parse_look(str(self._low_level_execute_command(_LOOK)["stdout"]))
             now = time.monotonic()
-            sums = (int(status.get("received", 0)), int(status.get("unpacked", 0)))
+            sums = tuple(int(status.get(name, 0)) for name in ("received", "unpacked", "disk"))
             if status.get("done"):
                 rate = (sums[0] - shown_bytes) / max(now - shown_at, 0.001)
                 display.display(progress_line(node, status, rate))

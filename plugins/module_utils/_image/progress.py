@@ -11,6 +11,9 @@ from typing import Any
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
+#: So much must be written to the disk to count as progress: other programs write as well.
+DISK_STEP = 16 * MIB
+
 
 @dataclass
 class Progress:
@@ -21,9 +24,15 @@ class Progress:
     total: int = 0
     unpacked: int = 0
     unpack_total: int = 0
+    #: The most that was ever used of the disk which is unpacked to: the containerd image store tells nothing else.
+    disk: int = 0
     error: str = ""
     name: str = ""
     done: bool = False
+
+    def take_disk(self, used: int) -> None:
+        """Take in how much of the disk is used, in bytes."""
+        self.disk = max(self.disk, used - used % DISK_STEP)
 
     def write(self) -> None:
         if self.path is not None:

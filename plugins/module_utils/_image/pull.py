@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,15 @@ from pathlib import Path
 from ansible_collections.gb10.cluster.plugins.module_utils._image import engine
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import ImageError
 from ansible_collections.gb10.cluster.plugins.module_utils._image.progress import Progress
+
+#: Where the Docker Engine and containerd unpack, unless the owner has moved them.
+STORES = (Path("/var/lib/docker"), Path("/var/lib/containerd"))
+
+
+def used_bytes() -> int:
+    """Return how much is used of the disks that images are unpacked to."""
+    found = [os.statvfs(store) for store in STORES if store.is_dir()]
+    return sum((each.f_blocks - each.f_bfree) * each.f_frsize for each in found)
 
 
 def pull(source: str, sizes: Mapping[str, int], status: Path | None) -> int:
@@ -23,6 +33,7 @@ def pull(source: str, sizes: Mapping[str, int], status: Path | None) -> int:
 
     def report() -> None:
         while not over.wait(1):
+            progress.take_disk(used_bytes())
             progress.write()
 
     reporter = threading.Thread(target=report)

@@ -109,6 +109,13 @@ def test_a_pull_that_only_unpacks_is_not_given_up(watched: Any) -> None:
     assert plugin.watch("gx10-2", 60)[1] == ""
 
 
+def test_a_pull_of_which_only_the_disk_tells_is_not_given_up(watched: Any) -> None:
+    """The containerd image store does not report how far it has unpacked a layer."""
+    plugin, answer = watched
+    answer([look(received=1, disk=n) for n in range(100)] + [look(done=True)])
+    assert plugin.watch("gx10-2", 60)[1] == ""
+
+
 def test_an_agent_that_died_is_quoted(watched: Any) -> None:
     plugin, answer = watched
     answer([look(running=False)])
