@@ -339,7 +339,8 @@ def images() -> dict[str, str]:
         inspected = json.loads(run("docker", "image", "inspect", *tags))
     except ValueError:
         return {}
-    return {tag: identity(each) for tag, each in zip(tags, inspected, strict=False)}
+    # By the names that each has: one that was removed since the list was read is left out.
+    return {tag: identity(each) for each in inspected for tag in each.get("RepoTags") or () if tag in tags}
 
 
 def kernel_next() -> dict[str, Any]:

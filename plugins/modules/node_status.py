@@ -204,7 +204,7 @@ def main() -> None:
         "mem_available_gib": None,
         "mem_total_gib": None,
         "mem_floor_gib": None,
-        "last_failure": read_json(state_dir / "engine" / "last_failure.json"),
+        "last_failure": {},
         "swap": summary(read_json(state_dir / "engine" / "swap.json")),
         "rolled_back": read_json(state_dir / "engine" / "swap_rolled_back.json"),
         "watch": read_json(state_dir / "watch" / "state.json"),
@@ -226,6 +226,8 @@ def main() -> None:
         status["rank"] = RankReader(run, names, LogLimits(shown_lines=5)).report()
         if served.get("rank") == 0 or (not status["coming"] and params["node"] == members[0]):
             status["api"], status["load"] = ask(params, served)
+    # After the rank: its unit records why it ended before it counts as ended.
+    status["last_failure"] = read_json(state_dir / "engine" / "last_failure.json")
     module.exit_json(changed=False, status=status)
 
 

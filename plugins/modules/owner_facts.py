@@ -98,8 +98,9 @@ def run(module: AnsibleModule, *argv: str) -> str:
 
 def sessions(module: AnsibleModule) -> list[dict[str, str]]:
     names = [line.split()[0] for line in run(module, "loginctl", "list-sessions", "--no-legend").splitlines() if line]
-    wanted = "--property=Name,Type,Class,State"
-    return parse_show(run(module, "loginctl", "show-session", wanted, *names)) if names else []
+    # Each by itself: for one that has ended since, loginctl would leave out those that follow it.
+    show = ("loginctl", "show-session", "--property=Name,Type,Class,State")
+    return [found for name in names for found in parse_show(run(module, *show, name))]
 
 
 def accounts() -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from ansible_collections.gb10.cluster.plugins.module_utils._model.image_recipe import identity
 from ansible_collections.gb10.cluster.plugins.module_utils._node.gpu import (
     SMI_QUERY,
     busiest,
@@ -113,6 +114,15 @@ def test_the_detail_of_a_diagnosis(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["gpu_error"] == ""
     # Docker printed something else than JSON.
     assert found["images"] == {}
+
+
+def test_an_image_that_goes_while_they_are_read_lends_its_name_to_no_other(
+    capsys: pytest.CaptureFixture[str], node: tuple[dict[str, str], dict[str, str]]
+) -> None:
+    left = {"RepoTags": ["b:1", "elsewhere:1"], "RootFS": {"Layers": ["sha256:b"]}}
+    node[1]["docker image ls --filter dangling=false --format {{.Repository}}:{{.Tag}}"] = "a:1\nb:1\n"
+    node[1]["docker image inspect a:1 b:1"] = json.dumps([left])
+    assert facts(capsys, detail=True)["images"] == {"b:1": identity(left)}
 
 
 @pytest.mark.parametrize(("serving", "asked"), [("vllm-a.service loaded active running\n", []), ("", ["some/image:1"])])

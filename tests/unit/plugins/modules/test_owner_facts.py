@@ -22,8 +22,8 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Return what each program prints, by its first two words."""
     given = {
         "loginctl list-sessions": "2 1000 ann seat0 tty2 active no -\nc1 120 gdm seat0 tty1 active no -\n",
-        "loginctl show-session": "Name=ann\nType=wayland\nClass=user\nState=active\n\n"
-        "Name=gdm\nType=wayland\nClass=greeter\nState=online\n",
+        "loginctl show-session 2": "Name=ann\nType=wayland\nClass=user\nState=active\n",
+        "loginctl show-session c1": "Name=gdm\nType=wayland\nClass=greeter\nState=online\n",
         "systemctl list-units": "ssh.service loaded active running\nsmbd.service loaded active running\n"
         "ufw.service loaded active exited\n",
         "docker container": "a1 db\nb2 vllm-tiny\nc3 gb10-keep-x\n",
@@ -39,7 +39,8 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         (tmp_path / path).write_text(text, encoding="utf-8")
 
     def run(_self: object, command: list[str], **_rest: object) -> tuple[int, str, str]:
-        found = given.get(" ".join(command[:2]))
+        words = [word for word in command if not word.startswith("--")]
+        found = given.get(" ".join(words), given.get(" ".join(command[:2])))
         return (1, "", "no") if found is None else (0, found, "")
 
     people = [
@@ -58,6 +59,11 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     ]
     monkeypatch.setattr(owner_facts, "listeners", lambda _containers: sockets)
     return given
+
+
+def test_a_session_that_ends_while_they_are_read_hides_no_other(answers: dict[str, str], run_module: Run) -> None:
+    answers["loginctl list-sessions"] = "9 0 root - - active no -\n" + answers["loginctl list-sessions"]
+    assert run_module(owner_facts)["owner"]["desktop_sessions"] == ["ann"]
 
 
 @pytest.mark.usefixtures("answers")

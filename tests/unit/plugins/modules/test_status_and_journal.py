@@ -112,6 +112,23 @@ def test_the_head_tells_all(capsys: pytest.CaptureFixture[str], places: dict[str
     assert "secret" not in json.dumps(status)
 
 
+def test_the_reason_of_an_end_during_the_look_is_told(
+    commands: Commands, capsys: pytest.CaptureFixture[str], places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit records why it ended before systemd calls it ended; the record must not be read before that."""
+    record = Path(places["state_dir"]) / "engine" / "last_failure.json"
+    answer = commands.run
+
+    def ends(command: list[str]) -> tuple[int, str, str]:
+        if "vllm-a.service" in command:
+            record.write_text('{"time": 9, "unit": "vllm-a.service", "reason": "just now"}', encoding="utf-8")
+        return answer(command)
+
+    monkeypatch.setattr(AnsibleModule, "run_command", lambda _self, command, **_rest: ends(command))
+    status = call(node_status, capsys, node="gx10-2", **places)["status"]
+    assert status["last_failure"]["reason"] == "just now"
+
+
 @pytest.mark.usefixtures("commands")
 def test_the_head_names_the_run_that_changes_it(
     capsys: pytest.CaptureFixture[str], places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
