@@ -200,26 +200,40 @@ def theirs(model: str) -> dict[str, float]:
     }
 
 
+def within(one: float, other: float, measured: float) -> bool:
+    """Return whether a figure lies within what our two runs span, widened by what a busy machine adds."""
+    low, high = sorted((one, other))
+    return low * (1 - NOISE) <= measured <= high * (1 + NOISE)
+
+
 @pytest.mark.soak
 def test_the_figures_are_those_of_vllms_own_client(served: str, results: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     row = json.dumps({"input_length": INPUT_TOKENS, "output_length": OUTPUT_TOKENS})
     trace.write_text(f"{row}\n" * REQUESTS, encoding="utf-8")
 
-    before = ours(served, results, trace)
-    measured = theirs(served)
-    after = ours(served, results, trace)
+    # Once more where the machine was busier in one of the three than in the others: a client that measures wrongly does
+    # it every time.
+    for _try in range(3):
+        before = ours(served, results, trace)
+        measured = theirs(served)
+        after = ours(served, results, trace)
 
-    table = "\n".join(
-        f"{name:<16} ours {before[name]:9.1f} {after[name]:9.1f}   vllm bench serve {measured[name]:9.1f}"
-        for name in before
-    )
-    print(table)
-    # The same load first: prompts of the same length, within what /tokenize and a random text differ by.
-    assert measured["input tokens"] == pytest.approx(before["input tokens"], rel=0.04), table
-    for name in ("output tokens/s", "TTFT p50 ms", "TPOT p50 ms"):
-        low, high = sorted((before[name], after[name]))
-        assert low * (1 - NOISE) <= measured[name] <= high * (1 + NOISE), f"{name} is outside of ours:\n{table}"
+        table = "\n".join(
+            f"{name:<16} ours {before[name]:9.1f} {after[name]:9.1f}   vllm bench serve {measured[name]:9.1f}"
+            for name in before
+        )
+        print(table)
+        # The same load first: prompts of the same length, within what /tokenize and a random text differ by.
+        assert measured["input tokens"] == pytest.approx(before["input tokens"], rel=0.04), table
+        outside = [
+            name
+            for name in ("output tokens/s", "TTFT p50 ms", "TPOT p50 ms")
+            if not within(before[name], after[name], measured[name])
+        ]
+        if not outside:
+            break
+    assert not outside, f"{', '.join(outside)} outside of ours, three times:\n{table}"
 
 
 @pytest.mark.soak

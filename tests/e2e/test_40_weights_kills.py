@@ -135,8 +135,9 @@ def hashes(source: Path) -> str:
 def kill(victim: str, process: subprocess.Popen[bytes], playbook: Path) -> None:
     """Cut a node's power and give it back, or kill the run."""
     if victim == "control":
-        kill_with_all(process.pid)
-        process.wait()
+        if process.poll() is None:
+            kill_with_all(process.pid)
+            process.wait()
         return
     power("kill", victim)
     harness.wait_for_end(process, playbook.parent / "run.log")
@@ -188,20 +189,21 @@ def die_at_the_end(playbook: Path) -> None:
     def complete() -> bool:
         ended = process.poll() is not None
         said = log.read_text(errors="replace")
-        assert not ended, f"the run ended before all nodes were complete: {said[-4000:]}"
-        return said.count(", complete") >= len(NODES)
+        everywhere = said.count(", complete") >= len(NODES)
+        assert everywhere or not ended, f"the run ended before all nodes were complete: {said[-4000:]}"
+        return everywhere
 
-    harness.wait_until("all nodes complete", complete, stall_s=300, progress=lambda: log.stat().st_size, every_s=0.02)
+    harness.wait_until("all nodes complete", complete, stall_s=600, progress=lambda: log.stat().st_size, every_s=0.02)
     process.send_signal(signal.SIGSTOP)  # it begins nothing more while its processes are looked for
     kill("control", process, playbook)
 
 
 def test_a_run_that_dies_when_all_has_come_leaves_nothing_after_the_next(playbook: Path) -> None:
-    for _try in range(3):
+    for _try in range(10):
         die_at_the_end(playbook)
         if any(open_ports().values()):
             break
-    assert any(open_ports().values()), "three runs had closed their transfer before they died"
+    assert any(open_ports().values()), "ten runs had closed their transfer before they died"
     finish(playbook)
     assert not any(open_ports().values())
 
@@ -217,16 +219,22 @@ def named(log: str) -> bool:
 def test_a_dead_middle_node_is_named_and_the_others_end_complete(source: Path, playbook: Path) -> None:
     clean()
     process = start(playbook)
-    harness.wait_until("the last node receives", lambda: arrived_bytes("gx10-4") > 2_000_000, stall_s=120, every_s=0.1)
+    log = playbook.parent / "run.log"
+    harness.wait_until(
+        "the last node receives",
+        lambda: arrived_bytes("gx10-4") > 2_000_000,
+        progress=lambda: log.stat().st_size,
+        stall_s=600,
+        every_s=0.1,
+    )
     power("kill", "gx10-3")
     killed_at = time.monotonic()
     try:
-        log = playbook.parent / "run.log"
         harness.wait_until(
             "the silent node is named",
             lambda: named(log.read_text(errors="replace")),
             progress=lambda: log.stat().st_size,
-            stall_s=120,
+            stall_s=600,
             every_s=0.3,
         )
         named_s = time.monotonic() - killed_at

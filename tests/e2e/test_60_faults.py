@@ -188,8 +188,8 @@ def test_a_cut_of_five_seconds_is_survived(tmp_path: Path) -> None:
         lab("heal", "3", "--net", "fabric")
         time.sleep(SILENCE_S + 5)
     note("cut of the fabric for 5 s", watch, restarts=[a - b for a, b in zip(restarts(), before, strict=True)])
+    until("three tokens", lambda: tokens() == 3)
     assert restarts() == before
-    assert tokens() == 3
 
 
 @pytest.mark.usefixtures("served")
@@ -227,10 +227,12 @@ def test_a_full_log_volume_stops_nothing(tmp_path: Path) -> None:
     try:
         with watched(partial(look, tmp_path)) as watch:
             on(2, KILL_ENGINE)
-            until("the head's rank ends", lambda: tokens() == 0, 20)
+            until("the head's rank ends", lambda: tokens() == 0)
             until("served again", tokens)
             again = time.monotonic() - watch.since
-            time.sleep(6)
+            looks = len(watch.seen)
+            # The first of the two may have begun before.
+            until("two looks after that", lambda: len(watch.seen) > looks + 1)
         note("full disk on the log and state volumes of a worker", watch, again=again)
     finally:
         on(2, "umount /var/lib/gb10/engine; umount -l /var/log/journal; systemctl restart systemd-journald")
@@ -307,10 +309,10 @@ def test_a_jump_of_the_clock_changes_nothing_and_hides_no_fault(tmp_path: Path) 
             set_clocks(offset_s)
             for node in NODES:
                 assert clock_errors_s(node) == pytest.approx(
-                    dict.fromkeys(("program", "container", "journal"), offset_s), abs=5
+                    dict.fromkeys(("program", "container", "journal"), offset_s), abs=60
                 )
             time.sleep(SILENCE_S + 2)
-            assert tokens() == 3
+            until("three tokens", lambda: tokens() == 3)
         until("a look after the last jump", lambda: watch.seen)
     note("jumps of all clocks by an hour, forward, back, back again", watch, restarts=restarts())
     assert watch.not_ready()[1] == "", watch.not_ready()
@@ -350,7 +352,9 @@ def test_what_the_probe_says_of_each_way_to_fail(tmp_path: Path, fail: str, stat
             on(node, f"systemctl restart --no-block {UNIT}")
         time.sleep(2)
         with watched(partial(look, tmp_path)) as watch:
-            seen = until("the probe says so", lambda: watch.first(state)[1] and words in watch.first(state)[2], 60)
+            seen = until(
+                "the probe says so", lambda: [told for told in watch.seen if told[1] == state and words in told[2]]
+            )
         note(f"stand-in told to {fail}", watch, seen=seen)
     finally:
         for node in NODES:
@@ -366,7 +370,7 @@ def test_an_engine_that_always_dies_is_given_up_with_its_reason_and_starts_again
     on(1, KILL_ENGINE)
     start = time.monotonic()
     try:
-        until("the head gives up", lambda: "failed" in on(1, f"systemctl is-active {UNIT}", check=False), 180)
+        until("the head gives up", lambda: "failed" in on(1, f"systemctl is-active {UNIT}", check=False))
         gave_up = time.monotonic() - start
         state, words = look(tmp_path)
         time.sleep(15)

@@ -82,7 +82,7 @@ def test_all_nodes_serve_one_verified_model_in_the_end(step: str, power: int) ->
         lab("kill", str(power))
         lab("boot", str(power))
 
-    until("no swap pending", lambda: not [node for node in pending() if not waits_for_unarmed(node)], 180)
+    until("no swap pending", lambda: not [node for node in pending() if not waits_for_unarmed(node)])
     decided = time.monotonic() - start
     until("a completion", tokens)
     again = time.monotonic() - start

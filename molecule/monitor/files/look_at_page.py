@@ -58,7 +58,7 @@ def visit(url: str, *more: str) -> str:
             browser(), *FLAGS, f"--user-data-dir={profile}", f"--window-size={SIZE[0]},{SIZE[1]}",
             f"--virtual-time-budget={BUDGET_MS}", *more, url,
         ]  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=900)
     if done.returncode:
         sys.exit(f"Chromium ended with {done.returncode}: {done.stderr.strip()[-800:]}")
     return done.stdout
