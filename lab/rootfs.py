@@ -234,7 +234,7 @@ class Cache:
 
     def _apt_settings(self) -> list[str]:
         """Return the host's apt settings that a download needs: proxies and clock tolerance."""
-        done = run(["apt-config", "dump"], capture_output=True, text=True, check=False, timeout=30)
+        done = run(["apt-config", "dump"], capture_output=True, text=True, check=False)
         wanted = ("Acquire::http", "Acquire::https", "Acquire::Check-")
         return [line for line in done.stdout.splitlines() if line.startswith(wanted)]
 

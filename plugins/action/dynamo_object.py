@@ -14,7 +14,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo import differ
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.action import DynamoAction
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import KINDS, Cluster, ClusterError
 
-GONE_SECONDS = 120.0
+GONE_SECONDS = 600.0
 PAUSE_SECONDS = 0.5
 
 

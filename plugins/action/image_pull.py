@@ -13,6 +13,7 @@ from ansible.utils.display import Display
 from ansible_collections.gb10.cluster.plugins.module_utils._image.layout import MIB
 from ansible_collections.gb10.cluster.plugins.module_utils._image.progress import progress_line
 from ansible_collections.gb10.cluster.plugins.module_utils._image.records import PULL_STATUS, PULL_UNIT
+from ansible_collections.gb10.cluster.plugins.plugin_utils._node import reach
 
 #: Liveness first, then the last report: the pull writes its last report before it ends, so a report that is read after
 #: the unit was found inactive is the last one.
@@ -66,7 +67,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         shown_at, shown_bytes = time.monotonic(), 0
         moved_at = time.monotonic()
         while True:
-            status, running = parse_look(str(self._low_level_execute_command(_LOOK)["stdout"]))
+            look = reach.ask(self._connection, lambda: self._low_level_execute_command(_LOOK))
+            status, running = parse_look(str(look["stdout"]))
             now = time.monotonic()
             sums = tuple(int(status.get(name, 0)) for name in ("received", "unpacked", "disk"))
             if status.get("done"):

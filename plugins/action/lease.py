@@ -8,7 +8,6 @@ import secrets
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,11 +101,12 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
 
     def _wait_for(self, holders: list[dict[str, Any]]) -> None:
         """Let the runs whose leases were taken meet that at their next renewal, and end."""
-        seconds = lease.RENEW_SECONDS + 5
+        # A busy control node renews late; the end of a run of this one is seen.
+        seconds = 3 * lease.RENEW_SECONDS
         for each in holders:
-            Display().display(f"Taken over: {lease.sentence(each)}. Waiting {seconds:.0f} s for its end.")
-        if any(each["renewed_seconds"] < 2 * lease.RENEW_SECONDS for each in holders):
-            time.sleep(seconds)
+            Display().display(f"Taken over: {lease.sentence(each)}. Waiting up to {seconds:.0f} s for its end.")
+        if any(each["renewed_seconds"] < seconds for each in holders):
+            processes.await_end([each["process"] for each in holders], seconds)
 
     def _keep(self, run: int) -> None:
         """Renew the leases as long as the run lives, in a process of its own."""

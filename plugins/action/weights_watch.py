@@ -13,6 +13,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._documented import argument_spec
+from ansible_collections.gb10.cluster.plugins.plugin_utils._node import reach
 from ansible_collections.gb10.cluster.plugins.plugin_utils._weights import watch
 
 _display = Display()
@@ -61,10 +62,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def read_status(self, task_vars: dict[str, Any] | None) -> dict[str, Any]:
         """Return what gb10.cluster.weights_move reports on the node."""
-        found: dict[str, Any] = self._execute_module(
-            module_name="gb10.cluster.weights_move",
-            module_args={"state": "read", "wait_s": watch.POLL_S},
-            task_vars=task_vars,
+        found: dict[str, Any] = reach.ask(
+            self._connection,
+            lambda: self._execute_module(
+                module_name="gb10.cluster.weights_move",
+                module_args={"state": "read", "wait_s": watch.POLL_S},
+                task_vars=task_vars,
+            ),
         )
         return found
 

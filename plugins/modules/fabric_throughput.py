@@ -128,7 +128,7 @@ def measure(module: AnsibleModule) -> float:
     if given["tool"] == "iperf3":
         # Not --connect-timeout: with parallel streams iperf 3.12 then loses its sockets.
         command = [
-            "timeout", str(given["seconds"] + 15),
+            "timeout", str(given["seconds"] + 60),
             "iperf3", "--client", given["peer"], "--bind", given["address"], "--port", str(given["port"]),
             "--time", str(given["seconds"]), "--omit", "1", "--parallel", str(given["streams"]), "--json",
         ]  # fmt: skip

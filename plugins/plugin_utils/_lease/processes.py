@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,19 @@ def keep(
             due_s = now_s() + RENEW_SECONDS
         sleep(LOOK_SECONDS)
     release()
+
+
+def await_end(
+    runs: Sequence[Mapping[str, Any]],
+    seconds: float,
+    *,
+    now_s: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait until the processes that leases name are known to have ended, or so many seconds are over."""
+    end_s = now_s() + seconds
+    while now_s() < end_s and not all(map(has_ended, runs)):
+        sleep(LOOK_SECONDS)
 
 
 def stop(pid: int, why: str) -> None:

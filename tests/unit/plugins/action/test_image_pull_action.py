@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleConnectionFailure
 
 from ansible_collections.gb10.cluster.plugins.action import image_pull
 
@@ -60,6 +62,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(image_pull, "Display", Screen)
     monkeypatch.setattr(Screen, "lines", [])
     plugin = image_pull.ActionModule.__new__(image_pull.ActionModule)
+    plugin._connection = None
 
     def answer(looks: list[str]) -> list[str]:
         commands: list[str] = []
@@ -114,6 +117,23 @@ def test_a_pull_of_which_only_the_disk_tells_is_not_given_up(watched: Any) -> No
     plugin, answer = watched
     answer([look(received=1, disk=n) for n in range(100)] + [look(done=True)])
     assert plugin.watch("gx10-2", 60)[1] == ""
+
+
+def test_a_connection_that_broke_once_is_opened_again(watched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin, _answer = watched
+    answers: list[Any] = [look(), AnsibleConnectionFailure("silent"), look(done=True)]
+    resets: list[int] = []
+
+    def execute(_command: str) -> dict[str, str]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return {"stdout": answer}
+
+    monkeypatch.setattr(plugin, "_low_level_execute_command", execute, raising=False)
+    monkeypatch.setattr(plugin, "_connection", SimpleNamespace(reset=lambda: resets.append(1)), raising=False)
+    assert plugin.watch("gx10-2", 60)[1] == ""
+    assert resets == [1]
 
 
 def test_an_agent_that_died_is_quoted(watched: Any) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.gb10.cluster.plugins.action import weights_watch
@@ -20,6 +20,10 @@ class Connection:
         self.transport = transport
         self.options = {"password": password, "host": "node", "ssh_executable": "ssh"}
         self.built: list[tuple[str, ...]] = []
+        self.resets = 0
+
+    def reset(self) -> None:
+        self.resets += 1
 
     def get_option(self, name: str) -> str:
         return self.options[name]
@@ -68,6 +72,29 @@ def run(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any], **changes: An
     result: dict[str, Any] = made.run(task_vars={})
     assert not left
     return result
+
+
+def test_a_connection_that_broke_once_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SSH gives up on a node that is silent for a minute; the transfer itself goes on there."""
+    connection = Connection()
+    answers: list[Any] = [
+        AnsibleConnectionFailure("silent"),
+        {"status": STATUS},
+        *[AnsibleConnectionFailure("gone")] * 2,
+    ]
+
+    def execute(**_call: Any) -> dict[str, Any]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return dict(answer)
+
+    made = action(connection)
+    monkeypatch.setattr(made, "_execute_module", execute)
+    assert made.read_status({}) == {"status": STATUS}
+    assert connection.resets == 1
+    with pytest.raises(AnsibleConnectionFailure, match="gone"):
+        made.read_status({})
 
 
 STATUS = {"state": "complete", "have_bytes": 2, "total_bytes": 2, "message": ""}

@@ -73,7 +73,7 @@ def test_measuring(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     told = call(capsys, state="measured", address="10.0.0.1", peer="10.0.0.2", seconds=2, streams=4)
     assert (told["gbps"], told["error"]) == (9.5, "")
     assert node.asked == [
-        "timeout 17 iperf3 --client 10.0.0.2 --bind 10.0.0.1 --port 5201 --time 2 --omit 1 --parallel 4 --json"
+        "timeout 62 iperf3 --client 10.0.0.2 --bind 10.0.0.1 --port 5201 --time 2 --omit 1 --parallel 4 --json"
     ]
 
 

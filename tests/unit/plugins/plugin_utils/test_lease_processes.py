@@ -111,6 +111,23 @@ def test_a_run_that_ended_while_its_lease_was_asked_for_is_not_signalled() -> No
     assert did == ["release"]
 
 
+def test_a_run_whose_lease_was_taken_is_waited_for_until_it_has_ended(sleeper: subprocess.Popen[bytes]) -> None:
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if clock[0] == 3:
+            sleeper.kill()
+            sleeper.wait()
+
+    described = processes.describe(sleeper.pid)
+    processes.await_end([described], 60, now_s=lambda: clock[0], sleep=sleep)
+    assert clock == [3]
+    # Of another control node's nothing is known.
+    processes.await_end([{**described, "node": "another"}], 60, now_s=lambda: clock[0], sleep=sleep)
+    assert clock == [63]
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_releases(tmp_path: Path, end: signal.Signals) -> None:
     note = tmp_path / "note"
