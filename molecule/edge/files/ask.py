@@ -48,9 +48,9 @@ ODD = (
 def connect() -> http.client.HTTPConnection:
     """Return a new connection to the proxy."""
     if URL.scheme == "http":
-        return http.client.HTTPConnection(HOST, URL.port, timeout=60)
+        return http.client.HTTPConnection(HOST, URL.port, timeout=300)
     trust = ssl.create_default_context(cadata=ssl.get_server_certificate((HOST, URL.port or 443)))
-    return http.client.HTTPSConnection(HOST, URL.port, timeout=60, context=trust)
+    return http.client.HTTPSConnection(HOST, URL.port, timeout=300, context=trust)
 
 
 def ask(path: str, *, key: str = "", body: dict[str, str] | None = None) -> tuple[int, str, str]:
