@@ -9,7 +9,7 @@ import platform
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.plugin_utils._action import ControlNodeAction
@@ -127,21 +127,36 @@ def too_long(args: Mapping[str, Any], limit: int | None) -> list[str]:
     return found
 
 
+def without(value: T, secret: str) -> T:
+    """Return a value with `***` in each text in place of a secret that a server has repeated."""
+    if not secret:
+        return value
+    if isinstance(value, str):
+        return cast(T, value.replace(secret, "***"))
+    if isinstance(value, dict):
+        return cast(T, {key: without(item, secret) for key, item in value.items()})
+    return cast(T, [without(item, secret) for item in value]) if isinstance(value, list | tuple) else value
+
+
 class ActionModule(ControlNodeAction):
+    _secret = ""
+
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         result, args = self.begin(tmp, task_vars, "bench")
         result["changed"] = False
         counts = concurrencies(args["concurrency"], args["spec"].get("expected") or {}, args["slots"])
         wrong = wrong_arguments(args, counts)
+        self._secret = args["api_key"]
         if wrong:
             return {**result, "failed": True, "msg": "\n".join(wrong)}
         try:
             return {**result, **asyncio.run(self._measure(args, counts))}
         except BenchError as error:
-            return {**result, "failed": True, "msg": str(error), "exception": traceback.format_exc()}
+            told = {"failed": True, "msg": str(error), "exception": traceback.format_exc()}
+            return {**result, **without(told, self._secret)}
 
     def _say(self, words: str) -> None:
-        self._display.display(f"  {words}")
+        self._display.display(f"  {without(words, self._secret)}")
 
     async def _measure(self, args: Mapping[str, Any], counts: list[int]) -> dict[str, Any]:
         spec = args["spec"]
@@ -278,6 +293,7 @@ class ActionModule(ControlNodeAction):
 
     def _keep(self, args: Mapping[str, Any], found: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         problems += compare.without_answers(found)
+        found, problems = without(found, self._secret), without(problems, self._secret)
         folder = Path(args["results_dir"]).expanduser() / str(found["model"])
         earlier, warnings = report.load_runs(folder)
         expected = args["spec"].get("expected") or {}

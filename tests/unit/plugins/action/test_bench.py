@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -167,6 +170,90 @@ def test_a_run_is_kept_reported_compared_and_can_fail(tmp_path: Path, quick: Ser
     told = (tmp_path / "results" / "zero" / f"{third['run']}.html").read_text(encoding="utf-8")
     assert "Over time" in told
     assert third["fingerprint"]["digest"] in told
+
+
+CANARY = "bench-canary-7341"
+
+
+class Talkative(BaseHTTPRequestHandler):
+    """A server that repeats the key wherever it can, and looks at every command line meanwhile."""
+
+    seen: ClassVar[list[str]] = []
+    shown: ClassVar[list[str]] = []
+
+    def answer(self, status: int, text: str, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        given = self.headers.get("Authorization", "")
+        self.seen.append(f"{self.path} {given}")
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                self.shown.extend(text for text in [path.read_text(errors="replace")] if CANARY in text)
+        if self.path == "/v1/models":
+            self.answer(200, json.dumps({"data": [{"id": bench_server.MODEL, "max_model_len": 9000}]}))
+        elif self.path == "/tokenize":
+            self.answer(200, json.dumps({"count": sum(len(each["content"]) for each in json.loads(body)["messages"])}))
+        elif self.path == "/version":
+            self.answer(200, json.dumps({"version": f"1 for {given}"}))
+        elif len(self.seen) % 2:
+            self.answer(403, json.dumps({"error": {"message": f"Incorrect API key provided: {given}"}}))
+        else:
+            event = {"error": {"message": f"no such key: {given}", "code": 400}}
+            self.answer(200, f"data: {json.dumps(event)}\n\n", "text/event-stream")
+
+    def do_GET(self) -> None:
+        self.handle_any()
+
+    def do_POST(self) -> None:
+        self.handle_any()
+
+    def log_message(self, *_words: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def talkative() -> Iterator[str]:
+    Talkative.seen.clear()
+    Talkative.shown.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Talkative)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_key_that_the_server_repeats_is_in_no_report_no_output_and_on_no_command_line(
+    tmp_path: Path, talkative: str
+) -> None:
+    done = play(
+        tmp_path, talkative, "-vvvv", api_key=CANARY, gates=["answers"], gate_output_tokens=4, concurrency=[2],
+        command=["serve", "--api-key", CANARY], profile="llama-benchy", pp=[30], tg=[6], depth=[0], latency_mode="none",
+        needles=[{"tokens": 900, "depth": 0.5}], needle_output_tokens=5, export=["md", "csv", "json"],
+    )  # fmt: skip
+    assert {"/v1/models", "/version", "/tokenize", "/v1/chat/completions"} <= {
+        line.split()[0] for line in Talkative.seen
+    }
+    assert all(line.endswith(f" Bearer {CANARY}") for line in Talkative.seen)
+    written = {path: path.read_text(encoding="utf-8") for path in (tmp_path / "results").rglob("*.*")}
+    report = {path.suffix: text for path, text in written.items() if path.parent.name == "zero"}
+    assert set(report) == {".json", ".html", ".md"}
+    # What the server said is there, without the key.
+    assert [suffix for suffix, text in report.items() if "key provided: Bearer ***" not in text] == []
+    assert json.loads(report[".json"])["fingerprint"]["command"] == ["serve", "--api-key", "***"]
+    assert "no such key: Bearer ***" in done.stdout
+    assert [path for path, text in written.items() if CANARY in text] == []
+    refused = play(tmp_path, f"{talkative}/elsewhere", "-vvvv", api_key=CANARY)
+    assert "key: Bearer ***" in refused.stdout.replace("key provided", "key")
+    assert CANARY not in done.stdout + done.stderr + refused.stdout + refused.stderr
+    assert Talkative.shown == []
 
 
 def test_check_mode_looks_and_measures_nothing(tmp_path: Path, quick: Server) -> None:
