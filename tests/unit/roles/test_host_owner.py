@@ -24,7 +24,13 @@ OURS = {"log-driver": "json-file", "log-opts": {"max-size": "50m", "max-file": "
 
 @pytest.mark.parametrize(
     ("driver", "replace", "kept"),
-    [("", False, False), ("json-file", False, False), ("journald", False, True), ("journald", "true", False)],
+    [
+        ("", False, False),
+        ("json-file", False, False),
+        ("journald", False, True),
+        ("journald", "false", True),
+        ("journald", "true", False),
+    ],
 )
 def test_another_log_driver_stays_unless_the_owner_says_otherwise(driver: str, replace: Any, kept: bool) -> None:
     found = role_variable(
@@ -56,3 +62,7 @@ def test_the_keys_of_an_account_stay_beside_ours(
     assert found.startswith("ssh-ed25519 BBBB owner\n")
     assert ours in found
     assert bool(ours) == ("gb10.cluster" in found)
+    # A list that has become empty takes ours away and nothing else.
+    result = run_module(node_files, {"files": [{**given, "state": "absent", "content": ""}]})
+    assert result["changed"] is bool(ours)
+    assert path.read_text(encoding="utf-8") == "ssh-ed25519 BBBB owner\n"
