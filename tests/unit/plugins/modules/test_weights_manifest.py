@@ -134,8 +134,12 @@ def test_a_link_to_a_private_key_is_refused_before_anything_is_hashed(tmp_path: 
     key.write_text("PRIVATE KEY", encoding="utf-8")
     (tmp_path / "model" / "generation_config.json").symlink_to(key)
     (tmp_path / "model" / "model-2.safetensors").symlink_to(key)
-    link, shard = sorted(run(tmp_path)["errors"])
+    (tmp_path / "model" / "model.safetensors.index.json").unlink(missing_ok=True)
+    (tmp_path / "model" / "model.safetensors.index.json").symlink_to(key)
+    link, shard, index = sorted(run(tmp_path)["errors"])
     assert link.startswith(f"generation_config.json is a link to {key}, outside of the model's directory")
+    # Nothing is said of what is in it.
+    assert index.startswith(f"model.safetensors.index.json is a link to {key}, outside of the model's directory")
     assert shard.startswith("model-2.safetensors announces a header of")
     assert not (tmp_path / "cache").exists()
 
