@@ -99,6 +99,7 @@ problems:
   elements: str
 """
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -178,10 +179,9 @@ def own_macs() -> list[str]:
     """Return the MAC addresses of all network devices of this node."""
     found = set()
     for path in Path("/sys/class/net").glob("*/address"):
-        mac = path.read_text(encoding="ascii").strip()
-        if mac.strip("0:"):
-            found.add(mac)
-    return sorted(found)
+        with contextlib.suppress(OSError):  # it is gone again: that of a container that ended
+            found.add(path.read_text(encoding="ascii").strip())
+    return sorted(mac for mac in found if mac.strip("0:"))
 
 
 def claims(interface: str, addresses: list[str], timeout_s: float) -> dict[str, list[str]]:

@@ -132,7 +132,7 @@ def main() -> None:
     if absent:
         module.fail_json(msg=f"{want['repo']} is made from {absent[0]}, which is not on this node.")
     half = made.with_name(f"{made.name}.half")
-    free = shutil.disk_usage(files.existing(made)).free + sum(store.used_bytes(each) for each in (made, half))
+    free = shutil.disk_usage(files.existing(made)).free + sum(files.used_bytes(each) for each in (made, half))
     short = int((want["size_gib"] + want["reserve_gib"]) * 2**30) - free
     if short > 0:
         module.fail_json(
@@ -151,7 +151,7 @@ def main() -> None:
         module.fail_json(msg=f"{want['repo']} could not be made by `{' '.join(want['command'])}`: {wrong}")
     files.write_json(half / weights.MADE, {"key": want["key"]})
     half.rename(made)
-    module.exit_json(changed=True, path=str(made), bytes=store.used_bytes(made))
+    module.exit_json(changed=True, path=str(made), bytes=files.used_bytes(made))
 
 
 if __name__ == "__main__":

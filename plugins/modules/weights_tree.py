@@ -189,14 +189,14 @@ def trees(root: Path, repo: str) -> list[weights.Tree]:
         stamp = folder / weights.STAMP
         ours = bool(files.read_json(stamp).get("digest"))
         used_at_s = stamp.stat().st_mtime if ours else 0.0
-        found.append(weights.Tree(name, store.used_bytes(folder), used_at_s, ours, using.get(str(folder), "")))
+        found.append(weights.Tree(name, files.used_bytes(folder), used_at_s, ours, using.get(str(folder), "")))
     return found
 
 
 def leftovers(root: Path, repo: str) -> dict[str, int]:
     """Return what stopped transfers of other models left."""
     return {
-        str(folder.relative_to(root)): store.used_bytes(folder)
+        str(folder.relative_to(root)): files.used_bytes(folder)
         for folder in sorted((root / store.INCOMING).glob("*/*"))
         if str(folder.relative_to(root / store.INCOMING)) != repo
     }
@@ -267,7 +267,7 @@ def main() -> None:
     complete, stamped, missing = look(tree, manifest, module.params["verify"])
     sizes = {file["path"]: file["size"] for file in manifest["files"]}
     missing_bytes = sum(sizes[path] for path in missing)
-    arrived = min(store.used_bytes(incoming), missing_bytes) if incoming.is_dir() else 0
+    arrived = min(files.used_bytes(incoming), missing_bytes) if incoming.is_dir() else 0
     free = shutil.disk_usage(files.existing(root)).free
     state: dict[str, Any] = {
         "complete": complete,

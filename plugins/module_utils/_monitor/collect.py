@@ -222,18 +222,6 @@ def disks(figures: Figures, paths: Iterable[str]) -> None:
         figures.add("gb10_disk_size_bytes", usage.f_blocks * usage.f_frsize, path=path)
 
 
-def allocated_bytes(folder: Path) -> int:
-    """Return what the files below a folder occupy; the apparent size of a partial file can be its full one."""
-    total = 0
-    for path, _folders, names in os.walk(folder):
-        for name in names:
-            try:
-                total += (Path(path) / name).lstat().st_blocks * 512
-            except OSError:
-                continue
-    return total
-
-
 def unit_properties(unit: str, *names: str) -> dict[str, str]:
     """Return properties of a unit as systemd reports them; an empty dictionary when it does not answer."""
     return parse_systemctl_show(run(["systemctl", "show", unit, f"--property={','.join(names)}"], COMMAND_SECONDS)[1])
@@ -262,7 +250,7 @@ def collect(description: Mapping[str, Any], now_s: float) -> str:
     fabric = holders(description["fabric_addresses"], addresses_json())
     netdevs(figures, Path("/sys/class/net"), [*fabric, *devices])
     disks(figures, description["disk_paths"])
-    figures.add("gb10_transfer_incoming_bytes", allocated_bytes(Path(description["weights_root"]) / ".incoming"))
+    figures.add("gb10_transfer_incoming_bytes", files.used_bytes(Path(description["weights_root"]) / ".incoming"))
     for name in description["transfer_units"]:
         active = unit_properties(name, "ActiveState").get("ActiveState") == "active"
         figures.add("gb10_transfer_unit_active", active, unit=name)

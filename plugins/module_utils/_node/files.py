@@ -303,6 +303,19 @@ def existing(path: Path) -> Path:
     return path
 
 
+def used_bytes(folder: Path) -> int:
+    """Return what the files below a directory occupy, or occupied until a moment ago; 0 for one that does not exist.
+
+    The length of a partial file can be its full one.
+    """
+    total = 0
+    for path, _folders, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(path) / name).lstat().st_blocks * 512
+    return total
+
+
 def diff(header: str, before: str, after: str) -> dict[str, str]:
     """Return what a module shows of one change."""
     return {"before": before, "after": after, "before_header": header, "after_header": header}

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.gb10.cluster.plugins.module_utils._weights import store
+from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 
 OUTPUT = "/gb10-output"
 #: How often the progress of the command is read.
@@ -47,7 +47,7 @@ def make(want: dict[str, Any], output: Path) -> str:
                 code = process.wait(LOOK_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                now = (store.used_bytes(output), log.seek(0, 2))
+                now = (files.used_bytes(output), log.seek(0, 2))
                 if now != seen:
                     seen, moved_at = now, time.monotonic()
                 elif time.monotonic() - moved_at > want["stall_seconds"]:
@@ -59,6 +59,6 @@ def make(want: dict[str, Any], output: Path) -> str:
         said = log.read().decode("utf-8", "replace").strip()
     if code != 0:
         return f"it ended with exit code {code}: {said or 'without output'}"
-    if not store.used_bytes(output):
+    if not files.used_bytes(output):
         return f"it ended well and has written nothing below {OUTPUT}: {said or 'without output'}"
     return ""

@@ -53,11 +53,6 @@ def mark(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def used_bytes(folder: Path) -> int:
-    """Return what a directory occupies; 0 for one that does not exist."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir())
-
-
 def beside_bytes(root: Path, beside: Sequence[Mapping[str, Any]]) -> int:
     """Return what of other trees below a root is not there yet.
 
@@ -66,7 +61,8 @@ def beside_bytes(root: Path, beside: Sequence[Mapping[str, Any]]) -> int:
     return sum(
         max(
             0,
-            int(each["size_gib"] * 2**30) - sum(used_bytes(above / each["repo"]) for above in (root, root / INCOMING)),
+            int(each["size_gib"] * 2**30)
+            - sum(files.used_bytes(above / each["repo"]) for above in (root, root / INCOMING)),
         )
         for each in beside
     )

@@ -124,3 +124,21 @@ def test_json_is_read_back_and_anything_else_is_empty(tmp_path: Path) -> None:
 def test_remove_says_whether_there_was_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     assert [files.remove(tmp_path / "x"), files.remove(tmp_path / "x")] == [True, False]
+
+
+def test_a_file_that_goes_while_a_directory_is_summed_up_occupies_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that writes there renames its temporary files."""
+    for name in ("stays", "goes"):
+        (tmp_path / name).write_bytes(bytes(8192))
+    lstat = Path.lstat
+
+    def late(path: Path) -> os.stat_result:
+        if path.name == "goes":
+            raise FileNotFoundError(path)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    assert 8192 <= files.used_bytes(tmp_path) < 16384
+    assert files.used_bytes(tmp_path / "absent") == 0

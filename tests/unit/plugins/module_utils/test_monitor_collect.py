@@ -184,8 +184,8 @@ def test_what_is_on_its_way_is_counted_as_it_is_allocated(tmp_path: Path) -> Non
     with (folder / "shard").open("wb") as shard:
         shard.truncate(50 * 2**20)
         shard.write(b"x" * 8192)
-    assert 8192 <= collector.allocated_bytes(tmp_path / ".incoming") < 2**20
-    assert collector.allocated_bytes(tmp_path / "absent") == 0
+    assert 8192 <= files.used_bytes(tmp_path / ".incoming") < 2**20
+    assert files.used_bytes(tmp_path / "absent") == 0
 
 
 def test_systemd_that_cannot_be_asked_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:

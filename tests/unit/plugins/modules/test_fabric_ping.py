@@ -258,6 +258,13 @@ def test_a_ring_in_namespaces(cable: tuple[str, str], tmp_path: Path) -> None:
     assert len(told["claims"]["10.77.0.2"]) == 1
 
 
+def test_a_device_that_goes_while_they_are_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's end takes its virtual device away."""
+    (tmp_path / "eth0").write_text("02:00:00:00:00:01\n", encoding="ascii")
+    monkeypatch.setattr(Path, "glob", lambda _path, _pattern: iter([tmp_path / "veth0", tmp_path / "eth0"]))
+    assert fabric_ping.own_macs() == ["02:00:00:00:00:01"]
+
+
 def test_a_reply_that_came_while_this_node_was_busy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time is over before the node reads what has arrived meanwhile."""
     link = Link({9000, 1500, 84}, 9000)
