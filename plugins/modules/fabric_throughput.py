@@ -96,16 +96,17 @@ def serve(module: AnsibleModule) -> None:
     given = module.params
     stop(module)
     command = [
-        "systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--property=RuntimeMaxSec={given['serve_seconds']}",
-        "--property=Restart=always", "--property=RestartSec=100ms", "--property=StartLimitIntervalSec=0",
+        "systemd-run", "--quiet", "--collect", f"--unit={UNIT}",
         "--property=ProtectSystem=strict", "--property=ProtectHome=yes",
         # iperf3 maps a buffer in a temporary file.
         "--property=PrivateTmp=yes",
+        # Not RuntimeMaxSec= with Restart=always: systemd starts what it has ended on time again, without end.
+        "timeout", str(given["serve_seconds"]), "sh", "-c", 'while :; do "$@"; sleep 0.1; done', "sh",
     ]  # fmt: skip
     if given["tool"] == "iperf3":
         command += ["iperf3", "--server", "--bind", given["address"], "--port", str(given["port"])]
     else:
-        # perftest's receiver serves one sender and ends; systemd restarts it.
+        # perftest's receiver serves one sender and ends.
         command += ["ib_write_bw", "-d", given["hca"], "-p", str(given["port"]), "-F", "--report_gbits",
                     "-q", str(given["streams"]), "-D", str(given["seconds"])]  # fmt: skip
     code, _out, err = module.run_command(command)
