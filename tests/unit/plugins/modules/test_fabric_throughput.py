@@ -58,7 +58,7 @@ def call(capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]
 def test_the_receiver_listens_on_one_address_and_ends(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     assert "failed" not in call(capsys, state="serving", address="10.0.0.1", serve_seconds=7)
     [started] = [said for said in node.asked if said.startswith("systemd-run")]
-    # The end of its time is the end of it: a unit that systemd starts again would listen for ever after a run that was killed.
+    # A unit that systemd starts again would listen for ever after a run that was killed.
     assert "Restart=" not in started
     assert " timeout 7 sh -c " in started
     assert started.endswith("iperf3 --server --bind 10.0.0.1 --port 5201")
