@@ -45,6 +45,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import 
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.overhead import zero_work_server  # noqa: E402
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.server import MODEL, Behaviour  # noqa: E402
+from lab.ports import free_port  # noqa: E402
 
 KEY = "benchmark"
 CONCURRENCY = (1, 16, 64)
@@ -75,13 +76,6 @@ def configuration(folder: Path, port: int, upstream: int) -> str:
     for place in ("/run/gb10-edge", "/etc/gb10/edge"):
         text = text.replace(place, str(folder))
     return text
-
-
-def free_port() -> int:
-    """Return a port of the loopback on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -21,9 +21,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lab.kube.server import KubeError, Processes, free_port
+from lab.kube.server import KubeError, Processes
 from lab.locks import locked
 from lab.models import qwen3_files
+from lab.ports import free_port
 
 HERE = Path(__file__).parent
 #: Environment → its exact versions.

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import yaml
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._dynamo.cluster import Cluster, ClusterError, connect
 from lab.kube.definition import definition
+from lab.ports import free_port
 from lab.waiting import wait_until
 
 PROGRAMS = ("etcd", "kube-apiserver")
@@ -51,14 +51,6 @@ def find_binaries() -> Binaries | None:
     if (CACHE / ".complete").is_file():
         return Binaries(CACHE, f"the cached build, {(CACHE / '.complete').read_text(encoding='utf-8').strip()}")
     return None
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that is free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

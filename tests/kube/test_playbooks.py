@@ -71,7 +71,7 @@ def play(kube: Kube, name: str, *more: str, fails: bool = False) -> str:
     """Run a playbook and return all that it printed."""
     given = [
         f"dynamo_kubeconfig={kube.api.kubeconfig}", f"dynamo_namespace={SPACE}", "dynamo_pull_secret=",
-        "dynamo_every_seconds=0.2", "dynamo_passing_seconds=2", "dynamo_ready_stall_seconds=60",
+        "dynamo_every_seconds=0.2", "dynamo_passing_seconds=120", "dynamo_ready_stall_seconds=120",
     ]  # fmt: skip
     extra = [word for each in given for word in ("-e", each)]
     env = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "HF_TOKEN": CANARY, "NO_COLOR": "1"}

@@ -15,6 +15,7 @@ import pytest
 from tests.lint.collection import REPO
 from tests.lint.sanity import pip_settings
 from tests.lint.total import CLOSING_LINES, counts_of, main, outcome_of
+from tests.unit.helper import until
 
 JUNIT = '<testsuites><testsuite tests="9" failures="{failures}" errors="1" skipped="2"/></testsuites>'
 
@@ -76,16 +77,16 @@ def test_an_old_result_does_not_survive_a_crash_of_the_runner(tmp_path: Path) ->
 
 
 def test_a_part_that_hangs_is_stopped_with_what_it_started(tmp_path: Path) -> None:
-    mark = f"{tmp_path.name}-sleeper"
+    mark = f"sleeper-{os.getpid()}"  # of this run of the tests alone
     shutil.copy("/bin/sleep", tmp_path / mark)
     shown = part(
-        tmp_path, "hang", f"echo 'TASK [Build it] ****'; ./{mark} 600 & ./{mark} 600", HEARTBEAT="1", STALL="1"
+        tmp_path, "hang", f"echo 'TASK [Build it] ****'; ./{mark} 600 & ./{mark} 600", HEARTBEAT="1", STALL="4"
     )
     assert re.search(r"\.\.\. hang \(\d+ s\) TASK \[Build it\]\n", shown), shown
     assert "FAILED" in shown
     assert "hang printed nothing for" in (tmp_path / ".ansible" / "reports" / "hang.log").read_text()
     assert total(tmp_path, "hang") == 1
-    assert subprocess.run(["pgrep", "-f", f"^./{mark}"], check=False, capture_output=True).returncode == 1
+    until(lambda: subprocess.run(["pgrep", "-f", f"^./{mark}"], check=False, capture_output=True).returncode == 1)
 
 
 def test_a_command_that_does_not_exist_is_a_failure(tmp_path: Path) -> None:

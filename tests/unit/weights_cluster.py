@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._weights import manif
 from ansible_collections.gb10.cluster.plugins.module_utils._weights.server import Server
 from ansible_collections.gb10.cluster.plugins.module_utils._weights.store import Store, hash_file, mark
 from ansible_collections.gb10.cluster.plugins.plugin_utils import _program
+from lab.ports import free_port
 
 PIECE = weights.MIN_PIECE_BYTES
 #: Mixed: empty, tiny, exactly a piece, several pieces and a rest.
@@ -54,8 +54,8 @@ class Cluster:
     def incoming(self, node: int) -> Path:
         return self.root(node) / ".incoming" / "org" / "model"
 
-    def start(self, node: int, sources: Sequence[int | dict[str, Any]], **changes: Any) -> None:
-        """Start a node's mover; source 0 is the origin, and a dictionary one that is as it says."""
+    def job(self, node: int, sources: Sequence[int | dict[str, Any]], **changes: Any) -> Path:
+        """Write a node's job; source 0 is the origin, and a dictionary one that is as it says."""
         self.runs += 1
         run_dir = self.folder / f"node{node}" / "run"
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -65,13 +65,18 @@ class Cluster:
             "manifest": self.manifest, "missing": list(SIZES), "complete": False, "root": str(self.root(node)),
             "listen": [address(node)], "port": self.port, "allow": ["127.0.0.1"], "token": TOKEN,
             "sources": [each if isinstance(each, dict) else self.source(each) for each in sources],
-            "streams": 3, "stall_s": 20, "lease_s": 60,
-            "scatter": {"of": 0, "position": 0}, "grace_s": 1.5, "silence_s": 6,
+            "streams": 3, "stall_s": 300, "lease_s": 600,
+            "scatter": {"of": 0, "position": 0}, "grace_s": 300, "silence_s": 60,
             "run": str(self.runs), "run_dir": str(run_dir), **changes,
         }  # fmt: skip
         (run_dir / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        return run_dir / "job.json"
+
+    def start(self, node: int, sources: Sequence[int | dict[str, Any]], **changes: Any) -> None:
+        """Start a node's mover with a job."""
+        job = self.job(node, sources, **changes)
         self.running[node] = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(self.program), "move", str(run_dir / "job.json")],
+            [sys.executable, "-I", "-B", str(self.program), "move", str(job)],
             env={"PATH": os.environ["PATH"]},
         )
 
@@ -103,7 +108,7 @@ class Cluster:
     def kill(self, node: int, number: int = signal.SIGKILL) -> None:
         process = self.running.pop(node)
         process.send_signal(number)
-        process.wait(timeout=20)
+        process.wait()
 
     def assert_complete(self, node: int) -> None:
         for name in SIZES:
@@ -118,11 +123,6 @@ def address(node: int) -> str:
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.11", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(name="cluster")

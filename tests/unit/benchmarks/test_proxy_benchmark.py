@@ -10,6 +10,7 @@ import pytest
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.client import BenchError
 from benchmarks import proxy
+from lab.ports import free_port
 
 
 def test_the_configuration_is_the_roles_in_another_place(tmp_path: Path) -> None:
@@ -24,8 +25,8 @@ def test_the_configuration_is_the_roles_in_another_place(tmp_path: Path) -> None
 
 
 def test_a_port_that_listens_is_told_from_one_that_does_not() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         assert proxy.listens(port)
     assert not proxy.listens(port)
 

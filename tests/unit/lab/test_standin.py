@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,17 +21,11 @@ from ansible_collections.gb10.cluster.plugins.module_utils._probe import log as 
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.api import Reply, Wanted, probe_api
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.diagnosis import diagnose
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.log import LogLine
+from lab.ports import free_port
 from lab.standin.wheel import NAME, make_wheel
 
 NOBODY = "127.0.0.1"
-DEADLINE_S = 30.0
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind((NOBODY, 0))
-        return int(found.getsockname()[1])
+DEADLINE_S = 300.0
 
 
 class Lab:

@@ -52,7 +52,7 @@ class Server:
         self.url = f"http://127.0.0.1:{json.loads(self.process.stdout.readline())['port']}"
 
     def stop(self) -> None:
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=300)
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def play(folder: Path, url: str, *words: str, **arguments: Any) -> subprocess.Co
     (folder / "hosts").write_text("localhost ansible_connection=local\n", encoding="utf-8")
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(folder / "hosts"), str(path), *words]
     env = {**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    return subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True, check=False, timeout=600)
 
 
 def results(folder: Path) -> list[dict[str, Any]]:

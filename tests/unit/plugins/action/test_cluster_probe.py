@@ -94,6 +94,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
         results: dict[str, dict[str, Any]] = {}
         shown: list[str] = []
         probes: dict[str, Probe] = {}
+        ended = {node: threading.Event() for node in looks}
+        run.ended = ended  # type: ignore[attr-defined]
 
         def on(node: str) -> None:
             probes[node] = Probe(node, looks[node], dict(options), check_mode=check_mode, shown=shown)
@@ -111,12 +113,13 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
             except AnsibleActionFail as problem:
                 results[node] = {"failed": True, "msg": str(problem)}
             results[node]["took_s"] = time.monotonic() - started
+            ended[node].set()
 
         threads = [threading.Thread(target=on, args=(node,)) for node in looks]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join()
         assert sorted(results) == sorted(looks)
         run.shown, run.probes = shown, probes  # type: ignore[attr-defined]
         return results
@@ -207,31 +210,28 @@ def test_progress_of_one_rank_keeps_all_waiting_and_its_end_is_a_stall(play: Any
     def stuck(_number: int, _canary: bool) -> dict[str, Any]:
         return answer(report(HEAD, phase="rendezvous"), 0)
 
-    results = play({HEAD: stuck, NODES[1]: busy, NODES[2]: steady(NODES[2])}, stall_seconds=0.6)
+    results = play({HEAD: stuck, NODES[1]: busy, NODES[2]: steady(NODES[2])}, stall_seconds=3)
     for node in NODES:
         assert results[node]["failed"]
         assert results[node]["stalled"]
-        assert results[node]["took_s"] > 20 * 0.05 + 0.5
+        assert results[node]["took_s"] > 20 * 0.05 + 2.9
         assert "no progress for" in results[node]["msg"]
         assert "joining the ranks" in results[node]["msg"]
 
 
 def test_a_node_that_falls_silent_is_unreachable(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_probe, "SILENT_NODE_S", 1.0)
-    gone = threading.Event()
+    monkeypatch.setattr(cluster_probe, "SILENT_NODE_S", 3.0)
 
     def hung(number: int, _canary: bool) -> dict[str, Any]:
         if number == 2:
-            gone.wait(3)
+            play.ended[HEAD].wait()
         return answer(report(NODES[2], phase="profile", done=number))
 
     results = play({HEAD: serving(10**6), NODES[1]: steady(NODES[1]), NODES[2]: hung})
     assert results[HEAD]["ranks"][NODES[2]] == "unreachable"
     assert "gx10-3: The node does not answer: no report for" in results[HEAD]["msg"]
-    assert results[HEAD]["took_s"] < 20
-    # When it answers again the others have long given up; so does it.
+    # When it answers again the head has given up; so does it.
     assert results[NODES[2]]["state"] == "dead"
-    assert results[NODES[2]]["took_s"] < 30
 
 
 def test_a_slow_node_whose_door_is_open_is_waited_for() -> None:
@@ -248,12 +248,18 @@ def test_a_slow_node_whose_door_is_open_is_waited_for() -> None:
 def test_a_node_whose_door_is_shut_is_given_up_sooner(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_probe, "SILENT_NODE_S", 60.0)
     monkeypatch.setattr(cluster_probe, "KNOCK_AFTER_S", 0.5)
-    gone = threading.Event()
+
+    looked = threading.Event()
+
+    def head(number: int, canary: bool) -> dict[str, Any]:
+        looked.set()
+        return serving(10**6)(number, canary)
 
     def cut(number: int, _canary: bool) -> dict[str, Any]:
         if number == 2:
+            looked.wait()  # until then the head may still ask which doors are open
             doors[2].close()
-            gone.wait(2)
+            play.ended[HEAD].wait()
         return answer(report(NODES[2], phase="profile", done=number))
 
     doors = [socket.create_server(("127.0.0.1", 0)) for _node in NODES]
@@ -261,7 +267,7 @@ def test_a_node_whose_door_is_shut_is_given_up_sooner(play: Any, monkeypatch: py
         node: {"ansible_host": "127.0.0.1", "ansible_port": door.getsockname()[1]}
         for node, door in zip(NODES, doors, strict=True)
     }
-    looks = {HEAD: serving(10**6), NODES[1]: steady(NODES[1]), NODES[2]: cut}
+    looks = {HEAD: head, NODES[1]: steady(NODES[1]), NODES[2]: cut}
     results = play(looks, facts={"hostvars": hosts})
     for door in doors:
         door.close()
@@ -270,11 +276,11 @@ def test_a_node_whose_door_is_shut_is_given_up_sooner(play: Any, monkeypatch: py
 
 
 def test_a_long_completion_is_not_taken_for_a_silent_head(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_probe, "SILENT_NODE_S", 1.5)
+    monkeypatch.setattr(cluster_probe, "SILENT_NODE_S", 3.0)
 
     def slow(number: int, canary: bool) -> dict[str, Any]:
         if canary:
-            time.sleep(2.5)
+            time.sleep(4.5)
         return serving(0)(number, canary)
 
     results = play({HEAD: slow, **workers()})
@@ -373,7 +379,7 @@ def test_a_connection_that_hangs_is_left(
     def hang(_number: int, _canary: bool) -> dict[str, Any]:
         if door_shut:
             door.close()
-        time.sleep(20)
+        time.sleep(600)
         raise AssertionError("the wait was not left")
 
     options = {"name": "t", "served_name": NAME, "head": HEAD, "ranks": [HEAD], "poll_seconds": 0.05, "canary": False}
@@ -386,7 +392,7 @@ def test_a_connection_that_hangs_is_left(
     begun_s = time.monotonic()
     result = action.run(task_vars=facts)
     door.close()
-    assert time.monotonic() - begun_s < 15
+    assert time.monotonic() - begun_s < 300
     assert result["failed"]
     assert result["ranks"] == {HEAD: "unreachable"}
     assert words in result["msg"]

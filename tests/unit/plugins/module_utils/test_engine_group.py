@@ -21,17 +21,11 @@ from ansible_collections.gb10.cluster.plugins.module_utils._engine import entry,
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.group import Group
 from ansible_collections.gb10.cluster.plugins.module_utils._engine.life import Life
 from ansible_collections.gb10.cluster.plugins.plugin_utils._program import build
+from lab.ports import free_port
 
-DEADLINE_S = 20.0
+DEADLINE_S = 300.0
 # An engine that says that it runs, tells what ended it, and ends when it is asked to.
 ENGINE = [sys.executable, "-c", "import signal; print('engine', flush=True); signal.pause()"]
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Ranks:
@@ -56,7 +50,7 @@ class Ranks:
             "--tether-key",
             str(self.key),
             "--silence-seconds",
-            "4",
+            "60",
             "--same-env",
             "SHARED",
             *options,
@@ -151,14 +145,14 @@ def test_when_the_head_is_killed_all_end(three: Ranks) -> None:
 
 
 def test_a_rank_that_is_silent_is_gone(three: Ranks) -> None:
-    serve(three)
+    serve(three, "--silence-seconds", "4")
     three.signal(0, signal.SIGSTOP)
     status, text = three.await_end(1)
     assert (status, "no heartbeat for 4 s" in text) == (1, True), text
 
 
 def test_a_rank_that_restarts_while_its_old_connection_is_dead_restarts_the_others(three: Ranks) -> None:
-    serve(three, "--silence-seconds", "60")
+    serve(three)
     three.signal(0, signal.SIGSTOP)  # as a node that lost its power: it closes no connection
     three.start(2)
     status, text = three.await_end(1)
@@ -199,7 +193,7 @@ def test_a_rank_that_ends_just_as_the_last_one_comes_is_missed(tmp_path: Path, m
 
 def test_workers_wait_for_a_head_that_comes_late_or_again(three: Ranks) -> None:
     workers = [three.start(1), three.start(2)]
-    three.await_text(workers[0], f"waiting for rank 0 at 127.0.0.1:{three.port} since 0 s")
+    three.await_text(workers[0], f"waiting for rank 0 at 127.0.0.1:{three.port} since ")
     first = three.start(0, "--same-env", "SHARED")
     three.await_text(first, "engine\n")
     for worker in workers:
@@ -292,6 +286,7 @@ def test_nobody_without_the_key_ends_an_engine(three: Ranks) -> None:
         answer = knock(three.port, line)
         assert set(json.loads(answer.splitlines()[0])) == {"nonce"}, answer
         assert len(answer.splitlines()) == 1, answer
+    three.await_text(1, "connection from 127.0.0.1 refused: ")
     time.sleep(1)
     assert [process.poll() for process, _log in three.started] == [None] * 3, three.text(1)
     assert three.text(1).count("connection from 127.0.0.1 refused: ") == 1

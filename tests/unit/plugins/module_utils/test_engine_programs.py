@@ -283,7 +283,7 @@ def test_a_worker_joins_ray_when_the_head_answers(archive: Path, tmp_path: Path)
                 sys.executable, str(archive), "entry", "ray-worker", "--rank", "1", "--port", str(port),
                 "--members", "a=127.0.0.1,b=10.0.0.2", "--ray-arg=--num-gpus=1",
             ],
-            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False, timeout=30,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
     told = f"ray start --block --address=127.0.0.1:{port} --node-ip-address=10.0.0.2 --disable-usage-stats --num-gpus=1"
     assert told in done.stdout

@@ -17,6 +17,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._engine.guard import 
 from ansible_collections.gb10.cluster.plugins.module_utils._node import files
 from ansible_collections.gb10.cluster.plugins.module_utils._probe.rank import RankReader
 from ansible_collections.gb10.cluster.plugins.modules.engine_swap import decide
+from lab.ports import free_port
 from tests.unit.engine_node import A, B, Node
 
 NODES = ("n1", "n2", "n3")
@@ -100,10 +101,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """Give three armed nodes."""
     monkeypatch.setattr(files, "BEFORE", tmp_path / "kept")
     monkeypatch.setattr("shutil.which", lambda _name: None)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = int(found.getsockname()[1])
-    made = Cluster(tmp_path, port)
+    made = Cluster(tmp_path, free_port())
     made.arm(*NODES)
     return made
 

@@ -44,16 +44,16 @@ def test_the_load_runs_during_the_block_and_its_container_is_removed(docker: Pat
 
 
 @pytest.mark.parametrize(
-    ("command", "reason"),
+    ("command", "silence_s", "reason"),
     [
-        (python("print('Unable to find image'); raise SystemExit(125)"), "printed: Unable to find image"),
-        (python("import time; time.sleep(60)"), "printed: nothing for 0 s"),
-        (["/no/such/docker"], "/no/such/docker: No such file or directory"),
+        (python("print('Unable to find image'); raise SystemExit(125)"), 60.0, "printed: Unable to find image"),
+        (python("import time; time.sleep(60)"), 0.3, "printed: nothing for 0 s"),
+        (["/no/such/docker"], 60.0, "/no/such/docker: No such file or directory"),
     ],
 )
 @pytest.mark.usefixtures("docker")
-def test_why_there_is_no_load(command: list[str], reason: str) -> None:
-    with loaded(command, 0.3) as found:
+def test_why_there_is_no_load(command: list[str], silence_s: float, reason: str) -> None:
+    with loaded(command, silence_s) as found:
         assert found.endswith(reason)
 
 

@@ -28,6 +28,7 @@ from ansible_collections.gb10.cluster.plugins.module_utils._memory.kv import MIB
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.layout import Asked, plan_layout
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.parts import ALWAYS
 from ansible_collections.gb10.cluster.plugins.module_utils._memory.sparse import indexer_buffer_bytes
+from tests.unit.plugins.module_utils.hostile import bounded
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "memory"
 CLASSES: dict[str, dict[str, Any]] = yaml.safe_load((FIXTURES / "classes.yml").read_text(encoding="utf-8"))
@@ -237,7 +238,7 @@ NUMBERS = st.integers(-2, 2**70) | st.floats() | st.booleans() | st.none() | st.
 VALUES = st.recursive(NUMBERS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(bounded, max_examples=150)
 @given(st.sampled_from(sorted([*EXPECTED, *CLASSES])), st.data())
 def test_a_damaged_config_is_a_geometry_or_unknown(name: str, data: st.DataObject) -> None:
     """Whatever stands in place of a value: never another exception, and never minutes of work."""

@@ -37,7 +37,7 @@ class Systemd:
         if command[:2] == ["systemctl", "start"]:
             unit = (rollback.UNITS / command[2]).read_text(encoding="utf-8")
             [line] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
-            done = subprocess.run(line.partition("=")[2].split(), check=False, timeout=30)
+            done = subprocess.run(line.partition("=")[2].split(), check=False, timeout=300)
             return done.returncode, "", "" if done.returncode == 0 else "Job failed.\n"
         return 0, "", ""
 

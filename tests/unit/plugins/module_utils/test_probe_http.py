@@ -141,9 +141,9 @@ def serving(api: Api) -> Iterator[str]:
         server.server_close()
 
 
-def probe(api: Api, key: str | None = KEY, **wanted: Any) -> dict[str, Any]:
+def probe(api: Api, key: str | None = KEY, silence_seconds: float = 60.0, **wanted: Any) -> dict[str, Any]:
     with serving(api) as url:
-        client = ProbeClient(url, api_key=key, silence_seconds=0.4, short_seconds=2.0)
+        client = ProbeClient(url, api_key=key, silence_seconds=silence_seconds, short_seconds=60.0)
         return ph.probe_api(client, url, ph.Wanted(served_name=MODEL, **wanted))
 
 
@@ -199,9 +199,8 @@ def test_503_ends_the_questions() -> None:
 def test_nobody_there_is_refused() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    client = ProbeClient(f"http://127.0.0.1:{port}")
-    assert client.get("/health") == ph.Reply(0, "", "refused")
+        client = ProbeClient(f"http://127.0.0.1:{free.getsockname()[1]}")
+        assert client.get("/health") == ph.Reply(0, "", "refused")
 
 
 def test_a_listener_that_says_nothing_is_a_timeout() -> None:
@@ -222,8 +221,8 @@ def test_an_answer_that_comes_late_is_waited_for_as_long_as_a_completion_is(path
 
 def test_silence_is_no_token_and_says_how_long() -> None:
     api = Api()
-    api.silence_s = 5.0
-    (canary,) = probe(api)["canaries"]
+    api.silence_s = 60.0
+    (canary,) = probe(api, silence_seconds=0.4)["canaries"]
     assert (canary["ok"], canary["tokens"]) == (False, 0)
     assert canary["detail"] == "no byte for 0 s"
 

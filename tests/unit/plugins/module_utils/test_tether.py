@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.gb10.cluster.plugins.module_utils._engine import tether
+from tests.unit.plugins.module_utils.hostile import bounded
 
 KEY = b"5" * 64
 
@@ -25,9 +26,9 @@ def pair() -> Iterator[tuple[tether.Channel, tether.Channel]]:
     """Return the head's and the rank's side of a proven connection."""
     head, rank = socket.socketpair()
     found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(tether.accept(head, KEY, 5.0)))
+    thread = threading.Thread(target=lambda: found.append(tether.accept(head, KEY, 60.0)))
     thread.start()
-    theirs = tether.connect(rank, KEY, {"rank": 1}, 5.0)
+    theirs = tether.connect(rank, KEY, {"rank": 1}, 60.0)
     thread.join()
     hello, ours = found[0]
     assert hello == {"rank": 1}
@@ -84,7 +85,7 @@ HELLOS = st.binary(max_size=200) | st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("side", ["head", "rank"])
-@settings(deadline=None, max_examples=100, derandomize=True, database=None)
+@bounded
 @given(HELLOS)
 def test_whatever_comes_without_the_key_is_unproven(side: str, data: bytes) -> None:
     ours, theirs = socket.socketpair()

@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import manifest as weights
 from ansible_collections.gb10.cluster.plugins.modules import weights_move
 from ansible_collections.gb10.cluster.plugins.plugin_utils import _program
+from lab.ports import free_port
 from tests.unit.helper import run_module
 
 PIECES = hashlib.sha256(b"{}").digest()
@@ -52,7 +53,7 @@ class Systemd:
             return 0, "".join(f"{name}={value}\n" for name, value in found.items()), ""
         if words[:2] == ["systemctl", "stop"] and self.process is not None:
             self.process.terminate()
-            self.process.wait(timeout=60)
+            self.process.wait()
         if words[0] == "journalctl":
             return 0, "its last words\n", ""
         return 0, "", ""
@@ -86,7 +87,8 @@ def start(systemd: Systemd, program: str, root: Path, check: bool = False, **cha
     args = {
         "state": "started", "run": "one", "program": program, "root": str(root), "manifest": MANIFEST,
         "missing": ["config.json"], "chain": ["a", "b"], "name": "b",
-        "addresses": {"a": "127.0.0.21", "b": "127.0.0.22"}, "port": 5391, "token": TOKEN, "stall_s": 1, **changes,
+        "addresses": {"a": "127.0.0.21", "b": "127.0.0.22"}, "port": free_port(), "token": TOKEN, "stall_s": 5,
+        **changes,
     }  # fmt: skip
     return run(systemd, check, **args)
 
@@ -108,7 +110,7 @@ def test_the_program_runs_without_the_collection_and_its_token_is_roots_alone(
     assert job.parent.stat().st_mode & 0o777 == 0o700
     assert not [words for words in systemd.calls if TOKEN in " ".join(words)]
 
-    found = run(systemd, state="read", wait_s=60)["status"]
+    found = run(systemd, state="read", wait_s=600)["status"]
     assert found["state"] == "failed"
     assert "Nobody sent the hashes of the pieces." in found["message"]
 
@@ -121,7 +123,7 @@ def test_a_complete_node_serves_until_it_is_stopped(systemd: Systemd, program: s
     tree.mkdir(parents=True)
     (tree / "config.json").write_bytes(b"{}")
     start(systemd, program, tmp_path / "weights", complete=True, missing=[])
-    assert run(systemd, state="read", wait_s=60)["status"]["state"] == "complete"
+    assert run(systemd, state="read", wait_s=600)["status"]["state"] == "complete"
     assert systemd.process is not None
     assert systemd.process.poll() is None
     run(systemd, state="stopped")

@@ -29,9 +29,10 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.overhead impor
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.prompt import fit, story
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.server import MODEL, Behaviour
 from ansible_collections.gb10.cluster.plugins.plugin_utils._bench.stats import burst_figures
+from lab.ports import free_port
 
 T = TypeVar("T")
-ATTEMPTS = 6
+ATTEMPTS = 20
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -232,8 +233,8 @@ CASES: dict[str, tuple[list[bytes | float], str, str]] = {
         "http",
         "400: too long",
     ),
-    "stall": ([HEAD, token(), 3.0], "stalled", "nothing for 0.7 s after 1 chunks"),
-    "stall before anything": ([3.0], "stalled", "nothing for 0.7 s after 0 chunks"),
+    "stall": ([HEAD, token(), 60.0], "stalled", "nothing for 3 s after 1 chunks"),
+    "stall before anything": ([60.0], "stalled", "nothing for 3 s after 0 chunks"),
     "close in mid-stream": ([HEAD, token(), token(), 0.05], "cut", "after 2 chunks"),
     "end in mid-stream": ([HEAD, token(), token(), END], "cut", "closed after 2 chunks without finish_reason"),
     "end in mid-event": ([HEAD, token(), b"9\r\ndata: {\"c\r\n", END], "cut", 'in the middle of data: {"c'),
@@ -261,7 +262,7 @@ CASES: dict[str, tuple[list[bytes | float], str, str]] = {
 
 async def all_cases() -> list[Heard]:
     answers = {name: steps for name, (steps, _kind, _words) in CASES.items()}
-    async with scripted(answers) as url, connect(Endpoint(url, "m", stall_s=0.7)) as client:
+    async with scripted(answers) as url, connect(Endpoint(url, "m", stall_s=3)) as client:
         return await client.burst([Asked("x", 2, request_id=name) for name in CASES])
 
 
@@ -294,9 +295,7 @@ def test_all_of_it_is_counted() -> None:
 
 def test_nobody_listens() -> None:
     async def work() -> list[Heard]:
-        async with scripted({}) as url:
-            pass
-        async with connect(Endpoint(url, "m")) as client:
+        async with connect(Endpoint(f"http://127.0.0.1:{free_port()}", "m")) as client:
             return await client.burst([Asked("x", 2)])
 
     (heard,) = run(work())
@@ -306,14 +305,14 @@ def test_nobody_listens() -> None:
 def test_a_slow_answer_is_no_stall_while_something_arrives() -> None:
     async def work() -> list[Heard]:
         steps: list[bytes | float] = [HEAD]
-        for _each in range(6):
-            steps += [0.3, token()]
-        async with scripted({"s": [*steps, *GOOD[1:]]}) as url, connect(Endpoint(url, "m", stall_s=1.5)) as client:
+        for _each in range(7):
+            steps += [0.5, token()]
+        async with scripted({"s": [*steps, *GOOD[1:]]}) as url, connect(Endpoint(url, "m", stall_s=3)) as client:
             return await client.burst([Asked("x", 2, request_id="s")])
 
     (heard,) = run(work())
     assert heard.request.failure == ""
-    assert heard.request.duration_s > 1.7
+    assert heard.request.duration_s > 3.3
 
 
 # --- what is not streamed -------------------------------------------------------------------------
@@ -427,7 +426,8 @@ def test_bursts_leave_nothing_behind() -> None:
         async with zero_work_server(Behaviour()) as url, connect(Endpoint(url, MODEL)) as client:
             before = len(asyncio.all_tasks())
             await client.burst([Asked("x", 3) for _each in range(20)])
-            await asyncio.sleep(0.05)
+            while len(asyncio.all_tasks()) > before:
+                await asyncio.sleep(0.05)
             return len(asyncio.all_tasks()) - before
 
     assert run(work()) == 0
@@ -448,4 +448,4 @@ def test_the_local_server_ends_with_its_user() -> None:
     begun_s = time.monotonic()
     with pytest.raises(BenchError, match="does not answer"):
         run(ask())
-    assert time.monotonic() - begun_s < 10
+    assert time.monotonic() - begun_s < 60

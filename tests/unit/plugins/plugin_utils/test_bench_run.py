@@ -73,7 +73,7 @@ async def recording(server: Recorder, **endpoint: Any) -> AsyncIterator[Client]:
 
 
 def test_a_sweep_asks_what_it_says_and_says_what_it_found() -> None:
-    server, said = Recorder(Behaviour(0.05, 0.005, slots=2)), list[str]()
+    server, said = Recorder(Behaviour(0.3, 0.005, slots=2)), list[str]()
     sweep = measure.Sweep([1, 2, 5], 10_000, 6, rounds=2, slots=2, seed="s")
 
     async def work() -> dict[str, Any]:
@@ -159,7 +159,7 @@ def test_the_engines_figures_are_read_around_each_burst() -> None:
             again.feed_data(await reader.readexactly(int(length.group(1)) if length else 0))
             return await super()._request(again, writer)
 
-    server = Telling(Behaviour(1.4))
+    server = Telling(Behaviour(3.0))
 
     async def work() -> dict[str, Any]:
         async with recording(server) as client:
@@ -175,7 +175,7 @@ def test_progress_is_said_while_a_burst_runs(monkeypatch: pytest.MonkeyPatch) ->
     said: list[str] = []
 
     async def work() -> None:
-        async with recording(Recorder(Behaviour(0.1, 0.04))) as client:
+        async with recording(Recorder(Behaviour(0.1, 0.15))) as client:
             await measure.run_sweep(client, measure.Sweep([2], 500, 20), said.append)
 
     run(work())
@@ -199,7 +199,7 @@ def test_the_clients_own_share() -> None:
         assert row["token_lag_s"]["count"] == row["concurrency"] * overhead.OVERHEAD_TOKENS
         assert -0.001 < row["token_lag_s"]["min"] <= row["token_lag_s"]["p50"] < 1
         assert 0 <= row["ttft_share_s"]["p50"] < 1
-        assert row["chunks_per_s"] > 50
+        assert row["chunks_per_s"] > 5
     assert len(said) == 2
 
 
@@ -258,11 +258,11 @@ def replayed(server: Recorder, replay: replays.Replay, **endpoint: Any) -> dict[
 
 def test_a_trace_is_replayed_by_its_times(trace: Path) -> None:
     server = Recorder(Behaviour())
-    found = replayed(server, replays.Replay(trace, 4, speed=2.0, aiperf="never"))
+    found = replayed(server, replays.Replay(trace, 4, speed=0.5, aiperf="never"))
 
     received = {each.request_id: each.received_s for each in server.handled}
     begun = received["trace-0"]
-    assert [received[f"trace-{number}"] - begun for number in range(3)] == pytest.approx([0, 0.3, 0.6], abs=0.1)
+    assert [received[f"trace-{number}"] - begun for number in range(3)] == pytest.approx([0, 1.2, 2.4], abs=0.6)
     lengths = [len(server.prompts[f"trace-{number}"]) + TEMPLATE_TOKENS for number in range(3)]
     for length, wanted in zip(lengths, [2000, 1500, 2500], strict=True):
         assert 0.98 * wanted <= length <= wanted

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.document import WIDTH, DocumentError, render
+from tests.unit.plugins.module_utils.hostile import bounded
 
 CATALOGUE = Path(__file__).parents[4] / "playbooks" / "group_vars"
 
@@ -136,6 +137,7 @@ VALUES = st.recursive(
 )
 
 
+@bounded
 @given(
     spec=st.dictionaries(TEXTS, VALUES, max_size=4),
     reasons=st.dictionaries(st.lists(TEXTS, min_size=1, max_size=3).map(tuple), st.text(max_size=20), max_size=4),

@@ -30,6 +30,7 @@ from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.propose im
     propose,
 )
 from ansible_collections.gb10.cluster.plugins.plugin_utils._catalogue.shape import geometry_values
+from tests.unit.plugins.module_utils.hostile import bounded
 from tests.unit.proposals import FOUR, IMAGES, refused, repository, text_of
 from tests.unit.repositories import GIB, HYBRID, MOE, UNREAD
 
@@ -286,7 +287,7 @@ JSON = st.recursive(
 SHORT = Cluster([119.2], IMAGES)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(bounded, max_examples=60)
 @given(data=st.data(), base=st.sampled_from([MOE, HYBRID, UNREAD]))
 def test_any_config_is_a_proposal_or_a_sentence(data: st.DataObject, base: dict[str, Any]) -> None:
     keys = [*base, "quantization_config", "text_config", "auto_map", "sliding_window", "mlp_only_layers", "layer_types"]

@@ -163,7 +163,7 @@ def test_a_process_of_the_old_archive_is_not_disturbed_by_a_new_one(collection: 
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.stdout.readline() == "old\n"
-        assert process.wait(timeout=30) == 3
+        assert process.wait() == 3
     assert found() == [old]
     archives.remove(found())
     assert sorted(path.name for path in (tmp_path / "lib").iterdir()) == [new.name]

@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ansible_collections.gb10.cluster.plugins.module_utils._image import registry
+from tests.unit.plugins.module_utils.hostile import bounded
 
 from .conftest import LAYERS, TAG, push, put, sha
 
@@ -29,6 +30,7 @@ def test_a_digest_that_is_none_makes_no_file_name(digest: str, tmp_path: Path) -
         registry.blob_path(tmp_path, digest)
 
 
+@bounded
 @given(JSON | st.dictionaries(st.sampled_from(["config", "layers", "manifests"]), JSON))
 @example({"manifests": [{"digest": "sha256:../x", "platform": {"os": "linux"}}]})
 @example({"config": {"digest": f"sha256:{HEX}"}, "layers": [{}]})
@@ -43,6 +45,7 @@ def test_any_manifest_of_an_image(document: Any) -> None:
         assert link.exists()
 
 
+@bounded
 @given(st.text())
 @example("[" * 100_000)
 @example(sha(b"nothing"))

@@ -108,7 +108,7 @@ def test_a_member_is_let_in_by_the_certificate_of_this_distribution_alone(tmp_pa
             answering.start()
             try:
                 with (
-                    socket.create_connection(server.getsockname(), timeout=20) as connection,
+                    socket.create_connection(server.getsockname(), timeout=300) as connection,
                     client.wrap_socket(connection, server_hostname="127.0.0.1") as secure,
                 ):
                     return secure.recv(2)
@@ -185,7 +185,7 @@ def test_a_registry_that_is_used_does_not_end_by_itself(program: Path, tmp_path:
     running.join(0.5)
     assert running.is_alive()
     program.touch()
-    running.join(60)
+    running.join()
     assert codes == [3]
 
 
