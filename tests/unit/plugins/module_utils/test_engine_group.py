@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,7 @@ class Ranks:
                 env={"PATH": os.environ["PATH"], "SHARED": "1", **environment},
                 stdout=sink,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self.started.append((process, log))
         return len(self.started) - 1
@@ -91,8 +93,8 @@ def three(tmp_path: Path) -> Iterator[Ranks]:
     ranks = Ranks(tmp_path, 3)
     yield ranks
     for process, _log in ranks.started:
-        process.send_signal(signal.SIGCONT)
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # also the engine of a rank that was killed itself
         process.wait()
 
 
