@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.gb10.cluster.plugins.module_utils._weights import folder, hub, needs
@@ -31,6 +31,7 @@ JSON = st.recursive(
     max_leaves=12,
 )
 BYTES = st.binary(max_size=300)
+OFFSETS = st.lists(st.integers(-1, 9), max_size=3)
 NAMES = st.sampled_from(
     [
         "config.json", "params.json", "tokenizer.json", "model.safetensors", "consolidated.safetensors", "a.bin",
@@ -59,10 +60,23 @@ def test_any_header_of_a_shard(data: bytes, size: int) -> None:
 
 
 @bounded
-@given(st.dictionaries(st.text(max_size=20), st.fixed_dictionaries({"data_offsets": JSON}) | JSON), st.integers(0, 999))
-def test_any_tensors_in_the_header_of_a_shard(described: dict[str, Any], size: int) -> None:
-    found = needs.safetensors_error("s", size, with_length(json.dumps(described).encode()))
+@given(
+    st.dictionaries(st.text(max_size=20), st.fixed_dictionaries({"data_offsets": JSON | OFFSETS}) | JSON, min_size=1),
+    st.integers(0, 99),
+)
+@example({"a": {"data_offsets": 5}}, 0)
+@example({"a": {"data_offsets": [0, True]}}, 1)
+@example({"a": {"data_offsets": [0, 1.5]}}, 1)
+@example({"a": {"data_offsets": ["0", "1"]}}, 1)
+@example({"a": {"data_offsets": [2, 1]}}, 1)
+def test_any_tensors_in_the_header_of_a_shard(described: dict[str, Any], behind: int) -> None:
+    """The file is as long as its header and so many bytes behind it."""
+    header = with_length(json.dumps(described).encode())
+    found = needs.safetensors_error("s", len(header) + behind, header)
     assert found is None or len(found) < 1000
+    if found is None:
+        ends = [entry["data_offsets"] for key, entry in described.items() if key != "__metadata__"]
+        assert all(0 <= begin <= end <= behind for begin, end in ends)
 
 
 @bounded
