@@ -104,6 +104,9 @@ def test_a_name_that_is_taken_stays_below_its_root(name: str) -> None:
 
 @bounded
 @given(JSON | st.fixed_dictionaries({key: st.just(value) | JSON for key, value in GOOD.items()}))
+@example({**GOOD, "digest": "0" * 64})
+@example({**GOOD, "files": [{**GOOD["files"][0], "sha256": "1" * 64}]})
+@example({**GOOD, "bytes": 3})
 def test_any_manifest(manifest: Any) -> None:
     found = weights.manifest_error(manifest)
     assert found is None or isinstance(found, str)
@@ -113,14 +116,25 @@ def test_any_manifest(manifest: Any) -> None:
 
 @bounded
 @given(st.lists(FILE, max_size=4))
+@example([{"path": "../up.json", "size": 2, "sha256": "0" * 64}])
+@example([{"path": "/etc/passwd", "size": 2, "sha256": "0" * 64}])
+@example([{"path": "a.json", "size": -2, "sha256": "0" * 64}])
+@example([{"path": "a.json", "size": weights.MAX_BYTES + 1, "sha256": "0" * 64}])
+@example([{"path": "a.json", "size": 2**70, "sha256": "0" * 64}])
+@example([{"path": "a.json", "size": 2, "sha256": "../x"}])
 def test_any_files_of_a_manifest_that_vouches_for_itself(files: list[Any]) -> None:
-    """A hostile member can make the digest right."""
+    """A hostile member can make the digest and the sizes right."""
     try:
-        made = weights.make_manifest("org/model", "main", files, 2**20, b"")
+        piece_bytes = weights.piece_bytes_for(sum(file["size"] for file in files))
+        made = weights.make_manifest("org/model", "main", files, piece_bytes, b"")
     except (KeyError, TypeError):
         made = {**GOOD, "files": files}
     if weights.manifest_error(made) is None:
-        assert len(weights.layout(made)) <= weights.MAX_BYTES // weights.MAX_PIECE_BYTES + len(files)
+        assert sum(file["size"] for file in files) <= weights.MAX_BYTES
+        for file in files:
+            assert weights.path_error(file["path"]) is None
+            assert file["size"] >= 0
+            int(file["sha256"], 16)
 
 
 @bounded
@@ -132,10 +146,15 @@ def test_any_bytes_for_json(data: bytes) -> None:
 
 @bounded
 @given(JSON | st.fixed_dictionaries({"sha": st.just("a" * 40), "siblings": st.lists(JSON | LISTED, max_size=3)}))
+@example({"sha": "a" * 40, "siblings": [{"rfilename": "a", "size": -1, "blobId": "b"}]})
+@example({"sha": "a" * 40, "siblings": [{"rfilename": "a", "size": True, "blobId": "b"}]})
+@example({"sha": "a" * 40, "siblings": [{"rfilename": "a", "size": 2**70, "blobId": "b"}]})
+@example({"sha": "../../x", "siblings": []})
 def test_any_list_of_files_of_a_hub(listed: Any) -> None:
     found = hub.read_list(listed)
     if found is not None:
-        assert all(0 <= file.size <= weights.MAX_BYTES for file in found[1].values())
+        assert set(found[0]) <= set("0123456789abcdef")
+        assert all(0 <= file.size <= weights.MAX_BYTES and file.size is not True for file in found[1].values())
 
 
 @bounded

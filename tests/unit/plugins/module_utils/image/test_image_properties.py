@@ -45,9 +45,18 @@ def test_any_manifest_of_an_image(document: Any) -> None:
         assert link.exists()
 
 
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"\xff", b"", b'{"config": ' + b"9" * 10_000 + b"}"])
+def test_bytes_that_are_no_manifest(data: bytes, tmp_path: Path) -> None:
+    push(tmp_path, TAG, LAYERS[:1])
+    link = next(tmp_path.rglob("current/link"))
+    link.write_text(put(tmp_path, data), encoding="utf-8")
+    assert registry.read(tmp_path, TAG) is None
+    registry.prune(tmp_path, {TAG}, False)
+    assert link.exists()
+
+
 @bounded
 @given(st.text())
-@example("[" * 100_000)
 @example(sha(b"nothing"))
 def test_any_text_for_the_link_of_a_tag(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
