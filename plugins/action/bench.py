@@ -152,8 +152,8 @@ class ActionModule(ControlNodeAction):
         try:
             return {**result, **asyncio.run(self._measure(args, counts))}
         except BenchError as error:
-            told = {"failed": True, "msg": str(error), "exception": traceback.format_exc()}
-            return {**result, **without(told, self._secret)}
+            failure = {"failed": True, "msg": str(error), "exception": traceback.format_exc()}
+            return {**result, **without(failure, self._secret)}
 
     def _say(self, words: str) -> None:
         self._display.display(f"  {without(words, self._secret)}")
