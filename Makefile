@@ -9,8 +9,8 @@ PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-# How many nodes the lab of `make demo` has, and the model that it swaps to.
-NODES ?= 4
+# How many nodes the lab of `make demo` has (empty: as many as there are, or 2), and the model that it swaps to.
+NODES ?=
 SECOND_MODEL ?= tiny-nemotronh
 # One scenario of molecule/, or every one when empty.
 SCENARIO ?=
@@ -46,8 +46,8 @@ models-page: venv ## Write the tables of models in README.md and docs/models.md 
 	@$(PY) scripts/models_page.py
 
 .PHONY: demo
-demo: venv ## Lab of four nodes -> served model -> swap -> a completion and a status screen
-	@$(PY) -m lab.demo --nodes $(NODES) --second-model $(SECOND_MODEL)
+demo: venv ## Lab of two nodes (NODES=4: of four) -> served model -> swap -> a completion and a status screen
+	@$(PY) -m lab.demo $(if $(NODES),--nodes $(NODES)) --second-model $(SECOND_MODEL)
 
 .PHONY: lab-down
 lab-down: venv ## Stop the lab and remove its nodes and networks

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `make demo` runs: from no lab at all to a served model, a swap and a completion.
 
-    python -m lab.demo [--nodes 4] [--second-model tiny-nemotronh]
+    python -m lab.demo [--nodes 2] [--second-model tiny-nemotronh]
 
+Two nodes show all that four do, in two thirds of the time; ``--nodes 4`` is the lab of the end-to-end tests.
 Everything that a second run needs is kept (nodes, wheels, models, images), so it goes straight
 through to the completion.
 """
@@ -10,21 +11,27 @@ through to the completion.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
+import yaml
 from rich.console import Console
 from rich.rule import Rule
 
+from lab import settings
 from lab.engine_wheels import BASE_TAR
 from lab.runs import REPO, RunResult, run_playbook
 
 INVENTORY = "inventories/lab"
+#: The heads of the tiny models can be divided among so many nodes.
+SPREADS = (1, 2, 4)
 API = "http://10.210.0.11:8000"
 QUESTION = "Who are you, and where do you run?"
 
@@ -82,6 +89,36 @@ def prepare_lab(nodes: int, *, with_docker: bool = False) -> None:
     end_module(up)
 
 
+def nodes_at_hand(state: Path = REPO / ".lab/lab") -> int:
+    """Return how many nodes the lab has that a demo before this one left, 0 without one."""
+    kept = settings.load(state)
+    return kept.nodes if kept else 0
+
+
+def write_site(nodes: int, repo: Path = REPO) -> str:
+    """Return the inventory of the nodes that a lab of this many nodes serves on, a path below ``repo``.
+
+    For four and more it is inventories/lab.  For fewer it is written anew as .lab/demo: the first nodes of
+    inventories/lab with links to its other files, and the models spread over these nodes.
+    """
+    members = max(spread for spread in SPREADS if spread <= nodes)
+    if members == max(SPREADS):
+        return INVENTORY
+    document = yaml.safe_load((repo / INVENTORY / "hosts.yml").read_text(encoding="utf-8"))
+    document["all"]["vars"]["model_overrides"] = {"nodes": members, "serve": {"tensor-parallel-size": members}}
+    workers = document["all"]["children"]["gx10"]["children"]["workers"]
+    workers["hosts"] = dict(list(workers["hosts"].items())[: members - 1])
+    site = repo / ".lab/demo"
+    shutil.rmtree(site, ignore_errors=True)
+    site.mkdir(parents=True)
+    for name in ("group_vars", "model.constructed.yml"):
+        (site / name).symlink_to(Path("../..") / INVENTORY / name)
+    (site / "hosts.yml").write_text(
+        f"# Written by `make demo`: the first nodes of {INVENTORY}.\n---\n{yaml.safe_dump(document)}", encoding="utf-8"
+    )
+    return str(site.relative_to(repo))
+
+
 def served_models(session: requests.Session, api: str = API) -> list[str]:
     """Return the ids in /v1/models of the head's API."""
     response = session.get(f"{api}/v1/models", timeout=300)
@@ -115,9 +152,9 @@ def ask(session: requests.Session, model: str, question: str, api: str = API) ->
     )
 
 
-def play(console: Console, playbook: str, extravars: dict[str, Any] | None = None) -> RunResult:
+def play(console: Console, site: str, playbook: str, extravars: dict[str, Any] | None = None) -> RunResult:
     """Run a playbook on the lab; raise DemoError when it fails."""
-    result = run_playbook(playbook, INVENTORY, extravars, console=console)
+    result = run_playbook(playbook, site, extravars, console=console)
     if result.rc != 0:
         raise DemoError(f"{playbook} failed: {result.describe()}")
     return result
@@ -125,9 +162,10 @@ def play(console: Console, playbook: str, extravars: dict[str, Any] | None = Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.demo", description="From no lab to a served, swapped model.")
-    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--nodes", type=int, choices=range(1, 9), help="default: as many as there are, or 2")
     parser.add_argument("--second-model", default="tiny-nemotronh")
     args = parser.parse_args(argv)
+    nodes = args.nodes or nodes_at_hand() or 2
 
     console = Console()
     session = requests.Session()
@@ -138,15 +176,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(Rule(f"{number} of 5   {text}   ({time.monotonic() - start:.0f} s)", align="left"))
 
     try:
-        step(1, f"A lab of {args.nodes} nodes, the engine's wheels and two tiny models")
-        prepare_lab(args.nodes, with_docker=True)
+        step(1, f"A lab of {nodes} node{'s' * (nodes > 1)}, the engine's wheels and two tiny models")
+        prepare_lab(nodes, with_docker=True)
+        site = write_site(nodes)
         # A demo before this one may have left the second model.
-        step(2, f"ansible-playbook site.yml -i {INVENTORY} -e model=inventory")
-        play(console, "site.yml", {"model": "inventory"})
+        step(2, f"ansible-playbook site.yml -i {site} -e model=inventory")
+        play(console, site, "site.yml", {"model": "inventory"})
         first = served_models(session)
         console.print(f"Served now: {', '.join(first)}", highlight=False)
-        step(3, f"ansible-playbook swap-model.yml -i {INVENTORY} -e model={args.second_model}")
-        play(console, "swap-model.yml", {"model": args.second_model})
+        step(3, f"ansible-playbook swap-model.yml -i {site} -e model={args.second_model}")
+        play(console, site, "swap-model.yml", {"model": args.second_model})
         models = served_models(session)
         if not models:
             raise DemoError(f"{API}/v1/models lists no model after the swap.")
@@ -159,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             highlight=False,
         )
         step(5, "playbooks/status.yml")
-        shown = play(console, "playbooks/status.yml")
+        shown = play(console, site, "playbooks/status.yml")
         for event in shown.events:
             for line in event.result.get("screen", []):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -171,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(
         f"Done in {time.monotonic() - start:.0f} s. The lab keeps running:\n"
         f"  ask it        curl {API}/v1/models\n"
+        f"  its status    .venv/bin/ansible-playbook playbooks/status.yml -i {site}\n"
         f"  look inside   .venv/bin/python -m lab shell gx10-1\n"
         f"  again         make demo   (uses what is there)\n"
         f"  stop it       make lab-down",

@@ -22,6 +22,8 @@ LABEL_NODE = "gb10.lab.node"
 LABEL_NET = "gb10.lab.net"
 LABEL_CONFIG = "gb10.lab.config"
 LABEL_OWNER = "gb10.lab.owner"
+#: What is in `.lab` beside the labs, each of which has a directory of its name.
+_FILES = ("cache", "demo", "models", "standin", "wheels")
 #: Value of LABEL_LAB on what several labs use together (images); no lab may have this name.
 SHARED = "shared"
 
@@ -63,8 +65,8 @@ def check_name(name: str) -> str:
         raise LabError(
             f"A lab cannot be called {name!r}: use 1 to 32 lower-case letters, digits and hyphens, a letter first."
         )
-    if name in (SHARED, "cache"):
-        raise LabError(f"A lab cannot be called {name!r}: the lab's own caches have that name. Choose another.")
+    if name in (SHARED, *_FILES):
+        raise LabError(f"A lab cannot be called {name!r}: files of the labs have that name. Choose another.")
     return name
 
 

@@ -4,16 +4,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from lab import demo
+from lab import demo, settings
+from lab.plan import SubnetPair
+from lab.shaping import Rates
 
 MODEL = "lab/tiny-nemotronh"
 
@@ -160,6 +167,56 @@ def test_the_wheels_are_fetched_while_the_nodes_start(
     assert up == ("lab", "up", "--nodes", "2", "--fabric-rate", "10gbit", "--mgmt-rate", "1gbit", *more)
     assert beside == [("lab.engine_wheels",), ("lab.models",)]
     assert parts.base.exists(), "not before the base is there"
+
+
+REPO = Path(demo.__file__).parents[1]
+
+
+@pytest.mark.parametrize("nodes", [4, 5, 8])
+def test_four_nodes_and_more_are_the_inventory_of_the_lab(tmp_path: Path, nodes: int) -> None:
+    assert demo.write_site(nodes, tmp_path) == "inventories/lab"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "members", "model"),
+    [
+        (1, ["gx10-1"], "tiny-qwen3"),
+        (2, ["gx10-1", "gx10-2"], "tiny-nemotronh"),
+        (3, ["gx10-1", "gx10-2"], "tiny-qwen3"),
+    ],
+)
+def test_fewer_nodes_serve_both_models_alone(tmp_path: Path, nodes: int, members: list[str], model: str) -> None:
+    shutil.copytree(REPO / "inventories/lab", tmp_path / "inventories/lab")
+    (tmp_path / ".lab/demo").mkdir(parents=True)
+    (tmp_path / ".lab/demo/left.yml").write_text("what a demo before this one left", encoding="utf-8")
+    site = demo.write_site(nodes, tmp_path)
+    shown = subprocess.run(
+        [sys.executable, "-m", "ansible.cli.inventory", "--list", "-i", site, "-e", f"model={model}"],
+        cwd=tmp_path,
+        env={**os.environ, "ANSIBLE_CONFIG": str(REPO / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(shown.stdout)
+    variables = found["_meta"]["hostvars"]
+    assert sorted(variables) == members
+    assert found["head"]["hosts"] == ["gx10-1"]
+    for of_host in variables.values():
+        assert of_host["model_overrides"] == {
+            "nodes": len(members),
+            "serve": {"tensor-parallel-size": len(members)},
+        }
+        assert of_host["gb10_lab_dir"].endswith("/../../.lab/lab"), "the group's variables are read"
+    assert {path.name for path in (tmp_path / site).iterdir()} == {"hosts.yml", "group_vars", "model.constructed.yml"}
+
+
+def test_a_lab_that_is_there_keeps_its_size(tmp_path: Path) -> None:
+    assert demo.nodes_at_hand(tmp_path) == 0
+    subnets = SubnetPair(IPv4Network("10.210.0.0/24"), IPv4Network("10.211.0.0/24"))
+    settings.save(settings.Settings("lab", 4, subnets, Rates(None, None), uplink=False), tmp_path)
+    assert demo.nodes_at_hand(tmp_path) == 4
 
 
 def test_a_lab_that_does_not_come_up_is_named_and_nothing_is_fetched(

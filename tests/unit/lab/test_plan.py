@@ -60,7 +60,7 @@ def test_the_default_lab_names_what_is_in_its_way() -> None:
         plan.choose_subnets("lab", [IPv4Network("10.208.0.0/14"), IPv4Network("172.17.0.0/16")])
 
 
-@pytest.mark.parametrize("name", ["", "Lab", "1lab", "a_b", "-a", "a" * 33, "shared", "cache", "a/b"])
+@pytest.mark.parametrize("name", ["", "Lab", "1lab", "a_b", "-a", "a" * 33, "shared", "cache", "demo", "wheels", "a/b"])
 def test_names_that_are_refused(name: str) -> None:
     with pytest.raises(LabError, match="cannot be called"):
         plan.check_name(name)
