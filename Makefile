@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Where it is set, each of some thousand Python processes compiles Ansible and the collection anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # How many nodes the lab of `make demo` has (empty: as many as there are, or 2), and the model that it swaps to.
 NODES ?=
