@@ -3,7 +3,7 @@
 
     python -m lab.demo [--nodes 2] [--second-model tiny-nemotronh]
 
-Two nodes show all that four do, in two thirds of the time; ``--nodes 4`` is the lab of the end-to-end tests.
+Two nodes show all that four do, and sooner; ``--nodes 4`` is the lab of the end-to-end tests.
 Everything that a second run needs is kept (nodes, wheels, models, images), so it goes straight
 through to the completion.
 """
